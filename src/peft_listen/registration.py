@@ -1,0 +1,41 @@
+"""Makes the method known to PEFT and transformers. The only file that touches other libraries' registries.
+
+Neither library has entry points for plug-ins (https://github.com/huggingface/peft/issues/229 asks for them), so this
+runs when `peft_listen` is imported, and may run any number of times.
+"""
+
+from __future__ import annotations
+
+from peft.utils import PeftType, register_peft_method
+
+
+def _add_peft_type(name: str) -> None:
+    """Adds a member to PEFT's closed enumeration of methods, which `register_peft_method` looks up."""
+    if name in PeftType.__members__:
+        return
+    member = str.__new__(PeftType, name)
+    member._name_ = name
+    member._value_ = name
+    type.__setattr__(PeftType, name, member)
+    PeftType._member_map_[name] = member
+    PeftType._member_names_.append(name)
+    PeftType._value2member_map_[name] = member
+
+
+def register_tuner() -> None:
+    """Registers the `"LISTEN"` method with PEFT."""
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    _add_peft_type("LISTEN")
+    from .tuners.listen.config import ListenConfig
+    from .tuners.listen.model import ListenModel
+
+    if PEFT_TYPE_TO_TUNER_MAPPING.get(PeftType["LISTEN"]) is not ListenModel:
+        register_peft_method(
+            name="listen", config_cls=ListenConfig, model_cls=ListenModel, prefix=ListenModel.prefix
+        )
+
+
+def register() -> None:
+    """Registers everything; called by `import peft_listen`."""
+    register_tuner()

@@ -1,0 +1,19 @@
+"""Dynamic prompt selection, laid out as a method of `peft.tuners`."""
+
+from .config import ListenConfig
+from .layer import ListenLayer, SelectionRecord
+from .model import ListenModel
+from .selectors import Selection, Selector, available_selectors, get_selector, register_selector
+
+
+__all__ = [
+    "ListenConfig",
+    "ListenLayer",
+    "ListenModel",
+    "Selection",
+    "SelectionRecord",
+    "Selector",
+    "available_selectors",
+    "get_selector",
+    "register_selector",
+]

@@ -1,0 +1,57 @@
+"""Finds the module on which the prompts are prepended."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from torch import nn
+
+
+def find_backbone(model: nn.Module, path: Optional[str] = None) -> tuple[str, nn.Module]:
+    """
+    The text decoder of a causal language model: the module that turns `inputs_embeds` into `last_hidden_state`.
+
+    Args:
+        model (`nn.Module`): a causal language model of transformers, or a composite that contains one.
+        path (`str`, *optional*): its dotted path, if it should not be looked for.
+
+    Returns:
+        `tuple[str, nn.Module]`: its dotted path and itself.
+
+    Raises:
+        ValueError: if there is none: an encoder-decoder model, a model with embeddings per layer, a model without a
+            head, or a path that does not exist.
+    """
+    name = type(model).__name__
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{name} is an encoder-decoder model; LISTEN prepends prompts to a decoder-only language model. Use one "
+            "that `AutoModelForCausalLM` loads."
+        )
+    if path is not None:
+        try:
+            return path, model.get_submodule(path)
+        except AttributeError as error:
+            raise ValueError(
+                f"`backbone`={path!r} is no module of {name}. Give a path that `model.named_modules()` lists, or leave "
+                "it out to have the decoder found."
+            ) from error
+
+    get_decoder = getattr(model, "get_decoder", None)
+    backbone = None if get_decoder is None else get_decoder()
+    if not isinstance(backbone, nn.Module) or backbone is model:
+        raise ValueError(
+            f"Found no text decoder inside {name}. LISTEN is attached to a causal language model with its head, e.g. "
+            "from `AutoModelForCausalLM`; for another composition name the decoder with `ListenConfig(backbone=...)`."
+        )
+    text_config = getattr(backbone, "config", None)
+    if getattr(text_config, "hidden_size_per_layer_input", None):
+        raise ValueError(
+            f"{type(backbone).__name__} adds embeddings of the token ids in every layer, and prompts have no token "
+            "ids. LISTEN does not support it."
+        )
+    for path_, module in model.named_modules():
+        if module is backbone:
+            return path_, backbone
+    raise ValueError(f"The decoder that {name}.get_decoder() returns is not one of its modules; set `backbone`.")

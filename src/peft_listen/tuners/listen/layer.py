@@ -1,0 +1,286 @@
+"""The pool's home on the backbone: holds keys and values, chooses, and reckons the key loss."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Optional, Union
+
+import torch
+import torch.distributed
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from .config import ListenConfig
+from .pool import cluster_centers, initial_pool
+from .prompt_length import PromptLength
+from .query import mean_query, prompt_positions
+from .selectors import Selection, get_selector
+
+
+@dataclass(frozen=True)
+class SelectionRecord:
+    """
+    What one prefill chose, detached.
+
+    Attributes:
+        indices (`torch.LongTensor` of shape `(batch_size, k)`): the chosen prompts, best first.
+        scores (`torch.FloatTensor` of shape `(batch_size, k)`): the selector's score of each.
+        weights (`torch.FloatTensor` of shape `(batch_size, k)`, *optional*): factors of the values, if any.
+        query (`torch.FloatTensor` of shape `(batch_size, embedding_size)`):
+            mean of the prompt's input embeddings, before centring.
+    """
+
+    indices: torch.Tensor
+    scores: torch.Tensor
+    weights: Optional[torch.Tensor]
+    query: torch.Tensor
+
+
+class AdapterState:
+    """What an adapter keeps besides its tensors: its selector, its prompt length, and the sums of the running step."""
+
+    def __init__(self, config: ListenConfig) -> None:
+        self.config = config
+        self.selector = get_selector(config.selector, **(config.selector_kwargs or {}))
+        self.prompt_length = PromptLength(config)
+        self.query_sum: Optional[torch.Tensor] = None
+        self.query_count = 0
+        self.values_version: Optional[int] = None
+        self.counts_steps = True
+
+
+class ListenLayer(nn.Module, BaseTunerLayer):
+    """
+    Pool of prompts of one backbone, for any number of adapters.
+
+    It is a child of the backbone, not a wrapper around it, so that module paths stay as they are and other adapters
+    still find what lies below.
+    """
+
+    adapter_layer_names = ("listen_keys", "listen_values")
+    other_param_names = ("listen_query_mean", "listen_step", "states")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listen_keys = nn.ParameterDict()
+        self.listen_values = nn.ParameterDict()
+        self.listen_query_mean = BufferDict(persistent=True)
+        self.listen_step = BufferDict(persistent=True)
+        self.states: dict[str, AdapterState] = {}
+        self.merged_adapters: list[str] = []
+        self.last_selection: Optional[SelectionRecord] = None
+        self.key_loss_per_row: Optional[torch.Tensor] = None
+        self.hooks: Any = None  # set by the tuner: they need the modules around
+        self._recorders: list[Callable[[SelectionRecord], None]] = []
+        self._warned_without_prompt = False
+
+    def update_layer(
+        self, adapter_name: str, config: ListenConfig, embedding: nn.Module, model_config: object, trainable: bool
+    ) -> None:
+        """Adds the pool of one adapter. Its tensors lie on the device of the embeddings, in float32."""
+        # Made before anything is stored, so that a refusal leaves no half of an adapter behind.
+        state = AdapterState(config)
+        keys, values, mean = initial_pool(config, embedding, model_config)
+        device = embedding.weight.device  # type: ignore[union-attr]
+        device = torch.device("cpu") if device.type == "meta" else device
+        self.states[adapter_name] = state
+        self.listen_keys[adapter_name] = nn.Parameter(keys.to(device), requires_grad=trainable)
+        self.listen_values[adapter_name] = nn.Parameter(values.to(device), requires_grad=trainable)
+        self.listen_query_mean[adapter_name] = mean.to(device)
+        self.listen_step[adapter_name] = torch.zeros((), dtype=torch.long, device=device)
+        if trainable:
+            self.set_adapter(self.active_adapters)
+
+    def set_adapter(self, adapter_names: Union[str, list[str]], inference_mode: bool = False) -> None:
+        """Activates an adapter. Only one can be: prompts of several pools have no order among themselves.
+
+        Raises:
+            ValueError: if more than one of this layer's adapters is named.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        ours = [name for name in names if name in self.states]
+        if len(ours) > 1:
+            raise ValueError(f"Only one LISTEN adapter can be active at a time, got {ours}. Activate one of them.")
+        super().set_adapter(names, inference_mode=inference_mode)
+
+    @property
+    def active_pool(self) -> Optional[str]:
+        """Name of the adapter whose prompts are prepended, or `None` if there is none or adapters are disabled."""
+        if self.disable_adapters:
+            return None
+        return next((name for name in self.active_adapters if name in self.states), None)
+
+    def state_of(self, adapter_name: Optional[str]) -> tuple[str, AdapterState]:
+        """The named adapter's state, or the active one's.
+
+        Raises:
+            ValueError: if there is no such adapter.
+        """
+        name = adapter_name or next((name for name in self.active_adapters if name in self.states), None)
+        if name is None or name not in self.states:
+            raise ValueError(f"There is no LISTEN adapter {name!r}; there are {sorted(self.states)}.")
+        return name, self.states[name]
+
+    @property
+    def is_training_step(self) -> bool:
+        """Whether this forward pass belongs to training. Generation inside a training loop runs without gradients, and
+        uses the evaluation's prompt length."""
+        return self.training and torch.is_grad_enabled()
+
+    # ----------------------------------------------------------------------------------------------- optimizer steps
+
+    def begin_step(self, adapter_name: str, step: Optional[int]) -> None:
+        """Tells which optimizer step the coming forward passes belong to; `None` goes back to counting by itself."""
+        state = self.states[adapter_name]
+        state.counts_steps = step is None
+        if step is not None and step != int(self.listen_step[adapter_name]):
+            self._commit_query_sum(adapter_name)
+            self.listen_step[adapter_name].fill_(step)
+
+    def _count_step(self, adapter_name: str) -> None:
+        # Every optimizer changes its parameters in place, which torch counts; micro-batches of one step see one count.
+        state = self.states[adapter_name]
+        version = self.listen_values[adapter_name]._version
+        if state.counts_steps and state.values_version is not None and version != state.values_version:
+            self._commit_query_sum(adapter_name)
+            self.listen_step[adapter_name].add_(1)
+        state.values_version = version
+
+    @torch.no_grad()
+    def _commit_query_sum(self, adapter_name: str) -> None:
+        """Moves the query mean by the queries of the step that has ended, all ranks' and micro-batches' together. It
+        stands still within a step: otherwise a batch cut into micro-batches would have another gradient."""
+        state = self.states[adapter_name]
+        if state.query_sum is None:
+            return
+        total = torch.cat([state.query_sum, state.query_sum.new_tensor([float(state.query_count)])])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(total)
+        state.query_sum, state.query_count = None, 0
+        mean = self.listen_query_mean[adapter_name]
+        steps_seen = int(self.listen_step[adapter_name]) + 1
+        rate = max(1.0 / steps_seen, 1.0 - state.config.query_mean_momentum)
+        mean.lerp_((total[:-1] / total[-1]).to(mean), rate)
+
+    # ------------------------------------------------------------------------------------------------------ selection
+
+    def choose(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: Optional[torch.Tensor] = None,
+        labels: Optional[torch.Tensor] = None,
+        query_mask: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
+        """
+        Chooses the prompts of each row with the active adapter.
+
+        Args:
+            inputs_embeds (`torch.FloatTensor` of shape `(batch_size, length, embedding_size)`)
+            attention_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*)
+            labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): the query ends before them.
+            query_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): the query's positions, by name.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, k, embedding_size)`, in the pool's dtype. Also sets
+            `last_selection` and, in training, `key_loss_per_row`.
+        """
+        name = self.active_pool
+        if name is None:
+            raise ValueError("No LISTEN adapter is active.")
+        state = self.states[name]
+        if self.is_training_step:
+            self._count_step(name)
+        k = state.prompt_length.at(int(self.listen_step[name]), training=self.is_training_step)
+
+        positions, without_prompt = prompt_positions(
+            *inputs_embeds.shape[:2], attention_mask, labels, query_mask, device=inputs_embeds.device
+        )
+        if labels is not None and self.is_training_step:
+            self._warn_without_prompt(without_prompt)
+        device = inputs_embeds.device
+        keys, values = self.listen_keys[name].to(device), self.listen_values[name].to(device)
+        # Similarities decide which prompts are chosen; half precision would decide differently.
+        with torch.autocast(device_type=device.type, enabled=False):
+            query = mean_query(inputs_embeds, positions)
+            matched = query - self.listen_query_mean[name].to(device) if state.config.center_queries else query
+            selection = state.selector.select(matched, keys.float(), k)
+            prompts = values[selection.indices]  # [batch, k, d]
+            if selection.weights is not None:
+                prompts = prompts * selection.weights.unsqueeze(-1)
+            if self.is_training_step:
+                self._add_to_query_sum(state, query)
+                self.key_loss_per_row = self._key_loss(state.config, matched, keys.float(), selection)
+                # Keeps the keys in the graph of any loss: DistributedDataParallel wants every parameter used.
+                prompts = prompts + 0.0 * keys.sum()
+        self._remember(selection, query)
+        return prompts
+
+    @staticmethod
+    def _key_loss(config: ListenConfig, query: torch.Tensor, keys: torch.Tensor, selection: Selection) -> torch.Tensor:
+        """Distance of each row's query to its own chosen keys (arXiv 2505.18517), `(batch_size,)`."""
+        if config.detach_query:
+            query = query.detach()
+        distances = torch.linalg.vector_norm(query.unsqueeze(1) - keys[selection.indices], dim=-1)  # [batch, k]
+        return distances.mean(dim=-1) if config.key_loss_reduction == "mean" else distances.sum(dim=-1)
+
+    @torch.no_grad()
+    def _add_to_query_sum(self, state: AdapterState, query: torch.Tensor) -> None:
+        total = query.sum(dim=0)
+        state.query_sum = total if state.query_sum is None else state.query_sum.to(total.device) + total
+        state.query_count += query.shape[0]
+
+    def _remember(self, selection: Selection, query: torch.Tensor) -> None:
+        weights = None if selection.weights is None else selection.weights.detach()
+        record = SelectionRecord(selection.indices, selection.scores.detach(), weights, query.detach())
+        self.last_selection = record
+        for recorder in self._recorders:
+            recorder(record)
+
+    def _warn_without_prompt(self, without_prompt: torch.Tensor) -> None:
+        if self._warned_without_prompt or not bool(without_prompt.any()):
+            return
+        self._warned_without_prompt = True
+        warnings.warn(
+            "The first token of a row is supervised, so the row has no prompt to make a query from; its first token is "
+            "the query. For instruction data, set the labels of the prompt to -100 (completion-only or assistant-only "
+            "loss): then the query is the mean of audio and instruction, as in LiSTEN.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+    @contextmanager
+    def recording(self, recorder: Callable[[SelectionRecord], None]) -> Iterator[None]:
+        """Calls `recorder` with the record of every prefill in this block."""
+        self._recorders.append(recorder)
+        try:
+            yield
+        finally:
+            self._recorders.remove(recorder)
+
+    @torch.no_grad()
+    def init_keys_from(self, adapter_name: str, queries: torch.Tensor) -> None:
+        """Sets the keys to the centres of a k-means clustering of real queries, and the query mean to theirs."""
+        state = self.states[adapter_name]
+        keys, mean = self.listen_keys[adapter_name], self.listen_query_mean[adapter_name]
+        if queries.ndim != 2 or queries.shape[-1] != keys.shape[-1] or len(queries) == 0:
+            raise ValueError(
+                f"`queries` must have the shape (num_queries, {keys.shape[-1]}) with at least one row, got "
+                f"{tuple(queries.shape)}."
+            )
+        if not bool(queries.isfinite().all()):
+            raise ValueError("`queries` holds NaN or infinite values; look for broken inputs before clustering.")
+        queries = queries.float()
+        if state.config.center_queries:
+            mean.copy_(queries.mean(dim=0).to(mean))
+            queries = queries - mean.to(queries)
+        centers = cluster_centers(queries, keys.shape[0], seed=state.config.seed)
+        keys.copy_(centers.to(keys))
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state["key_loss_per_row"] = None  # carries a graph, which neither pickle nor deepcopy takes
+        return state

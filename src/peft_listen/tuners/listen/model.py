@@ -1,0 +1,226 @@
+"""The tuner: attaches a pool to a model's backbone and speaks PEFT's language."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Optional, Union
+
+import torch
+from peft.config import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+
+from .backbone import find_backbone
+from .config import ListenConfig
+from .hooks import PromptHooks
+from .layer import ListenLayer, SelectionRecord
+
+
+# The child of the backbone that holds the pool. It must not contain the prefix "listen_", by which PEFT tells an
+# adapter's tensors from the modules that hold them.
+POOL_NAME = "prompt_pool"
+
+
+class ListenModel(BaseTuner):
+    """
+    Dynamic prompt selection for a frozen causal language model: LiSTEN (https://arxiv.org/abs/2505.18517).
+
+    Made by [`~peft.get_peft_model`] from a [`ListenConfig`]. Everything below can be called on the `PeftModel` too.
+
+    Args:
+        model (`nn.Module`): a causal language model of transformers, or a composite that contains one.
+        config ([`ListenConfig`]): the configuration of the first adapter.
+        adapter_name (`str`): its name.
+
+    Example:
+
+    ```python
+    >>> import peft_listen
+    >>> from peft import get_peft_model
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+
+    >>> sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    >>> llm = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=4))
+    >>> model = get_peft_model(llm, peft_listen.ListenConfig(pool_size=400, selector="similarity"))
+    >>> model.print_trainable_parameters()
+    trainable params: 25,600 || all params: 50,336 || trainable%: 50.8582
+
+    ```
+    """
+
+    prefix: str = "listen_"
+    tuner_layer_cls = ListenLayer
+    target_module_mapping: dict[str, list[str]] = {}
+
+    # ------------------------------------------------------------------------------------------------- attaching
+
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
+        return peft_config  # the decoder is found by `_prepare_model`, and no list of architectures is needed
+
+    def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
+        assert isinstance(peft_config, ListenConfig)
+        name, backbone = find_backbone(model, peft_config.backbone)
+        attached = next((path for path, module in model.named_modules() if isinstance(module, ListenLayer)), None)
+        if attached is not None and attached != f"{name}.{POOL_NAME}":
+            raise ValueError(
+                f"This model's prompts are prepended at {attached.removesuffix('.' + POOL_NAME)!r}; an adapter with "
+                f"`backbone`={name!r} cannot join them. Use the same backbone for all adapters of one model."
+            )
+        self._backbone_name = name
+
+    def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> bool:  # type: ignore[override]
+        return key == self._backbone_name
+
+    def _create_and_replace(  # type: ignore[override]
+        self,
+        peft_config: ListenConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **optional_kwargs: Any,
+    ) -> None:
+        layer = getattr(target, POOL_NAME, None)
+        new = layer is None
+        if layer is None:
+            layer = ListenLayer()
+        embedding = target.get_input_embeddings()  # type: ignore[operator]
+        trainable = adapter_name in self.active_adapters and not peft_config.inference_mode
+        layer.update_layer(adapter_name, peft_config, embedding, target.config, trainable=trainable)
+        if new:
+            layer.train(self.model.training)
+            target.add_module(POOL_NAME, layer)
+            layer.hooks = PromptHooks(layer, target, self.model)
+        selector = layer.states[adapter_name].selector
+        if peft_config.key_loss_weight == 0 and not selector.keys_receive_gradient and not peft_config.inference_mode:
+            warnings.warn(
+                f"With `key_loss_weight=0` nothing moves the keys of the {peft_config.selector!r} selector: they stay "
+                "where they began. Set a weight above 0, unless that is what you want.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _check_merge_allowed(self) -> None:
+        raise ValueError(
+            "LISTEN prompts depend on the input and cannot be merged into the weights. Keep the adapter beside the "
+            "model, or take it off with `unload()`."
+        )
+
+    def _unload_and_optionally_merge(  # type: ignore[override]
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: Optional[list[str]] = None,
+    ) -> nn.Module:
+        if merge:
+            self._check_merge_allowed()
+        backbone = self.model.get_submodule(self._backbone_name)
+        self.layer.hooks.remove()
+        delattr(backbone, POOL_NAME)
+        return super()._unload_and_optionally_merge(merge=False, progressbar=progressbar)  # type: ignore[return-value]
+
+    # ------------------------------------------------------------------------------------------- prompts and pools
+
+    @property
+    def layer(self) -> ListenLayer:
+        """The pool's home on the backbone."""
+        layer: ListenLayer = getattr(self.model.get_submodule(self._backbone_name), POOL_NAME)
+        return layer
+
+    @property
+    def last_selection(self) -> Optional[SelectionRecord]:
+        """What the last prefill chose; see [`SelectionRecord`]. `None` before the first."""
+        return self.layer.last_selection
+
+    @property
+    def key_loss(self) -> Optional[torch.Tensor]:
+        """Key loss of the last forward pass in training (mean over rows, before its weight), with its graph.
+
+        It is in `outputs.loss` already when labels are given; add it by hand only to a loss of your own.
+        """
+        per_row = self.layer.key_loss_per_row
+        return None if per_row is None else per_row.mean()
+
+    def set_prompt_length(self, prompt_length: int, adapter_name: Optional[str] = None) -> None:
+        """Sets the number of prompts used in evaluation and generation, at any time and without reloading.
+
+        Args:
+            prompt_length (`int`): from 1 to the adapter's `pool_size`.
+            adapter_name (`str`, *optional*): the active adapter if not given.
+
+        Raises:
+            ValueError: if the pool holds fewer prompts (both numbers are named), or if there is no such adapter.
+        """
+        name, state = self.layer.state_of(adapter_name)
+        state.prompt_length.set_fixed(prompt_length)
+        self.peft_config[name].prompt_length = prompt_length
+
+    @contextmanager
+    def use_prompt_length(self, prompt_length: int, adapter_name: Optional[str] = None) -> Iterator[None]:
+        """[`set_prompt_length`] for the duration of a `with` block."""
+        name, state = self.layer.state_of(adapter_name)
+        before = state.prompt_length.fixed
+        self.set_prompt_length(prompt_length, name)
+        try:
+            yield
+        finally:
+            self.set_prompt_length(before, name)
+
+    def begin_step(self, step: Optional[int], adapter_name: Optional[str] = None) -> None:
+        """
+        Tells which optimizer step the coming forward passes belong to.
+
+        The prompt length of a training step is a pure function of the configuration's seed and this number, so a
+        resumed run draws what the uninterrupted one would have. `ListenCallback` calls this under a Trainer. Without
+        it, a step ends when the optimizer has changed the values.
+
+        Args:
+            step (`int` or `None`): the optimizer step, from 0; `None` goes back to counting by itself.
+            adapter_name (`str`, *optional*): the active adapter if not given.
+        """
+        name, _ = self.layer.state_of(adapter_name)
+        self.layer.begin_step(name, step)
+
+    def init_keys_from(
+        self, queries: Union[torch.Tensor, Iterable[torch.Tensor]], adapter_name: Optional[str] = None
+    ) -> None:
+        """
+        Starts the keys at the centres of a k-means clustering of real queries, so that none starts dead (ours).
+
+        Args:
+            queries (`torch.FloatTensor` of shape `(num_queries, embedding_size)`, or an iterable of such):
+                queries of real inputs, e.g. `record.query` of [`record_selections`]. With fewer queries than keys,
+                the surplus keys are queries with a little noise.
+            adapter_name (`str`, *optional*): the active adapter if not given.
+
+        Raises:
+            ValueError: for another shape, no row at all, or NaN.
+        """
+        name, _ = self.layer.state_of(adapter_name)
+        if not torch.is_tensor(queries):
+            queries = torch.cat(list(queries))
+        self.layer.init_keys_from(name, queries)
+
+    @contextmanager
+    def record_selections(self) -> Iterator[list[SelectionRecord]]:
+        """Collects the [`SelectionRecord`] of every prefill in a `with` block, moved to the CPU.
+
+        ```python
+        with model.record_selections() as records:
+            model.generate(**inputs)
+        ```
+        """
+        records: list[SelectionRecord] = []
+
+        def recorder(record: SelectionRecord) -> None:
+            weights = None if record.weights is None else record.weights.cpu()
+            records.append(
+                SelectionRecord(record.indices.cpu(), record.scores.cpu(), weights, record.query.float().cpu())
+            )
+
+        with self.layer.recording(recorder):
+            yield records

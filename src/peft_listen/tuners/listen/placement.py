@@ -1,0 +1,81 @@
+"""Where the prompts stand in each row, and what that does to masks, positions and outputs."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+
+from .query import leading_padding
+
+
+class PromptPlacement:
+    """
+    `k` prompts directly before the first real token of each row.
+
+    What a row gives must not depend on how much padding it got, so with left padding the prompts stand between the
+    padding and the text. Without a mask, nothing is padded and everything is a plain concatenation or slice.
+
+    Args:
+        prompt_length (`int`): k.
+        attention_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*):
+            1 for real tokens, 0 for padding, without the prompts.
+    """
+
+    def __init__(self, prompt_length: int, attention_mask: Optional[torch.Tensor] = None) -> None:
+        self.prompt_length = prompt_length
+        self.offset = None if attention_mask is None else leading_padding(attention_mask)  # [batch, 1]
+
+    def _insert(self, sequence: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+        """Inserts `prompts` [batch, k, ...] into `sequence` [batch, length, ...] at each row's offset."""
+        if self.offset is None:
+            return torch.cat([prompts, sequence], dim=1)
+        length = sequence.shape[1]
+        target = torch.arange(length + self.prompt_length, device=sequence.device)  # [length + k]
+        after_start = target >= self.offset  # [batch, length + k]
+        after_end = target >= self.offset + self.prompt_length
+        source = torch.where(after_end, target - self.prompt_length, target)
+        source = torch.where(after_start & ~after_end, length + target - self.offset, source)
+        return _gather(torch.cat([sequence, prompts], dim=1), source)
+
+    def insert_embeds(self, inputs_embeds: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+        """`(batch_size, length, d)` and `(batch_size, k, d)` to `(batch_size, k + length, d)`."""
+        return self._insert(inputs_embeds, prompts.to(inputs_embeds))
+
+    def insert_mask(self, attention_mask: torch.Tensor) -> torch.Tensor:
+        """`(batch_size, length)` to `(batch_size, k + length)`, with ones for the prompts."""
+        return self._insert(attention_mask, attention_mask.new_ones(attention_mask.shape[0], self.prompt_length))
+
+    def insert_positions(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """`(..., batch_size or 1, length)` to `(..., batch_size or 1, k + length)`. The prompts take the positions
+        from that of the first real token on, and the text continues from there. Leading axes (as of multimodal rotary
+        embeddings) are treated alike."""
+        if position_ids.ndim > 2:
+            return torch.stack([self.insert_positions(axis) for axis in position_ids])
+        if self.offset is None:
+            first = position_ids[:, :1]
+            shifted = position_ids + self.prompt_length
+        else:
+            position_ids = position_ids.expand(self.offset.shape[0], -1)
+            first = position_ids.gather(-1, self.offset)
+            index = torch.arange(position_ids.shape[1], device=position_ids.device)
+            shifted = position_ids + self.prompt_length * (index >= self.offset).to(position_ids.dtype)
+        prompts = first + torch.arange(self.prompt_length, device=position_ids.device, dtype=position_ids.dtype)
+        return self._insert(shifted, prompts)
+
+    def strip(self, sequence: torch.Tensor) -> torch.Tensor:
+        """`(batch_size, k + length, ...)` back to `(batch_size, length, ...)`."""
+        if self.offset is None:
+            return sequence[:, self.prompt_length :]
+        target = torch.arange(sequence.shape[1] - self.prompt_length, device=sequence.device)
+        return _gather(sequence, torch.where(target >= self.offset, target + self.prompt_length, target))
+
+
+def _gather(sequence: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    index = index.reshape(index.shape + (1,) * (sequence.ndim - 2)).expand(-1, -1, *sequence.shape[2:])
+    return sequence.gather(1, index)
+
+
+def positions_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Position of each token counted over real tokens only, `(batch_size, length)`; padding takes 0."""
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp_min(0)

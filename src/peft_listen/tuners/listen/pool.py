@@ -1,0 +1,142 @@
+"""How a pool of keys and values begins: from the vocabulary, at random, or from real queries."""
+
+from __future__ import annotations
+
+from typing import Optional, Union
+
+import torch
+from peft.utils.integrations import gather_params_ctx
+from torch import nn
+
+from .config import ListenConfig
+
+
+def embedding_size(embedding: nn.Module, model_config: object) -> int:
+    """Width of the decoder's input embeddings. Read from the module's attribute or the configuration, never from the
+    weight's shape, which is that of a shard under ZeRO-3 or FSDP."""
+    size = getattr(embedding, "embedding_dim", None)
+    if size is None:
+        get_text_config = getattr(model_config, "get_text_config", None)
+        text_config = model_config if get_text_config is None else get_text_config(decoder=True)
+        size = getattr(text_config, "hidden_size", None)
+    if size is None:
+        raise ValueError(
+            f"Cannot tell the embedding size of {type(embedding).__name__}: it has no `embedding_dim`, and the model's "
+            "configuration has no `hidden_size`. Give the embedding module an `embedding_dim` attribute."
+        )
+    return int(size)
+
+
+@torch.no_grad()
+def vocabulary_embeddings(
+    embedding: nn.Module, model_config: object, count: int, generator: torch.Generator
+) -> Optional[torch.Tensor]:
+    """
+    Embeddings of random ordinary tokens, as the decoder itself would embed them (scaling included).
+
+    Args:
+        embedding (`nn.Module`): the decoder's input embedding.
+        model_config: read for `vocab_size` and for the special tokens to leave out.
+        count (`int`): how many.
+        generator (`torch.Generator`): on the CPU.
+
+    Returns:
+        `torch.FloatTensor` of shape `(count, embedding_size)`, float32 on the embedding's device, or `None` if the
+        embedding holds no values yet (meta device).
+    """
+    weight: torch.Tensor = embedding.weight  # type: ignore[assignment]
+    if weight.device.type == "meta":
+        return None
+    vocabulary_size = int(getattr(embedding, "num_embeddings", 0) or weight.shape[0])
+    special = set()
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        token_id: Union[int, list[int], None] = getattr(model_config, name, None)
+        special.update(token_id if isinstance(token_id, list) else [token_id])
+    # Some rows of a vocabulary are unused and zero; drawing a surplus leaves enough after these are dropped.
+    token_ids = torch.randint(vocabulary_size, (4 * count + len(special),), generator=generator).tolist()
+    ordinary = torch.tensor([i for i in token_ids if i not in special] or token_ids, device=weight.device)
+    with gather_params_ctx(weight, modifier_rank=None):
+        embeds = _full_tensor(embedding(ordinary)).float()
+    embeds = embeds[embeds.isfinite().all(dim=-1) & (embeds.norm(dim=-1) > 1e-6)]
+    if embeds.shape[0] == 0:
+        return None
+    return embeds.repeat(-(-count // embeds.shape[0]), 1)[:count]
+
+
+def _full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    full_tensor = getattr(tensor, "full_tensor", None)  # a DTensor's
+    return tensor if full_tensor is None else full_tensor()
+
+
+@torch.no_grad()
+def initial_pool(
+    config: ListenConfig, embedding: nn.Module, model_config: object
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Keys, values and query mean of a new adapter, deterministic in `config.seed`.
+
+    Args:
+        config ([`ListenConfig`]): read for `pool_size`, `init_weights`, `center_queries` and `seed`.
+        embedding (`nn.Module`): the decoder's input embedding.
+        model_config: the model's configuration.
+
+    Returns:
+        `tuple[torch.FloatTensor, torch.FloatTensor, torch.FloatTensor]`: keys and values of shape
+        `(pool_size, embedding_size)` and the query mean of shape `(embedding_size,)`, float32.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    shape = (config.pool_size, embedding_size(embedding, model_config))
+    mean = torch.zeros(shape[1])
+    if config.init_weights is False:
+        return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator), mean
+
+    keys = vocabulary_embeddings(embedding, model_config, config.pool_size, generator)
+    values = vocabulary_embeddings(embedding, model_config, config.pool_size, generator)
+    if keys is None or values is None or config.init_weights == "normal":
+        scale = getattr(model_config, "initializer_range", 0.02) if keys is None else float(keys.std())
+        return scale * torch.randn(shape, generator=generator), scale * torch.randn(shape, generator=generator), mean
+    if config.center_queries:
+        mean = keys.mean(dim=0)
+        keys = keys - mean
+    return keys, values, mean
+
+
+@torch.no_grad()
+def cluster_centers(points: torch.Tensor, count: int, seed: int, iterations: int = 25) -> torch.Tensor:
+    """
+    Centres of a k-means clustering (k-means++ start, Lloyd's iterations), deterministic under `seed`.
+
+    With fewer distinct points than centres, the surplus centres are points moved by a tenth of the points' spread.
+
+    Args:
+        points (`torch.FloatTensor` of shape `(num_points, embedding_size)`)
+        count (`int`): number of centres.
+        seed (`int`)
+        iterations (`int`, defaults to 25): at most so many.
+
+    Returns:
+        `torch.FloatTensor` of shape `(count, embedding_size)`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    points = points.float().cpu()
+    spread = points.std(dim=0, correction=0) if len(points) > 1 else torch.zeros(points.shape[1])
+    centers = points[torch.randint(len(points), (1,), generator=generator)]
+    distances = torch.cdist(points, centers).squeeze(-1).square()
+    while len(centers) < min(count, len(points)) and float(distances.max()) > 1e-12:
+        center = points[torch.multinomial(distances, 1, generator=generator)]
+        centers = torch.cat([centers, center])
+        distances = torch.minimum(distances, torch.cdist(points, center).squeeze(-1).square())
+    for _ in range(iterations):
+        nearest = torch.cdist(points, centers).argmin(dim=-1)
+        sums = torch.zeros_like(centers).index_add_(0, nearest, points)
+        sizes = torch.bincount(nearest, minlength=len(centers)).unsqueeze(-1)
+        moved = torch.where(sizes > 0, sums / sizes.clamp_min(1), centers)
+        if torch.equal(moved, centers):
+            break
+        centers = moved
+    missing = count - len(centers)
+    if missing > 0:
+        base = points[torch.randint(len(points), (missing,), generator=generator)]
+        noise = torch.randn(base.shape, generator=generator) * (0.1 * spread.clamp_min(1e-4))
+        centers = torch.cat([centers, base + noise])
+    return centers

@@ -1,0 +1,206 @@
+"""Which prompts of the pool an input gets: the registry of selectors, and the three of the paper.
+
+A selector sees nothing but queries and keys, so it can be tried in three lines:
+
+```python
+>>> import torch
+>>> from peft_listen import get_selector
+>>> get_selector("similarity").select(torch.eye(4)[:1], torch.eye(4), k=1).indices
+tensor([[0]])
+
+```
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Optional, TypeVar
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+
+@dataclass(frozen=True)
+class Selection:
+    """
+    What a selector returns.
+
+    Attributes:
+        indices (`torch.LongTensor` of shape `(batch_size, k)`):
+            The chosen prompts of each row, best first.
+        scores (`torch.FloatTensor` of shape `(batch_size, k)`):
+            The selector's score of each chosen prompt, in the same order.
+        weights (`torch.FloatTensor` of shape `(batch_size, k)`, *optional*):
+            Factors for the chosen values; `None` stands for ones.
+    """
+
+    indices: torch.Tensor
+    scores: torch.Tensor
+    weights: Optional[torch.Tensor] = None
+
+
+class Selector(ABC):
+    """
+    Chooses `k` of `pool_size` prompts for each row of a batch.
+
+    Attributes:
+        keys_receive_gradient (`bool`):
+            Whether the weights carry the language-model loss to the keys. Where they do not, the keys learn from the
+            key loss alone.
+    """
+
+    keys_receive_gradient: bool = False
+
+    @abstractmethod
+    def select(self, query: torch.Tensor, keys: torch.Tensor, k: int) -> Selection:
+        """
+        Args:
+            query (`torch.FloatTensor` of shape `(batch_size, embedding_size)`): float32.
+            keys (`torch.FloatTensor` of shape `(pool_size, embedding_size)`): float32.
+            k (`int`): how many to choose, from 1 to `pool_size`.
+
+        Returns:
+            [`Selection`]: for any `k`, the first `k` of what a larger `k` would give.
+        """
+
+
+SelectorType = TypeVar("SelectorType", bound=type[Selector])
+
+_SELECTORS: dict[str, type[Selector]] = {}
+
+
+def register_selector(name: str) -> Callable[[SelectorType], SelectorType]:
+    """
+    Class decorator that makes a [`Selector`] available as `ListenConfig(selector=name)`.
+
+    ```python
+    >>> import torch
+    >>> from peft_listen import ListenConfig, Selection, Selector, register_selector
+
+    >>> @register_selector("euclidean")
+    ... class EuclideanSelector(Selector):
+    ...     def select(self, query, keys, k):
+    ...         distances, indices = torch.cdist(query, keys).sort(dim=-1, stable=True)
+    ...         return Selection(indices=indices[:, :k], scores=-distances[:, :k])
+
+    >>> config = ListenConfig(selector="euclidean")
+
+    ```
+
+    Raises:
+        ValueError: if another class is registered under this name.
+        TypeError: if the class is no [`Selector`].
+    """
+
+    def register(cls: SelectorType) -> SelectorType:
+        if not (inspect.isclass(cls) and issubclass(cls, Selector)):
+            raise TypeError(f"A selector must be a subclass of `Selector`, got {cls!r}.")
+        registered = _SELECTORS.get(name)
+        # A class defined again under the same qualified name (a re-run notebook cell) replaces itself.
+        if registered is not None and registered.__qualname__ != cls.__qualname__:
+            raise ValueError(
+                f"The selector name {name!r} is taken by {registered.__qualname__}; choose another name for "
+                f"{cls.__qualname__}."
+            )
+        _SELECTORS[name] = cls
+        return cls
+
+    return register
+
+
+def available_selectors() -> list[str]:
+    """Names of all registered selectors, sorted."""
+    return sorted(_SELECTORS)
+
+
+def get_selector(name: str, **kwargs: Any) -> Selector:
+    """
+    Makes the selector that is registered under `name`, with `kwargs` for its constructor.
+
+    Raises:
+        ValueError: if no selector has that name, or if it does not take these arguments.
+    """
+    if name not in _SELECTORS:
+        raise ValueError(
+            f"There is no selector {name!r}; registered are {', '.join(available_selectors())}. "
+            "Add your own with `@register_selector`."
+        )
+    cls = _SELECTORS[name]
+    try:
+        return cls(**kwargs)
+    except TypeError as error:
+        raise ValueError(f"The selector {name!r} does not take `selector_kwargs`={kwargs}: {error}") from error
+
+
+def _best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    # A stable sort, since `topk` breaks ties differently for different k, and a shorter prompt must be a prefix.
+    sorted_scores, indices = scores.sort(dim=-1, descending=True, stable=True)
+    return sorted_scores[:, :k], indices[:, :k]
+
+
+@register_selector("similarity")
+class SimilaritySelector(Selector):
+    """The `k` keys of the highest cosine similarity to the query (arXiv 2505.18517). O(pool_size · d) per row."""
+
+    def select(self, query: torch.Tensor, keys: torch.Tensor, k: int) -> Selection:
+        similarity = F.normalize(query, dim=-1) @ F.normalize(keys, dim=-1).T  # [batch, pool_size]
+        scores, indices = _best(similarity, k)
+        return Selection(indices=indices, scores=scores)
+
+
+@register_selector("attention")
+class AttentionSelector(Selector):
+    """
+    The `k` keys of the highest attention weight `softmax(q K^T / sqrt(d))` (arXiv 2505.18517).
+
+    The chosen values are scaled by their weights, renormalised over the chosen and multiplied by `k`, so that the
+    mean factor stays 1 whatever `k` is (ours). The keys thereby get a gradient from the language-model loss. The
+    paper found this selector unstable with a stochastic prompt length; it is computed in float32 here.
+
+    Args:
+        temperature (`float`, defaults to 1.0): divides the logits; above 1 the weights are more even.
+    """
+
+    keys_receive_gradient = True
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        if not temperature > 0:
+            raise ValueError(f"`temperature` must be above 0, got {temperature!r}.")
+        self.temperature = temperature
+
+    def select(self, query: torch.Tensor, keys: torch.Tensor, k: int) -> Selection:
+        logits = query @ keys.T / (keys.shape[-1] ** 0.5 * self.temperature)  # [batch, pool_size]
+        best_logits, indices = _best(logits, k)
+        scores = logits.softmax(dim=-1).gather(-1, indices)
+        return Selection(indices=indices, scores=scores, weights=best_logits.softmax(dim=-1) * k)
+
+
+@register_selector("residual")
+class ResidualSelector(Selector):
+    """
+    Greedy matching pursuit (arXiv 2505.18517; the exact formula is ours): the key most similar to what the keys
+    chosen before have left unexplained, `k` times over.
+
+    The similarity is signed: a key opposite to the residual is no match, so the first choice is that of
+    [`SimilaritySelector`]. Works on the Gram matrix of the keys, with O(pool_size) per row and choice.
+    """
+
+    def select(self, query: torch.Tensor, keys: torch.Tensor, k: int) -> Selection:
+        unit_keys = F.normalize(keys, dim=-1)
+        gram = unit_keys @ unit_keys.T  # [pool_size, pool_size]
+        correlation = F.normalize(query, dim=-1) @ unit_keys.T  # [batch, pool_size], with the residual
+        residual_norm = torch.ones_like(correlation[:, :1])
+        available = torch.ones_like(correlation, dtype=torch.bool)
+        chosen, scores = [], []
+        for _ in range(k):
+            best = correlation.masked_fill(~available, -torch.inf).argmax(dim=-1, keepdim=True)  # [batch, 1]
+            coefficient = correlation.gather(-1, best)
+            chosen.append(best)
+            scores.append(coefficient / residual_norm.clamp_min(1e-6))
+            correlation = correlation - coefficient * gram[best.squeeze(-1)]
+            residual_norm = (residual_norm.square() - coefficient.square()).clamp_min(0).sqrt()
+            available = available.scatter(-1, best, False)
+        return Selection(indices=torch.cat(chosen, dim=-1), scores=torch.cat(scores, dim=-1))
