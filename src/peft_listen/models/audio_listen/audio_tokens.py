@@ -1,0 +1,74 @@
+"""
+How many audio tokens a clip becomes, and the token that stands for it. The processor and the model both ask here, so
+they cannot disagree.
+"""
+
+import torch
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+
+AUDIO_TOKEN = "<|audio|>"
+
+
+def add_audio_token(tokenizer: PreTrainedTokenizerBase, audio_token: str = AUDIO_TOKEN) -> int:
+    """
+    Adds the placeholder for audio to a tokenizer as a special token, unless it has it already.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Changed in place.
+        audio_token (`str`, *optional*, defaults to `"<|audio|>"`): The placeholder.
+
+    Returns:
+        `int`: the id of the token.
+    """
+    if audio_token not in tokenizer.get_vocab():
+        tokenizer.add_tokens([audio_token], special_tokens=True)
+    return tokenizer.get_vocab()[audio_token]
+
+
+def num_encoder_frames(num_mel_frames: torch.Tensor) -> torch.Tensor:
+    """Whisper's frames of 20 ms for `num_mel_frames` log-mel frames of 10 ms; its second convolution has stride 2."""
+    return -(-num_mel_frames // 2)
+
+
+def num_audio_windows(
+    num_frames: torch.Tensor, window_length: int, window_stride: int, max_frames: int
+) -> torch.Tensor:
+    """
+    Number of windows that cover the frames in which each chunk sounds.
+
+    A window starts every `window_stride` frames as long as a sounding frame is left, so a full chunk of 30 s has as
+    many windows as in SALMONN (88 of 17 frames) and a shorter one fewer.
+
+    Args:
+        num_frames (`torch.LongTensor` of any shape): Sounding frames of 20 ms in each chunk.
+        window_length (`int`): Frames in a window.
+        window_stride (`int`): Frames between the starts of two windows.
+        max_frames (`int`): Frames of a full chunk. Windows that do not lie within them are dropped.
+
+    Returns:
+        `torch.LongTensor` of the shape of `num_frames`, at least 1 everywhere.
+    """
+    most = (max_frames - window_length) // window_stride + 1
+    return (-(-num_frames // window_stride)).clamp(1, most)
+
+
+def window_reach(num_windows: torch.Tensor, window_length: int, window_stride: int) -> torch.Tensor:
+    """Frames from the start of the first of `num_windows` windows to the end of the last."""
+    return (num_windows - 1) * window_stride + window_length
+
+
+def check_token_count(num_tokens: int, num_features: int) -> None:
+    """Raises a `ValueError` unless every audio token has its audio embedding, and every embedding its token."""
+    if num_tokens == num_features:
+        return
+    if num_features == 0:
+        raise ValueError(
+            f"`input_ids` holds {num_tokens} audio tokens, but no audio was given. Pass the audio features that the "
+            "processor returned along with `input_ids`."
+        )
+    raise ValueError(
+        f"Audio features and audio tokens do not match: {num_tokens} audio tokens in `input_ids`, {num_features} audio "
+        "features. Use the processor of this model, whose windows are those of its configuration, and truncate neither "
+        "`input_ids` nor the audio."
+    )

@@ -1,0 +1,130 @@
+"""AudioListen model configuration."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, WhisperConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+from ..beats.configuration_beats import BeatsConfig
+
+
+# SALMONN's Q-Former: of the width of BERT base, two layers, both with cross-attention.
+QFORMER_DEFAULTS = {"num_hidden_layers": 2, "cross_attention_frequency": 1}
+
+
+@strict
+class AudioListenConfig(PreTrainedConfig):
+    r"""
+    Configuration of an [`AudioListenForCausalLM`]: a text LLM that hears through a Whisper encoder and, optionally, a
+    BEATs encoder, joined by a window-level Q-Former as in SALMONN (arXiv 2310.13289) and LiSTEN (arXiv 2505.18517).
+
+    Args:
+        speech_config (`WhisperConfig` or `dict`, *optional*):
+            Whisper whose encoder hears speech. Defaults to `WhisperConfig()`.
+        sound_config ([`BeatsConfig`] or `dict`, *optional*):
+            BEATs encoder that hears sounds and music. `None` leaves it out.
+        qformer_config (`Blip2QFormerConfig` or `dict`, *optional*):
+            The Q-Former. A `dict` is completed by SALMONN's two layers and `cross_attention_frequency=1`; its
+            `encoder_hidden_size` always becomes the sum of the encoders' widths.
+        text_config (`PreTrainedConfig` or `dict`, *optional*):
+            Any causal language model of transformers. Defaults to `LlamaConfig()`.
+        audio_token_id (`int`, *optional*):
+            Id of the placeholder that audio embeddings replace, as the tokenizer numbers it.
+        num_queries (`int`, *optional*, defaults to 1):
+            Audio tokens made from one window.
+        window_length (`int`, *optional*, defaults to 17):
+            Length of a window in frames of 20 ms.
+        window_stride (`int`, *optional*, defaults to 17):
+            Frames between the starts of two windows.
+        encoder_batch_size (`int`, *optional*, defaults to 8):
+            Chunks of 30 s that pass the encoders at once. Bounds the memory that long audio takes.
+        group_sound_by_length (`bool`, *optional*, defaults to `True`):
+            Run BEATs on chunks of one length at a time, without padding, so that a clip's features do not depend on
+            the other clips of its batch. `False` pads and masks them together as BEATs and SALMONN do, where padding
+            changes a clip's features.
+        freeze_language_model (`bool`, *optional*, defaults to `True`):
+            Whether the language model and its head start without gradients, as in SALMONN and LiSTEN, which train the
+            projector and an adapter only. The encoders always start so.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the initial weights of the projector and its queries.
+        tie_word_embeddings (`bool`, *optional*):
+            Whether the head shares the weights of the input embeddings. Defaults to what `text_config` says.
+        frozen_references (`dict[str, dict]`, *optional*):
+            Where the parts are that `save_pretrained(..., save_frozen=False)` left out: for each of `"speech_tower"`,
+            `"sound_tower"` and `"language_model"` its `name_or_path` and `revision`.
+
+    Raises:
+        `ValueError`: if a field has an impossible value; the message names it.
+
+    Example:
+
+    ```python
+    >>> from peft_listen import AudioListenConfig, AudioListenForCausalLM
+
+    >>> configuration = AudioListenConfig(text_config={"model_type": "qwen2"}, audio_token_id=151646)
+    >>> model = AudioListenForCausalLM(configuration)
+    ```"""
+
+    model_type = "audio_listen"
+    sub_configs_defaults = {
+        "speech_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper"),
+        "sound_config": SubConfigSpec(config_class=BeatsConfig, optional=True),
+        "qformer_config": SubConfigSpec(
+            config_class=AutoConfig, model_type="blip_2_qformer", init_kwargs=QFORMER_DEFAULTS
+        ),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+
+    speech_config: Any = None
+    sound_config: Any = None
+    qformer_config: Any = None
+    text_config: Any = None
+    audio_token_id: int | None = None
+    num_queries: int = 1
+    window_length: int = 17
+    window_stride: int = 17
+    encoder_batch_size: int = 8
+    group_sound_by_length: bool = True
+    freeze_language_model: bool = True
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool | None = None
+    frozen_references: dict[str, dict[str, str | None]] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.qformer_config, dict):
+            self.qformer_config = {**QFORMER_DEFAULTS, **self.qformer_config}
+        super().__post_init__(**kwargs)
+        self._check_sub_configs()
+        sound_size = self.sound_config.hidden_size if self.sound_config is not None else 0
+        self.qformer_config.encoder_hidden_size = self.speech_config.hidden_size + sound_size
+        if self.tie_word_embeddings is None:
+            self.tie_word_embeddings = getattr(self.text_config, "tie_word_embeddings", False)
+        self._check_windows()
+
+    def _check_sub_configs(self) -> None:
+        for name, expected in (("speech_config", WhisperConfig), ("sound_config", BeatsConfig)):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, expected):
+                raise ValueError(
+                    f"`{name}` is a {type(value).__name__}, but {expected.__name__} is the only encoder supported there."
+                )
+        if getattr(self.qformer_config, "use_qformer_text_input", False):
+            raise ValueError(
+                "`qformer_config.use_qformer_text_input` is True, but the window Q-Former reads audio only. Set it to "
+                "False."
+            )
+
+    def _check_windows(self) -> None:
+        for name in ("num_queries", "window_length", "window_stride", "encoder_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        max_frames = self.speech_config.max_source_positions
+        if self.window_length > max_frames:
+            raise ValueError(
+                f"`window_length` is {self.window_length} frames, but the speech encoder gives {max_frames} frames for "
+                "30 s. Choose a shorter window."
+            )
+
+
+__all__ = ["AudioListenConfig"]

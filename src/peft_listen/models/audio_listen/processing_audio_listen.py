@@ -1,0 +1,382 @@
+"""AudioListen processor: text and audio to the inputs of [`AudioListenForCausalLM`]."""
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoFeatureExtractor, AutoTokenizer
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase, TextInput
+from transformers.utils import logging
+
+from ...audio import AudioSource, load_audio
+from ..beats.feature_extraction_beats import BeatsFeatureExtractor
+from .audio_tokens import AUDIO_TOKEN, add_audio_token, num_audio_windows, num_encoder_frames, window_reach
+from .chat_template import audio_chat_template
+from .configuration_audio_listen import AudioListenConfig
+
+
+logger = logging.get_logger(__name__)
+
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+# What the processor and the configuration of its model must agree on.
+_SHARED_WITH_CONFIG = ("audio_token_id", "num_queries", "window_length", "window_stride")
+
+
+class AudioListenProcessor(ProcessorMixin):
+    r"""
+    Prepares text and audio for [`AudioListenForCausalLM`]: loads, mixes down and resamples audio, cuts it into chunks of
+    30 s, computes the features of both encoders, and repeats each audio token in the text as often as its clip gives
+    embeddings. Batches are padded on the left, for generation, unless `padding_side` is given.
+
+    Args:
+        feature_extractor (`WhisperFeatureExtractor`):
+            Features for the speech encoder.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The language model's tokenizer, which knows `audio_token`.
+        sound_feature_extractor ([`BeatsFeatureExtractor`], *optional*):
+            Features for the sound encoder, if the model has one.
+        chat_template (`str`, *optional*):
+            Jinja template for [`~AudioListenProcessor.apply_chat_template`]. Defaults to the tokenizer's own, extended to
+            audio, or else to the prompt format of SALMONN.
+        audio_token (`str`, *optional*, defaults to `"<|audio|>"`):
+            Stands for one clip in the text.
+        num_queries, window_length, window_stride (`int`, *optional*, default to 1, 17 and 17):
+            As in the model's [`AudioListenConfig`].
+        group_sound_by_length (`bool`, *optional*, defaults to `True`):
+            Whether the sound features of a chunk are computed from that chunk alone. `False` pads the waveforms to the
+            longest chunk of the batch first, as BEATs and SALMONN do. To be set as in [`AudioListenConfig`].
+        max_audio_seconds (`float`, *optional*):
+            Cut longer clips off there, with a warning. By default clips are never cut off.
+
+    Raises:
+        `ValueError`: if the tokenizer does not know `audio_token`.
+    """
+
+    text_kwargs = {"padding": True, "return_tensors": "pt"}
+    audio_kwargs = {"return_tensors": "pt"}
+
+    def __init__(
+        self,
+        feature_extractor: Any,
+        tokenizer: Any,
+        sound_feature_extractor: BeatsFeatureExtractor | dict[str, Any] | None = None,
+        chat_template: str | None = None,
+        audio_token: str = AUDIO_TOKEN,
+        num_queries: int = 1,
+        window_length: int = 17,
+        window_stride: int = 17,
+        group_sound_by_length: bool = True,
+        max_audio_seconds: float | None = None,
+    ) -> None:
+        if audio_token not in tokenizer.get_vocab():
+            raise ValueError(
+                f"The tokenizer does not know the audio token {audio_token!r}. Add it with `add_audio_token(tokenizer)`, "
+                "or build the processor with `AudioListenProcessor.from_pretrained_parts`."
+            )
+        if max_audio_seconds is not None and max_audio_seconds <= 0:
+            raise ValueError(f"`max_audio_seconds` must be positive, got {max_audio_seconds}.")
+        if isinstance(sound_feature_extractor, dict):
+            sound_feature_extractor = BeatsFeatureExtractor(**sound_feature_extractor)
+        self.sound_feature_extractor = sound_feature_extractor
+        self.audio_token = audio_token
+        self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
+        self.num_queries = num_queries
+        self.window_length = window_length
+        self.window_stride = window_stride
+        self.group_sound_by_length = group_sound_by_length
+        self.max_audio_seconds = max_audio_seconds
+        chat_template = chat_template or audio_chat_template(audio_token, _text_template(tokenizer))
+        super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        # `sound_feature_extractor` may be None, which ProcessorMixin cannot handle: it is saved as a plain argument.
+        return ["feature_extractor", "tokenizer"]
+
+    @classmethod
+    def from_pretrained_parts(
+        cls,
+        *,
+        speech: str | os.PathLike,
+        llm: str | os.PathLike | PreTrainedTokenizerBase,
+        sound: str | os.PathLike | BeatsFeatureExtractor | bool | None = None,
+        audio_token: str = AUDIO_TOKEN,
+        **kwargs: Any,
+    ) -> "AudioListenProcessor":
+        """
+        Builds the processor of a model made by [`AudioListenForCausalLM.from_encoders_and_llm`].
+
+        Args:
+            speech (`str`, `os.PathLike` or `WhisperFeatureExtractor`):
+                Hub id or folder of the Whisper checkpoint, or its feature extractor.
+            llm (`str`, `os.PathLike` or `PreTrainedTokenizerBase`):
+                Hub id or folder of the language model, or its tokenizer, which is given the audio token, and a padding
+                token (that of the end) if it has none.
+            sound (`str`, `os.PathLike`, [`BeatsFeatureExtractor`] or `bool`, *optional*):
+                The model's sound encoder, if it has one: whatever was passed there, or `True`. BEATs checkpoints of any
+                kind share one feature extractor.
+            audio_token (`str`, *optional*, defaults to `"<|audio|>"`):
+                Stands for one clip in the text.
+            kwargs: Other arguments of [`AudioListenProcessor`].
+        """
+        is_name = isinstance(speech, (str, os.PathLike))
+        feature_extractor = AutoFeatureExtractor.from_pretrained(speech) if is_name else speech
+        tokenizer = llm if isinstance(llm, PreTrainedTokenizerBase) else AutoTokenizer.from_pretrained(llm)
+        add_audio_token(tokenizer, audio_token)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if sound is not None and not isinstance(sound, BeatsFeatureExtractor):
+            sound = BeatsFeatureExtractor() if sound is not False else None
+        return cls(
+            feature_extractor,
+            tokenizer,
+            sound_feature_extractor=sound,
+            audio_token=audio_token,
+            **kwargs,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any
+    ) -> "AudioListenProcessor":
+        processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        try:
+            hub_kwargs = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+            config_dict, _ = AudioListenConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
+        except OSError:
+            return processor
+        if config_dict.get("model_type") == AudioListenConfig.model_type:
+            processor.check_config(config_dict)
+        return processor
+
+    def check_config(self, config: AudioListenConfig | dict[str, Any]) -> None:
+        """
+        Checks that this processor fits a model.
+
+        Args:
+            config ([`AudioListenConfig`] or `dict`): Configuration of the model.
+
+        Raises:
+            `ValueError`: naming what differs, with both values.
+        """
+        values = config if isinstance(config, dict) else config.to_dict()
+        for name in _SHARED_WITH_CONFIG:
+            if name in values and values[name] != getattr(self, name):
+                raise ValueError(
+                    f"The processor does not fit the model: its `{name}` is {getattr(self, name)}, the model's "
+                    f"configuration says {values[name]}. Load both from the same checkpoint."
+                )
+        if (values.get("sound_config") is None) != (self.sound_feature_extractor is None):
+            has, lacks = ("processor", "model") if values.get("sound_config") is None else ("model", "processor")
+            raise ValueError(
+                f"The processor does not fit the model: the {has} has a sound encoder's part, the {lacks} has none. Load "
+                "both from the same checkpoint."
+            )
+
+    def __call__(
+        self,
+        text: TextInput | list[TextInput] | None = None,
+        audio: AudioSource | list | None = None,
+        **kwargs: Unpack[ProcessingKwargs],
+    ) -> BatchFeature:
+        """
+        Args:
+            text (`str` or `list[str]`, *optional*):
+                Prompts, with one `audio_token` for each clip.
+            audio (*optional*):
+                The clips of all prompts in order, in a flat list or in one list per prompt. Each is whatever
+                [`~peft_listen.audio.load_audio`] takes: a path, URL, bytes, an array, a `datasets` row, ...
+            kwargs:
+                Arguments of the tokenizer (`padding`, `padding_side`, ...), and `sampling_rate` (`int`), the rate in Hz
+                of clips given as bare arrays.
+
+        Returns:
+            [`BatchFeature`] with `input_ids` and `attention_mask` of shape `(batch_size, sequence_length)`, and for N
+            chunks of audio `input_features` (N, mel bins, 3000), `input_features_mask` (N, 3000) and, with a sound
+            encoder, `sound_input_values` (N, frames, 128) and `sound_attention_mask` (N, frames).
+
+        Raises:
+            `ValueError`: if placeholders and clips differ in number (the message names both), or a clip is empty, not
+                finite or of unknown sampling rate (the message says which clip).
+            `OSError`: if an audio file cannot be read.
+        """
+        if kwargs.get("return_tensors", "pt") != "pt":
+            raise ValueError(f"{type(self).__name__} supports `return_tensors='pt'` only.")
+        text_kwargs = kwargs.get("text_kwargs", {})
+        if not any("padding_side" in group for group in (kwargs, text_kwargs, kwargs.get("common_kwargs", {}))):
+            kwargs["text_kwargs"] = text_kwargs | {"padding_side": "left"}
+        if text is not None and audio is not None:
+            self._check_rows([text] if isinstance(text, str) else text, audio)
+        return super().__call__(text=text, audio=audio, **kwargs)
+
+    def prepare_inputs_layout(  # type: ignore[override]
+        self,
+        images: Any = None,
+        text: TextInput | list[TextInput] | None = None,
+        videos: Any = None,
+        audio: AudioSource | list | None = None,
+        **kwargs: Any,
+    ) -> tuple[None, list[str] | None, None, list[np.ndarray] | None]:
+        """Loads all clips, and wraps text in a list."""
+        if images is not None or videos is not None:
+            raise ValueError(f"{type(self).__name__} takes text and audio only.")
+        if isinstance(text, str):
+            text = [text]
+        sampling_rate = kwargs.get("sampling_rate", kwargs.get("audio_kwargs", {}).get("sampling_rate"))
+        waveforms = None if audio is None else self._load(_flatten(audio), sampling_rate)
+        return None, None if text is None else list(text), None, waveforms or None
+
+    def _load(self, sources: list[AudioSource], sampling_rate: int | None) -> list[np.ndarray]:
+        target = self.feature_extractor.sampling_rate
+        waveforms = []
+        for index, source in enumerate(sources):
+            try:
+                waveforms.append(load_audio(source, sampling_rate, target_sampling_rate=target))
+            except ValueError as error:
+                raise ValueError(f"Clip {index} of {len(sources)}: {error}") from error
+        return waveforms
+
+    def _check_rows(self, text: list[str], audio: Any) -> None:
+        """With one list of clips per prompt, each prompt must have as many placeholders as clips."""
+        if not isinstance(audio, (list, tuple)) or not audio or not all(_is_list_of_clips(row) for row in audio):
+            return
+        if len(audio) != len(text):
+            raise ValueError(f"Got {len(audio)} lists of clips for {len(text)} prompts; pass one list per prompt.")
+        for row, (sample, clips) in enumerate(zip(text, audio, strict=True)):
+            if sample.count(self.audio_token) != len(clips):
+                raise ValueError(
+                    f"Prompt {row} has {sample.count(self.audio_token)} {self.audio_token} placeholders, but "
+                    f"{len(clips)} clips were given for it."
+                )
+
+    def _process_audio(  # type: ignore[override]
+        self, audio: list[np.ndarray], **kwargs: Any
+    ) -> tuple[BatchFeature, list[str]]:
+        chunk_samples = self.feature_extractor.n_samples
+        audio = [self._cut_off(clip, index) for index, clip in enumerate(audio)]
+        chunks_per_clip = [self.num_chunks(len(clip)) for clip in audio]
+        chunks = [
+            clip[start : start + chunk_samples] for clip in audio for start in range(0, len(clip), chunk_samples)
+        ]
+
+        sampling_rate = self.feature_extractor.sampling_rate
+        inputs = self.feature_extractor(
+            chunks, sampling_rate=sampling_rate, padding="max_length", return_attention_mask=True, return_tensors="pt"
+        )
+        inputs["input_features_mask"] = inputs.pop("attention_mask")
+        if self.sound_feature_extractor is not None:
+            sound = self._sound_features(self.sound_feature_extractor, chunks)
+            inputs["sound_input_values"], inputs["sound_attention_mask"] = sound
+
+        num_frames = num_encoder_frames(inputs["input_features_mask"].sum(-1))
+        inputs["num_audio_tokens"] = [self.num_audio_tokens(clip) for clip in num_frames.split(chunks_per_clip)]
+        return inputs, [self.replace_audio_token(inputs, audio_idx=index) for index in range(len(audio))]
+
+    def num_chunks(self, num_samples: int) -> int:
+        """Number of chunks of at most 30 s into which a clip of `num_samples` samples is cut."""
+        return -(-num_samples // self.feature_extractor.n_samples)
+
+    def num_audio_tokens(self, num_frames: torch.Tensor) -> int:
+        """Audio tokens of a clip whose chunks have `num_frames` frames of 20 ms in which it sounds, `(chunks,)`."""
+        return int(self._num_windows(num_frames).sum()) * self.num_queries
+
+    def num_frames_needed(self, num_frames: torch.Tensor) -> int:
+        """Frames of 20 ms that the windows of such a clip reach into, at most."""
+        return int(window_reach(self._num_windows(num_frames), self.window_length, self.window_stride).max())
+
+    def _num_windows(self, num_frames: torch.Tensor) -> torch.Tensor:
+        max_frames = self.feature_extractor.nb_max_frames // 2
+        return num_audio_windows(num_frames, self.window_length, self.window_stride, max_frames)
+
+    def _cut_off(self, clip: np.ndarray, index: int) -> np.ndarray:
+        sampling_rate = self.feature_extractor.sampling_rate
+        seconds = len(clip) / sampling_rate
+        if self.max_audio_seconds is None or seconds <= self.max_audio_seconds:
+            return clip
+        logger.warning(
+            f"Clip {index} lasts {seconds:.2f} s: its last {seconds - self.max_audio_seconds:.2f} s are lost, because "
+            f"`max_audio_seconds` is {self.max_audio_seconds:g}."
+        )
+        return clip[: max(1, round(self.max_audio_seconds * sampling_rate))]
+
+    def _sound_features(
+        self, extractor: BeatsFeatureExtractor, chunks: list[np.ndarray]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.group_sound_by_length:
+            output = extractor(chunks, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+            return output["input_values"], output["attention_mask"]
+        features = [
+            extractor(chunk, sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_values"][0]
+            for chunk in chunks
+        ]
+        lengths = torch.tensor([len(feature) for feature in features])
+        values = torch.nn.utils.rnn.pad_sequence(features, batch_first=True, padding_value=extractor.padding_value)
+        return values, (torch.arange(values.shape[1]) < lengths[:, None]).long()
+
+    def replace_audio_token(self, audio_inputs: dict, audio_idx: int, **kwargs: Any) -> str:
+        return self.audio_token * audio_inputs["num_audio_tokens"][audio_idx]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        names = [*self.tokenizer.model_input_names, "input_features", "input_features_mask"]
+        if self.sound_feature_extractor is not None:
+            names += ["sound_input_values", "sound_attention_mask"]
+        return names
+
+    @property
+    def unused_input_names(self) -> list[str]:
+        "Input names returned always by subprocessors but not used in model's `forward`"
+        return ["num_audio_tokens"]
+
+    def _resolve_audio_loading_params(self, processor_kwargs: dict) -> dict:
+        """`sampling_rate` is the rate of bare arrays; every clip is brought to the feature extractor's rate."""
+        audio_kwargs = processor_kwargs.get("audio_kwargs", {})
+        given = processor_kwargs.get("sampling_rate", audio_kwargs.get("sampling_rate"))
+        return {"sampling_rate": self.feature_extractor.sampling_rate, "source_sampling_rate": given}
+
+    def _multimodal_inputs_from_conversations(
+        self,
+        conversations: list[list[dict[str, Any]]],
+        audio_loading_params: dict,
+        load_audio_from_video: bool = False,
+    ) -> tuple[list, list, list, dict]:
+        parts = [
+            part
+            for conversation in conversations
+            for message in conversation
+            if not isinstance(message.get("content") or "", str)
+            for part in message["content"]
+            if part["type"] == "audio"
+        ]
+        sources = [part[key] for part in parts for key in ("audio", "path", "url") if part.get(key) is not None]
+        audio = self._load(sources, audio_loading_params["source_sampling_rate"])
+        return [], [], audio, {}
+
+    def _adjust_assistant_masks_indices(
+        self, processed_dict: dict[str, Any], generation_indices: list[list[int]]
+    ) -> dict[str, Any]:
+        processed = super()._adjust_assistant_masks_indices(processed_dict, generation_indices)
+        processed["assistant_masks"] = torch.tensor(processed["assistant_masks"])
+        return processed
+
+
+def _text_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    template = tokenizer.chat_template
+    return template.get("default") if isinstance(template, dict) else template
+
+
+def _is_list_of_clips(value: Any) -> bool:
+    """Whether `value` is a list of clips, not one clip given as a list of samples."""
+    return isinstance(value, (list, tuple)) and not (value and isinstance(value[0], (int, float, np.number)))
+
+
+def _flatten(audio: Any) -> list[Any]:
+    if not _is_list_of_clips(audio):
+        return [audio]
+    return [clip for item in audio for clip in (item if _is_list_of_clips(item) else [item])]
+
+
+__all__ = ["AudioListenProcessor"]
