@@ -1,0 +1,93 @@
+"""Ask a model about every clip of a data file through the pipeline, in a process of its own.
+
+    python -m examples.demo.evaluate MODEL_DIR DATA.jsonl OUTPUT.json
+
+`MODEL_DIR` is the base model's folder or an adapter's. Written are the answers, the share of right ones per task, and,
+for an adapter, which prompts each task chose.
+"""
+
+import argparse
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+
+from transformers import pipeline
+
+import peft_listen  # noqa: F401 - makes the pipeline known
+from peft_listen.analysis import SelectionLog
+from peft_listen.data import read_examples
+from peft_listen.metrics import get_metric
+from peft_listen.tuners.listen import ListenLayer
+
+
+def evaluate(model_dir: Path, data_file: Path, output_file: Path, batch_size: int = 8) -> None:
+    """Write answers, accuracy and selections to `output_file`.
+
+    Args:
+        model_dir: Folder of an AudioListen model or of an adapter on one.
+        data_file: JSON lines of examples.
+        output_file: JSON file to write.
+        batch_size: Clips that are answered at once.
+    """
+    examples = read_examples(data_file)
+    pipe = pipeline("audio-text-to-text", model=str(model_dir), batch_size=batch_size)
+    questions = [{"audio": example["audio"], "text": example["instruction"]} for example in examples]
+    layers = [module for module in pipe.model.modules() if isinstance(module, ListenLayer)]
+    selections = []
+    if layers:
+        with layers[0].record_selections() as records:
+            outputs = pipe(questions, max_new_tokens=8, do_sample=False)
+        selections = [row for record in records for row in record.indices]
+    else:
+        outputs = pipe(questions, max_new_tokens=8, do_sample=False)
+    answers = [output[0]["generated_text"].strip() for output in outputs]
+
+    by_task = defaultdict(lambda: ([], []))
+    for example, answer in zip(examples, answers, strict=True):
+        by_task[example["task"]][0].append(answer)
+        by_task[example["task"]][1].append(example["answer"])
+    metric = get_metric("exact_match")
+    accuracy = {
+        task: metric.compute(predictions=predictions, references=references)["exact_match"]
+        for task, (predictions, references) in by_task.items()
+    }
+    result = {
+        "accuracy": accuracy,
+        "answers": [
+            {
+                "audio": os.path.basename(example["audio"]),
+                **{name: example[name] for name in ("task", "instruction", "answer")},
+                "generated": answer,
+            }
+            for example, answer in zip(examples, answers, strict=True)
+        ],
+    }
+    if layers:
+        name, state = layers[0].state_of(None)
+        log = SelectionLog(pool_size=state.config.pool_size)
+        for row, example in zip(selections, examples, strict=True):
+            log.add(row[None], [example["task"]])
+        result["selections"] = {
+            "pool_size": state.config.pool_size,
+            "prompt_length": state.prompt_length.fixed,
+            "live_prompts": log.live_prompts(),
+            "mean_overlap": log.mean_task_overlap(top=state.prompt_length.fixed),
+            "overlap": [[*pair, value] for pair, value in log.task_overlap(top=state.prompt_length.fixed).items()],
+        }
+    temporary = output_file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    temporary.replace(output_file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model_dir", type=Path)
+    parser.add_argument("data_file", type=Path)
+    parser.add_argument("output_file", type=Path)
+    parser.add_argument("--batch-size", type=int, default=8)
+    evaluate(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

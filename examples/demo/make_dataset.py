@@ -1,0 +1,385 @@
+"""Make the demo's data set: short WAV files of speech and sounds, each with an instruction and an answer.
+
+    python -m examples.demo.make_dataset OUTPUT_DIR
+
+Four tasks, every class of a task equally frequent (to within one clip):
+
+- "keyword": a sentence in which one of eight animals is named; which one?
+- "speaker": a sentence spoken by a man or a woman; which of the two?
+- "emotion": a sentence spoken calmly, happily, sadly or angrily (pitch, pitch range, rate and loudness); how?
+- "sound": one of eight everyday sounds; which one?
+
+What is disjoint between train, validation and test, and what is not:
+
+- speakers: no voice of one split speaks in another (American and British English occur in all splits);
+- sentences: neither a carrier phrase of the animals nor a subject or predicate of the other sentences occurs in two
+  splits;
+- sounds: the parameters of every sound are drawn anew, from the same ranges in all splits, so no two clips are alike;
+- the animals, the emotions' settings and the wordings of the instructions are the same in all splits: the answers are
+  what is to be learnt, and are tested on new speakers and new sentences.
+
+The voices are those of eSpeak NG that a small speech recogniser understands; a clip lasts 1 to 3 s.
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from examples.demo import sound_synthesis, speech_synthesis
+from examples.demo.sound_synthesis import SOUND_CLASSES
+from examples.demo.speech_synthesis import EspeakSynthesizer
+
+
+SAMPLING_RATE = 16_000
+DURATION_LIMITS = (1.0, 3.0)  # seconds
+SPLITS = ("train", "validation", "test")
+
+INSTRUCTIONS = {
+    "keyword": [
+        "Which animal is named?",
+        "Which animal does the speaker mention?",
+        "What animal is the sentence about?",
+        "Name the animal that you hear.",
+    ],
+    "speaker": [
+        "Is the speaker a man or a woman?",
+        "Who is speaking, a man or a woman?",
+        "Does a man or a woman speak?",
+        "Tell me if this is the voice of a man or a woman.",
+    ],
+    "emotion": [
+        "How does the speaker feel: calm, happy, sad or angry?",
+        "Is the speaker calm, happy, sad or angry?",
+        "Which emotion is in the voice: calm, happy, sad or angry?",
+        "Does this sound calm, happy, sad or angry?",
+    ],
+    "sound": [
+        "What do you hear?",
+        "What makes this sound?",
+        "Name the sound.",
+        "Which sound is this?",
+    ],
+}
+TASKS = tuple(INSTRUCTIONS)
+
+VOICES = {
+    "train": {
+        "woman": ["Andrea", "Annie", "f1", "f2", "f3", "f4"],
+        "man": ["Diogo", "Henrique", "Michael", "m1", "m2", "m3", "m6"],
+    },
+    "validation": {"woman": ["aunty"], "man": ["m7"]},
+    "test": {"woman": ["f5", "linda"], "man": ["m5", "m8"]},
+}
+
+ANIMALS = ["cat", "dog", "elephant", "horse", "monkey", "rabbit", "spider", "tiger"]
+CARRIERS = {
+    "train": [
+        "Look at the {} over there.",
+        "I can see the {} now.",
+        "Where is the {} today?",
+        "The {} is sleeping.",
+        "Here comes the {} again.",
+        "My brother likes the {}.",
+        "Suddenly the {} ran away.",
+        "Please feed the {}.",
+        "We took a picture of the {}.",
+        "Have you seen the {}?",
+    ],
+    "validation": ["This is the {} of my sister.", "Did you hear the {}?"],
+    "test": ["There goes the {} with its friend.", "I think the {} is hungry.", "Nobody remembers the {}."],
+}
+SUBJECTS = {
+    "train": ["The teacher", "My neighbour", "Our doctor", "The student", "My cousin", "The farmer", "Her uncle"],
+    "validation": ["The painter", "Our guest"],
+    "test": ["The baker", "My father", "Their daughter"],
+}
+PREDICATES = {
+    "train": [
+        "is on the bus",
+        "leaves at seven",
+        "came home early",
+        "lives nearby",
+        "called me twice",
+        "works in the city",
+        "is making dinner",
+        "forgot the keys",
+    ],
+    "validation": ["opened the window", "is on the phone"],
+    "test": ["went to the shop", "lost a coat", "is reading"],
+}
+
+# Ranges of the settings of speech_synthesis.EspeakSynthesizer.speak, by emotion.
+EMOTIONS = {
+    "calm": {"rate": (140, 155), "pitch": (40, 50), "pitch_range": (15, 30), "volume": (55, 75)},
+    "happy": {"rate": (180, 205), "pitch": (80, 95), "pitch_range": (90, 100), "volume": (90, 110)},
+    "sad": {"rate": (108, 120), "pitch": (10, 25), "pitch_range": (0, 10), "volume": (25, 40)},
+    "angry": {"rate": (240, 270), "pitch": (20, 35), "pitch_range": (60, 85), "volume": (170, 200)},
+}
+NEUTRAL = {"rate": (135, 170), "pitch": (45, 55), "pitch_range": (40, 60), "volume": (60, 110)}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One example before it is made audible.
+
+    Attributes:
+        path: Where its audio goes, relative to the data set's folder.
+        instruction, answer, task: As in the data set.
+        text: What is spoken; empty for sounds.
+        speech: Arguments of `EspeakSynthesizer.speak`; empty for sounds.
+        seed: Of the generator for all that is drawn while the audio is made.
+    """
+
+    path: str
+    instruction: str
+    answer: str
+    task: str
+    text: str
+    speech: dict[str, Any]
+    seed: int
+
+
+def plan_clips(task: str, split: str, count: int, seed: int = 0) -> list[Clip]:
+    """Draw the clips of one task and split, in random order, classes and wordings in equal numbers.
+
+    Args:
+        task: One of "keyword", "speaker", "emotion", "sound".
+        split: One of "train", "validation", "test".
+        count: Number of clips.
+        seed: The same seed gives the same clips, whatever the other tasks and splits.
+
+    Raises:
+        ValueError: If there is no such task or split, or the count is below 1 or the seed below 0.
+    """
+    for name, value, known in (("task", task, TASKS), ("split", split, SPLITS)):
+        if value not in known:
+            raise ValueError(f"There is no {name} {value!r}, expected one of {', '.join(known)}.")
+    if count < 1 or seed < 0:
+        raise ValueError(f"count={count} and seed={seed}: expected a count of 1 or more and a seed of 0 or more.")
+    rng = np.random.default_rng([seed, TASKS.index(task), SPLITS.index(split)])
+    answers = {
+        "keyword": ANIMALS,
+        "speaker": ["man", "woman"],
+        "emotion": list(EMOTIONS),
+        "sound": list(SOUND_CLASSES),
+    }[task]
+    instructions = _balanced(rng, INSTRUCTIONS[task], count)
+    clips = []
+    for index, answer in enumerate(_balanced(rng, answers, count)):
+        text = ""
+        speech: dict[str, Any] = {}
+        if task != "sound":
+            gender = answer if task == "speaker" else str(rng.choice(["woman", "man"]))
+            if task == "keyword":
+                text = str(rng.choice(CARRIERS[split])).format(answer)
+            else:
+                text = f"{rng.choice(SUBJECTS[split])} {rng.choice(PREDICATES[split])}."
+            speech = {"voice": str(rng.choice(["en-us", "en"])), "variant": str(rng.choice(VOICES[split][gender]))}
+            for name, (low, high) in (EMOTIONS[answer] if task == "emotion" else NEUTRAL).items():
+                speech[name] = int(rng.integers(low, high + 1))
+        clips.append(
+            Clip(
+                path=f"audio/{split}/{task}-{index:04d}.wav",
+                instruction=instructions[index],
+                answer=answer,
+                task=task,
+                text=text,
+                speech=speech,
+                seed=int(rng.integers(2**31)),
+            )
+        )
+    return clips
+
+
+def render_clip(clip: Clip, synthesizer: EspeakSynthesizer) -> np.ndarray:
+    """Make a clip audible: float32 samples of shape [samples] at 16 kHz, 1 to 3 s.
+
+    Speech starts after a random pause of at most 0.3 s.
+
+    Raises:
+        ImportError: If `soxr` is missing.
+        RuntimeError: If the speech does not fit into 3 s.
+    """
+    rng = np.random.default_rng(clip.seed)
+    shortest, longest = (round(seconds * SAMPLING_RATE) for seconds in DURATION_LIMITS)
+    if not clip.speech:
+        return SOUND_CLASSES[clip.answer](rng, rng.uniform(*DURATION_LIMITS), SAMPLING_RATE)
+    try:
+        import soxr
+    except ImportError as error:
+        raise ImportError('Resampling needs soxr: pip install "peft-listen[audio]"') from error
+    spoken, sampling_rate = synthesizer.speak(clip.text, **clip.speech)
+    spoken = soxr.resample(spoken, sampling_rate, SAMPLING_RATE)
+    if spoken.size > longest:
+        seconds = spoken.size / SAMPLING_RATE
+        raise RuntimeError(
+            f"{clip.text!r} takes {seconds:.1f} s, more than {DURATION_LIMITS[1]} s: say less or faster."
+        )
+    pause = min(round(rng.uniform(0, 0.3) * SAMPLING_RATE), longest - spoken.size)
+    after = max(shortest - pause - spoken.size, 0)
+    return np.pad(spoken, (pause, after)).clip(-1, 1)
+
+
+def make_dataset(
+    output_dir: str | Path,
+    seed: int = 0,
+    train_per_task: int = 120,
+    validation_per_task: int = 10,
+    test_per_task: int = 15,
+) -> Path:
+    """Write WAV files and `train.jsonl`, `validation.jsonl`, `test.jsonl`; reuse them when they are already there.
+
+    Each line of a `.jsonl` file is `{"audio": path relative to the folder, "instruction": ..., "answer": ...,
+    "task": ...}`; the tasks alternate. The audio is mono, 16-bit PCM, 16 kHz.
+
+    The folder appears only when it is complete, with a `manifest.json` of what was asked for and a hash of what was
+    made. A folder whose manifest and hash agree is left as it is; one with another manifest, or changed since, is made
+    anew. A call that was interrupted is taken up by the next equal one, whose result is the same as without the
+    interruption. The same arguments and library versions give the same bytes.
+
+    Args:
+        output_dir: Folder of the data set.
+        seed: Of all random choices.
+        train_per_task, validation_per_task, test_per_task: Number of clips of each of the four tasks.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: If the folder exists but was not made by this function.
+        ImportError: If `espeakng-loader`, `soundfile` or `soxr` is missing.
+        ValueError: If a count is below 1 or the seed below 0.
+    """
+    output_dir = Path(output_dir).resolve()
+    counts = {"train": train_per_task, "validation": validation_per_task, "test": test_per_task}
+    plans = {(split, task): plan_clips(task, split, count, seed) for split, count in counts.items() for task in TASKS}
+    request = _request(seed, counts)
+    if output_dir.exists() and any(output_dir.iterdir()):
+        if not (output_dir / "manifest.json").is_file():
+            raise FileExistsError(f"{output_dir} is no data set of the demo. Name another folder, or remove this one.")
+        if _read_json(output_dir / "manifest.json") == {**request, "sha256": _content_hash(output_dir)}:
+            print(f"reusing {output_dir}")
+            return output_dir
+        print(f"{output_dir} was made otherwise or has changed: making it anew")
+
+    unfinished = output_dir.parent / f".{output_dir.name}.unfinished"
+    if unfinished.exists() and _read_json(unfinished / "request.json") != request:
+        shutil.rmtree(unfinished)
+    unfinished.mkdir(parents=True, exist_ok=True)
+    _write(unfinished / "request.json", _to_json(request, indent=2))
+    with tqdm(total=sum(map(len, plans.values())), desc="making clips", unit="clip") as progress:
+        for (split, task), clips in plans.items():
+            _make_part(unfinished, f"{split}-{task}.jsonl", clips, progress)
+    return _finish(unfinished, output_dir, request)
+
+
+def _make_part(folder: Path, name: str, clips: list[Clip], progress: tqdm) -> None:
+    if (folder / name).is_file():
+        progress.update(len(clips))
+        return
+    synthesizer = EspeakSynthesizer()  # a new one for each part: what it speaks depends on what it spoke before
+    for clip in clips:
+        _write(folder / clip.path, _to_wav(render_clip(clip, synthesizer)))
+        progress.update()
+    rows = [{"audio": c.path, "instruction": c.instruction, "answer": c.answer, "task": c.task} for c in clips]
+    _write(folder / name, b"".join(map(_to_json, rows)))
+
+
+def _finish(unfinished: Path, output_dir: Path, request: dict[str, Any]) -> Path:
+    for split in SPLITS:
+        parts = [(unfinished / f"{split}-{task}.jsonl") for task in TASKS]
+        lines = zip(*(part.read_bytes().splitlines(keepends=True) for part in parts), strict=True)
+        _write(unfinished / f"{split}.jsonl", b"".join(line for together in lines for line in together))
+    manifest = {**request, "sha256": _content_hash(unfinished)}
+    _write(unfinished / "manifest.json", _to_json(manifest, indent=2))
+    for name in ["request.json", *(f"{split}-{task}.jsonl" for split in SPLITS for task in TASKS)]:
+        (unfinished / name).unlink()
+    if output_dir.exists():
+        shutil.rmtree(output_dir)
+    os.replace(unfinished, output_dir)
+    return output_dir
+
+
+def _request(seed: int, counts: dict[str, int]) -> dict[str, Any]:
+    """All that the bytes of the data set depend on."""
+    sources = (__file__, speech_synthesis.__file__, sound_synthesis.__file__)
+    return {
+        "seed": seed,
+        "clips_per_task": counts,
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("espeakng-loader", "numpy", "soundfile", "soxr")
+        },
+        "code_sha256": hashlib.sha256(b"".join(Path(source).read_bytes() for source in sources)).hexdigest(),
+    }
+
+
+def _content_hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in _content(folder):
+        digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _content(folder: Path) -> Iterator[Path]:
+    yield from (folder / f"{split}.jsonl" for split in SPLITS if (folder / f"{split}.jsonl").is_file())
+    yield from sorted((folder / "audio").rglob("*.wav"))
+
+
+def _balanced(rng: np.random.Generator, choices: list[str], count: int) -> list[str]:
+    """`count` of the choices in random order, each as often as any other, to within one."""
+    rounds = [rng.permutation(len(choices)) for _ in range(-(-count // len(choices)))]
+    return [choices[index] for index in rng.permutation(np.concatenate(rounds)[:count])]
+
+
+def _to_wav(samples: np.ndarray) -> bytes:
+    try:
+        import soundfile
+    except ImportError as error:
+        raise ImportError('Writing WAV files needs soundfile: pip install "peft-listen[audio]"') from error
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, SAMPLING_RATE, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def _to_json(value: dict[str, Any], indent: int | None = None) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, indent=indent) + "\n").encode("utf-8")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the demo's data set of spoken and sounded WAV files.")
+    parser.add_argument("output_dir", type=Path, help="folder of the data set")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train-per-task", type=int, default=120, metavar="COUNT")
+    parser.add_argument("--validation-per-task", type=int, default=10, metavar="COUNT")
+    parser.add_argument("--test-per-task", type=int, default=15, metavar="COUNT")
+    print(make_dataset(**vars(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()

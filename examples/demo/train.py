@@ -1,0 +1,102 @@
+"""Train the demo's adapter: a pool of prompts and the projector, with the HF Trainer. The rest stays frozen.
+
+    python -m examples.demo.train BASE_DIR DATA_DIR OUTPUT_DIR
+
+Interrupted, it goes on from its last checkpoint.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from peft import get_peft_model
+from transformers import Trainer, TrainingArguments, get_cosine_schedule_with_warmup
+from transformers.trainer_utils import get_last_checkpoint
+
+from peft_listen import AudioListenForCausalLM, AudioListenProcessor, ListenConfig
+from peft_listen.data import read_examples
+from peft_listen.training import AudioListenCollator, FeatureCache, ListenCallback, parameter_groups
+
+
+# A value learns only in the steps in which it is chosen: a run of a few hundred steps wants a small pool.
+LISTEN_CONFIG = {"pool_size": 64, "prompt_length": 8, "max_train_prompt_length": 16}
+INIT_KEYS_AT_STEPS = (8, 40)
+
+
+def train(
+    base_dir: Path,
+    data_dir: Path,
+    output_dir: Path,
+    steps: int = 200,
+    batch_size: int = 8,
+    learning_rate: float = 1e-3,
+    value_learning_rate: float = 1e-2,
+    seed: int = 0,
+) -> None:
+    """Train on `data_dir/train.jsonl` and save the adapter to `output_dir/adapter`.
+
+    Args:
+        base_dir: Folder of the base model, as `build_base` writes it.
+        data_dir: Folder with `train.jsonl`.
+        output_dir: Receives `features` (what the frozen encoders made of the clips), `checkpoints` and `adapter`.
+        steps: Optimizer steps.
+        batch_size: Clips of one step.
+        learning_rate: Of the projector and the keys.
+        value_learning_rate: Of the values.
+        seed: Seed of the initialisation, the order of the data and the prompt lengths.
+    """
+    torch.manual_seed(seed)
+    processor = AudioListenProcessor.from_pretrained(base_dir)
+    model = AudioListenForCausalLM.from_pretrained(base_dir)
+    examples = [dict(example) for example in read_examples(data_dir / "train.jsonl")]
+
+    features = FeatureCache(output_dir / "features", model)
+    if features.build(model, processor, [example["audio"] for example in examples]) == 0:
+        print(f"reusing {features.folder} ({len(features)} clips)")
+
+    config = ListenConfig(**LISTEN_CONFIG, modules_to_save=["multi_modal_projector"], task_type="CAUSAL_LM", seed=seed)
+    adapted = get_peft_model(model, config)
+    adapted.print_trainable_parameters()
+    groups = parameter_groups(adapted, learning_rate, value_learning_rate=value_learning_rate)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    trainer = Trainer(
+        adapted,
+        TrainingArguments(
+            str(output_dir / "checkpoints"),
+            max_steps=steps,
+            per_device_train_batch_size=batch_size,
+            logging_steps=25,
+            save_steps=50,
+            save_total_limit=1,
+            remove_unused_columns=False,
+            report_to=[],
+            seed=seed,
+        ),
+        train_dataset=examples,
+        data_collator=AudioListenCollator(processor, feature_cache=features),
+        optimizers=(
+            optimizer,
+            get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=10, num_training_steps=steps),
+        ),
+        callbacks=[ListenCallback(init_keys_at_steps=INIT_KEYS_AT_STEPS)],
+    )
+    checkpoints = output_dir / "checkpoints"
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None)
+    adapted.save_pretrained(output_dir / "adapter")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("base_dir", type=Path)
+    parser.add_argument("data_dir", type=Path)
+    parser.add_argument("output_dir", type=Path)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of projector and keys")
+    parser.add_argument("--value-learning-rate", type=float, default=1e-2)
+    parser.add_argument("--seed", type=int, default=0)
+    train(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
