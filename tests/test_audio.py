@@ -113,6 +113,8 @@ class TestSources:
         assert_is_the_sine(load_audio({"array": sine().tolist(), "sampling_rate": SAMPLING_RATE}))
         assert_is_the_sine(load_audio({"raw": sine(), "sampling_rate": SAMPLING_RATE}))
         assert_is_the_sine(load_audio({"array": sine()}, SAMPLING_RATE))
+        assert_is_the_sine(load_audio({"array": sine(), "sampling_rate": None}, SAMPLING_RATE))
+        assert_is_the_sine(load_audio({"array": sine(), "sampling_rate": SAMPLING_RATE}, 8_000))
 
     def test_dictionaries_of_an_undecoded_file(self, wav_path):
         assert_is_the_sine(load_audio({"path": str(wav_path), "bytes": None}))
@@ -388,6 +390,14 @@ class TestFfmpeg:
         (tmp_path / "notes.wav").write_text("These are notes, and not sound.\n" * 10)
         with pytest.raises(OSError, match=r"notes\.wav cannot be decoded by soundfile or ffmpeg"):
             load_audio(tmp_path / "notes.wav")
+
+    def test_a_playlist_is_not_followed(self, ffmpeg, wav_path):
+        playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nclip.wav\n#EXT-X-ENDLIST\n"
+        for name, content in (("a.m3u8", playlist), ("a.ffconcat", "ffconcat version 1.0\nfile clip.wav\n")):
+            path = wav_path.with_name(name)
+            path.write_text(content)
+            with pytest.raises(OSError, match=f"{name} cannot be decoded by soundfile or ffmpeg"):
+                load_audio(path)
 
 
 class TestCheckAudio:

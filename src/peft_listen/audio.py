@@ -47,6 +47,12 @@ _INTEGER_RANGES = {
     np.dtype(np.int32): (0.0, 2.0**31),
 }
 
+# What ffmpeg may take a file for. Playlists are not among them: one could name any other file of this machine.
+_FFMPEG_FORMATS = (
+    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,gsm,loas,matroska,mov,mp3,mpc,mpc8,mpeg,"
+    "mpegts,mxf,nut,ogg,rm,tak,tta,voc,w64,wav,wv"
+)
+
 # libsndfile's SF_ERR_MALFORMED_FILE: a format it knows, in a file that is broken.
 _SOUNDFILE_MALFORMED = 3
 # The length an MP3 declares is an estimate, off by a few frames of 1152 samples.
@@ -187,7 +193,8 @@ def _read_mapping(source: Mapping[str, Any], sampling_rate: float | None) -> tup
     name = os.fsdecode(path) if path else "audio"
     for key in ("array", "raw"):
         if source.get(key) is not None:
-            rate = _check_sampling_rate(source.get("sampling_rate", sampling_rate), name)
+            own_rate = source.get("sampling_rate")
+            rate = _check_sampling_rate(sampling_rate if own_rate is None else own_rate, name)
             return _as_array(source[key], name), rate, name
     if source.get("bytes") is not None:
         return *_decode(io.BytesIO(source["bytes"]), name), name
@@ -397,7 +404,8 @@ def _decode_by_ffmpeg(file: BinaryIO, name: str, container: str) -> tuple[np.nda
         # ffmpeg seeks in its input (the index of an MP4 may stand at its end), so a pipe is not enough.
         shutil.copyfileobj(file, copy)
         copy.flush()
-        command = [ffmpeg, "-nostdin", "-v", "error", "-xerror", "-protocol_whitelist", "file,pipe"]
+        command = [ffmpeg, "-nostdin", "-v", "error", "-xerror"]
+        command += ["-protocol_whitelist", "file,pipe", "-format_whitelist", _FFMPEG_FORMATS]
         command += ["-i", f"file:{copy.name}", "-map", "0:a:0", "-f", "wav", "-c:a", "pcm_f32le", "pipe:1"]
         result = subprocess.run(command, capture_output=True, check=False)
     messages = result.stderr.decode(errors="replace").strip().replace(copy.name, name)

@@ -7,6 +7,16 @@ runs when `peft_listen` is imported, and may run any number of times.
 from __future__ import annotations
 
 from peft.utils import PeftType, register_peft_method
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForAudioClassification,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
+from transformers.pipelines import PIPELINE_REGISTRY
 
 
 def _add_peft_type(name: str) -> None:
@@ -31,11 +41,41 @@ def register_tuner() -> None:
     from .tuners.listen.model import ListenModel
 
     if PEFT_TYPE_TO_TUNER_MAPPING.get(PeftType["LISTEN"]) is not ListenModel:
-        register_peft_method(
-            name="listen", config_cls=ListenConfig, model_cls=ListenModel, prefix=ListenModel.prefix
+        register_peft_method(name="listen", config_cls=ListenConfig, model_cls=ListenModel, prefix=ListenModel.prefix)
+
+
+def register_models() -> None:
+    """Makes the configurations, models and processors known to transformers' Auto classes."""
+    from .models.audio_listen import AudioListenConfig, AudioListenForCausalLM, AudioListenModel, AudioListenProcessor
+    from .models.beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification, BeatsModel
+
+    AutoConfig.register(BeatsConfig.model_type, BeatsConfig, exist_ok=True)
+    AutoFeatureExtractor.register(BeatsConfig, BeatsFeatureExtractor, exist_ok=True)
+    AutoModel.register(BeatsConfig, BeatsModel, exist_ok=True)
+    AutoModelForAudioClassification.register(BeatsConfig, BeatsForAudioClassification, exist_ok=True)
+
+    AutoConfig.register(AudioListenConfig.model_type, AudioListenConfig, exist_ok=True)
+    AutoProcessor.register(AudioListenConfig, AudioListenProcessor, exist_ok=True)
+    AutoModel.register(AudioListenConfig, AudioListenModel, exist_ok=True)
+    AutoModelForCausalLM.register(AudioListenConfig, AudioListenForCausalLM, exist_ok=True)
+    AutoModelForMultimodalLM.register(AudioListenConfig, AudioListenForCausalLM, exist_ok=True)
+
+
+def register_pipelines() -> None:
+    """Makes `pipeline("audio-text-to-text")` known to transformers."""
+    from .pipelines import AudioTextToTextPipeline
+
+    if "audio-text-to-text" not in PIPELINE_REGISTRY.get_supported_tasks():
+        PIPELINE_REGISTRY.register_pipeline(
+            "audio-text-to-text",
+            pipeline_class=AudioTextToTextPipeline,
+            pt_model=AutoModelForMultimodalLM,
+            type="multimodal",
         )
 
 
 def register() -> None:
     """Registers everything; called by `import peft_listen`."""
     register_tuner()
+    register_models()
+    register_pipelines()

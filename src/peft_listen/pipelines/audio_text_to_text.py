@@ -1,0 +1,298 @@
+"""`pipeline("audio-text-to-text")`: sound and a question in, an answer out."""
+
+import os
+from collections.abc import Iterable, Mapping, Sized
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import GenerationConfig, Pipeline
+from transformers.pipelines.base import GenericTensor
+from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
+from transformers.utils import ModelOutput
+from transformers.utils.chat_template_utils import Chat
+
+from ..audio import DEFAULT_SAMPLING_RATE, AudioSource, load_audio
+from .inputs import (
+    as_pipeline_inputs,
+    ends_with_assistant,
+    pair_with_questions,
+    questions_as_inputs,
+    take_out_clips,
+    to_chat,
+    with_answer,
+)
+
+
+class AudioTextToTextPipeline(Pipeline):
+    """
+    Answers questions about audio: `pipeline("audio-text-to-text")`.
+
+    `model` is the folder or Hub name of an [`AudioListenForCausalLM`] saved with its processor, or of a PEFT adapter
+    trained on one (base model and processor are found through the adapter's `base_model_name_or_path`); or a model or
+    `PeftModel` object, together with `processor`. Any multimodal language model of transformers whose processor has a
+    chat template with `{"type": "audio"}` parts works too.
+
+    Every input becomes a chat, rendered by the processor's chat template: audio first, then the text. Unless the
+    model's `generation_config.json` says otherwise, at most 256 new tokens are generated.
+
+    Example:
+
+    ```python
+    >>> import peft_listen
+    >>> from transformers import pipeline
+
+    >>> pipe = pipeline("audio-text-to-text", model="path/to/model_or_adapter")
+    >>> pipe("dog.wav", text="What do you hear?", max_new_tokens=20)
+    [{'input_text': 'What do you hear?', 'generated_text': 'A dog barks twice.'}]
+    ```
+    """
+
+    _load_processor: Any = True
+    _load_tokenizer: Any = False
+    _load_feature_extractor: Any = False
+    _load_image_processor: Any = False
+    _load_video_processor: Any = False
+
+    model: Any
+    processor: Any
+    tokenizer: Any
+
+    _pipeline_calls_generate = True
+    # The docstring states this default.
+    _default_generation_config = GenerationConfig(max_new_tokens=256)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.processor is None:
+            raise ValueError(
+                "The audio-text-to-text pipeline needs a processor. Pass `processor=AutoProcessor.from_pretrained(...)` "
+                "beside the model object."
+            )
+        # Pipeline looks for it before it takes the tokenizer out of the processor.
+        if self.tokenizer.pad_token_id is not None:
+            self._generation_defaults.setdefault("pad_token_id", self.tokenizer.pad_token_id)
+
+    def _sanitize_parameters(
+        self,
+        text: str | None = None,
+        sampling_rate: float | None = None,
+        continue_final_message: bool | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        return_full_text: bool | None = None,
+        skip_special_tokens: bool | None = None,
+        generate_kwargs: dict[str, Any] | None = None,
+        **generation_arguments: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        twice = sorted(generation_arguments.keys() & (generate_kwargs or {}).keys())
+        if twice:
+            raise ValueError(
+                f"{twice} given twice: in `generate_kwargs` and as arguments of their own. Give them once."
+            )
+        forward_params = {**(generate_kwargs or {}), **generation_arguments}
+        if "stop_strings" in forward_params:
+            forward_params.setdefault("tokenizer", self.processor.tokenizer)
+        preprocess_params = {
+            "text": text,
+            "sampling_rate": sampling_rate,
+            "continue_final_message": continue_final_message,
+            "chat_template_kwargs": chat_template_kwargs,
+        }
+        postprocess_params = {
+            "continue_final_message": continue_final_message,
+            "return_full_text": return_full_text,
+            "skip_special_tokens": skip_special_tokens,
+        }
+        return _without_none(preprocess_params), forward_params, _without_none(postprocess_params)
+
+    def __call__(  # type: ignore[override]
+        self,
+        audio: AudioSource | Mapping[str, Any] | Iterable[Any] | None = None,
+        text: str | list[Any] | None = None,
+        **kwargs: Any,
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]] | PipelineIterator:
+        """
+        Generates an answer for each input.
+
+        Args:
+            audio:
+                One input, or several in a list, generator, `datasets.Dataset`, `torch.utils.data.Dataset` or
+                `KeyDataset`. An input is
+
+                - a clip: whatever [`~peft_listen.audio.load_audio`] takes (a path, an http(s) URL, bytes, an array with
+                  `sampling_rate`, `{"array": ..., "sampling_rate": ...}`, ...);
+                - a row `{"audio": clip or list of clips, "instruction": str}`, such as one of a data set; `"text"` is
+                  read where there is no `"instruction"`, other columns are ignored;
+                - a chat: a list of messages `{"role": ..., "content": ...}`, whose content may hold parts
+                  `{"type": "audio", "audio": clip}` (or `"url"`, `"path"`) and `{"type": "text", "text": ...}`.
+            text (`str`, or `list` of `str`, *optional*):
+                The question: one for all inputs that bring none of their own, or a list with one for each clip; with a
+                single clip, each is asked about that clip. Without audio, the model answers the text alone, which may
+                also be a chat. Defaults to `"Describe what you hear."`
+            sampling_rate (`float`, *optional*):
+                Rate in Hz of clips given as bare samples.
+            return_full_text (`bool`, *optional*, defaults to `False`):
+                Return the whole chat with the answer as its last message, ready for the next turn, and not just the
+                answer.
+            continue_final_message (`bool`, *optional*):
+                Whether the answer continues the chat's last message. By default it does where that message is the
+                assistant's.
+            skip_special_tokens (`bool`, *optional*, defaults to `True`):
+                Leave special tokens out of the answer.
+            chat_template_kwargs (`dict`, *optional*):
+                Variables for the chat template, such as `{"enable_thinking": False}`.
+            batch_size (`int`, *optional*, defaults to 1):
+                How many inputs are generated for at once.
+            generate_kwargs (`dict`, *optional*) and any other argument:
+                Passed to `model.generate`: `max_new_tokens`, `num_beams`, `num_return_sequences`, `streamer`, ...
+
+        Returns:
+            For one input a list with a dictionary for each returned sequence (one, unless `num_return_sequences` is
+            given); for a list of inputs a list of such lists; for generators and data sets an iterator over such lists.
+            Each dictionary holds
+
+            - **input_text** (`str`, or the chat): the text that came with the input;
+            - **generated_text** (`str`, or the chat with `return_full_text=True`): the answer.
+
+        Raises:
+            ValueError: An input without audio and text, a list of questions that does not fit the clips, or audio that
+                is empty, not finite or of unknown sampling rate.
+            OSError: An audio file that cannot be read.
+        """
+        if audio is None and text is None:
+            raise ValueError("The pipeline got neither audio nor text. Pass a clip, a row, a chat or a question.")
+        if audio is None:
+            audio = questions_as_inputs(text)
+        elif isinstance(text, (list, tuple)):
+            audio = pair_with_questions(audio, list(text))
+        elif text is not None:
+            kwargs["text"] = text
+        if isinstance(audio, (list, tuple)) and not audio:
+            return []
+        return super().__call__(as_pipeline_inputs(audio), **kwargs)
+
+    def get_iterator(
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> PipelineIterator:
+        # The processor pads a batch better than Pipeline's collation, which needs the same keys in all of its rows.
+        dataset: Any
+        if isinstance(inputs, Sized):
+            dataset = PipelineDataset(inputs, self.preprocess, preprocess_params)
+        else:
+            dataset = PipelineIterator(inputs, self.preprocess, preprocess_params)
+            num_workers = min(num_workers, 1)
+        loader = DataLoader(dataset, num_workers=num_workers, batch_size=batch_size, collate_fn=self._collate)
+        outputs = PipelineIterator(loader, self.forward, forward_params, loader_batch_size=batch_size)
+        return PipelineIterator(outputs, self.postprocess, postprocess_params)
+
+    def run_single(
+        self,
+        inputs: Any,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> list[dict[str, Any]]:
+        model_inputs = self._collate([self.preprocess(inputs, **preprocess_params)])
+        return self.postprocess(self.forward(model_inputs, **forward_params), **postprocess_params)
+
+    def preprocess(  # type: ignore[override]
+        self,
+        inputs: Any,
+        text: str | None = None,
+        sampling_rate: float | None = None,
+        continue_final_message: bool | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Renders one input's chat and loads its clips."""
+        chat, input_text = to_chat(inputs, text)
+        if continue_final_message is None:
+            continue_final_message = ends_with_assistant(chat)
+        messages, clips = take_out_clips(chat)
+        prompt = self.processor.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=not continue_final_message,
+            continue_final_message=continue_final_message,
+            **(chat_template_kwargs or {}),
+        )
+        rate = int(getattr(self.feature_extractor, "sampling_rate", DEFAULT_SAMPLING_RATE))
+        waveforms = [load_audio(clip, sampling_rate, target_sampling_rate=rate) for clip in clips]
+        return {"chat": chat, "input_text": input_text, "prompt": prompt, "audio": waveforms, "sampling_rate": rate}
+
+    def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        prompts = [row["prompt"] for row in rows]
+        audio: dict[str, Any] = {}
+        waveforms = [waveform for row in rows for waveform in row["audio"]]
+        if waveforms:
+            audio = {"audio": waveforms, "sampling_rate": rows[0]["sampling_rate"]}
+        # A chat template that writes the first token itself must not get it from the tokenizer a second time.
+        bos_token = self.tokenizer.bos_token
+        add_special_tokens = not (bos_token and prompts[0].startswith(bos_token))
+        model_inputs = self.processor(
+            text=prompts,
+            padding=True,
+            padding_side="left",
+            add_special_tokens=add_special_tokens,
+            return_tensors="pt",
+            **audio,
+        )
+        return {
+            "chat": [row["chat"] for row in rows],
+            "input_text": [row["input_text"] for row in rows],
+            "model_inputs": model_inputs.to(dtype=self.dtype),
+        }
+
+    def _forward(  # type: ignore[override]
+        self, input_tensors: dict[str, Any], **generate_kwargs: Any
+    ) -> dict[str, GenericTensor]:
+        model_inputs = input_tensors["model_inputs"]
+        generate_kwargs = self._prepare_generate_kwargs(generate_kwargs, return_dict_in_generate=False)
+        sequences = self.model.generate(**model_inputs, **generate_kwargs)
+        # [batch, num_return_sequences, length]
+        sequences = sequences.reshape(len(input_tensors["chat"]), -1, sequences.shape[-1])
+        new_tokens = _without_prompt(sequences, model_inputs["input_ids"])
+        return {"chat": input_tensors["chat"], "input_text": input_tensors["input_text"], "new_tokens": new_tokens}
+
+    def postprocess(  # type: ignore[override]
+        self,
+        model_outputs: ModelOutput | dict[str, Any],
+        return_full_text: bool = False,
+        continue_final_message: bool | None = None,
+        skip_special_tokens: bool = True,
+    ) -> list[dict[str, Any]]:
+        """Decodes one input's answers."""
+        # A batch of one comes as it was collated, one input of a larger batch without its list.
+        chat, input_text = (
+            value[0] if isinstance(value, list) else value
+            for value in (model_outputs["chat"], model_outputs["input_text"])
+        )
+        answers = self.tokenizer.batch_decode(model_outputs["new_tokens"][0], skip_special_tokens=skip_special_tokens)
+        if return_full_text:
+            if continue_final_message is None:
+                continue_final_message = ends_with_assistant(chat)
+            answers = [with_answer(chat, answer, continue_final_message) for answer in answers]
+        input_text = input_text.messages if isinstance(input_text, Chat) else input_text
+        return [{"input_text": input_text, "generated_text": answer} for answer in answers]
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Saves the model and its processor, so that `pipeline("audio-text-to-text", model=save_directory)` works."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
+
+
+def _without_none(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _without_prompt(sequences: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+    """The new tokens of `sequences` (batch, num_return_sequences, length), which may or may not begin with the prompt:
+    a model that generates from embeddings returns the new tokens only."""
+    length = input_ids.shape[-1]
+    begins = sequences.shape[-1] >= length and bool((sequences[..., :length] == input_ids.unsqueeze(1)).all())
+    return sequences[..., length:] if begins else sequences

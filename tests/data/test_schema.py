@@ -1,0 +1,136 @@
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from peft_listen.data import Problem, check_examples, read_examples
+
+
+SAMPLING_RATE = 16_000
+TONE = 0.3 * np.sin(np.arange(4_000) / 10)
+
+
+def example(**fields):
+    return {"audio": "tone.wav", "instruction": "What is it?", "answer": "a tone", "task": "sounds"} | fields
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a data file beside a few clips; strings are written as they are."""
+    soundfile.write(tmp_path / "tone.wav", TONE, SAMPLING_RATE)
+
+    def write(*lines, name="data.jsonl", end="\n"):
+        path = tmp_path / name
+        path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + end)
+        return path
+
+    return write
+
+
+class TestReadExamples:
+    def test_examples_come_in_order_with_paths_beside_the_file(self, write, tmp_path):
+        path = write(example(), example(answer="", task="other"))
+        first = example(audio=str(tmp_path / "tone.wav"))
+        assert read_examples(path) == [first, first | {"answer": "", "task": "other"}]
+        assert read_examples(str(path)) == read_examples(path)
+
+    def test_absolute_paths_urls_and_null_stay_as_they_are(self, write):
+        for audio in ("/elsewhere/tone.wav", "https://example.org/tone.wav", None):
+            assert read_examples(write(example(audio=audio)))[0]["audio"] == audio
+
+    def test_other_fields_are_left_out_and_empty_lines_skipped(self, write):
+        path = write(example(speaker="f1"), "", "  ", example(), end="")
+        assert [sorted(one) for one in read_examples(path)] == [["answer", "audio", "instruction", "task"]] * 2
+
+    def test_letters_beyond_ascii_and_a_byte_order_mark(self, tmp_path):
+        path = tmp_path / "data.jsonl"
+        path.write_bytes(b"\xef\xbb\xbf" + json.dumps(example(answer="你好"), ensure_ascii=False).encode())
+        assert read_examples(path)[0]["answer"] == "你好"
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ('{"audio": ', r"not valid JSON \(.*\)\. Every line must be one JSON object"),
+            ("[1, 2]", r"expected a JSON object .*, got a list"),
+            ({"audio": "tone.wav", "text": "hi"}, r"the fields \['instruction', 'answer', 'task'\] are missing"),
+            ({"instruction": "", "answer": "", "task": ""}, r"the fields \['audio'\] are missing"),
+            (example(answer=3), r"`answer` must be a string, got 3"),
+            (example(instruction=None), r"`instruction` must be a string, got None"),
+            (example(instruction="  "), r"`instruction` is empty"),
+            (example(task=""), r"`task` is empty"),
+            (example(audio=["a.wav", "b.wav"]), r"`audio` must be a path, a URL or null, got \['a\.wav'"),
+            (example(audio=""), r"`audio` must be a path, a URL or null, got ''"),
+        ],
+    )
+    def test_a_bad_line_is_refused_with_its_number(self, write, line, message):
+        with pytest.raises(ValueError, match=rf"data\.jsonl, line 3: {message}"):
+            read_examples(write(example(), "", line))
+
+    def test_a_line_that_is_not_utf8_is_refused_with_its_number(self, tmp_path):
+        path = tmp_path / "data.jsonl"
+        path.write_bytes(json.dumps(example()).encode() + b'\n{"audio": "\xff"}\n')
+        with pytest.raises(ValueError, match=r"line 2: not UTF-8"):
+            read_examples(path)
+
+    def test_a_file_without_examples_is_refused(self, write):
+        for function in (read_examples, check_examples):
+            with pytest.raises(ValueError, match=r"data\.jsonl holds no examples"):
+                function(write(""))
+
+    def test_a_missing_file_is_refused(self, tmp_path):
+        for function in (read_examples, check_examples):
+            with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
+                function(tmp_path / "none.jsonl")
+
+
+class TestCheckExamples:
+    def test_good_data_has_no_problems(self, write):
+        assert check_examples(write(example(), example(audio=None))) == []
+
+    def test_every_kind_of_bad_audio_is_found_on_its_line(self, write, tmp_path):
+        soundfile.write(tmp_path / "silent.wav", np.zeros(100), SAMPLING_RATE)
+        soundfile.write(tmp_path / "faint.wav", np.full(100, 3e-5), SAMPLING_RATE, subtype="FLOAT")
+        soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan]), SAMPLING_RATE, subtype="FLOAT")
+        soundfile.write(tmp_path / "no_samples.wav", np.zeros(0), SAMPLING_RATE)
+        (tmp_path / "no_bytes.wav").touch()
+        (tmp_path / "text.wav").write_text("not a sound at all, but a text that is long enough")
+        (tmp_path / "cut.wav").write_bytes((tmp_path / "tone.wav").read_bytes()[:1000])
+        expected = {
+            "silent.wav": "is silent",
+            "faint.wav": "is silent",
+            "nan.wav": "NaN",
+            "no_samples.wav": r"empty (0 samples)",
+            "no_bytes.wav": r"empty (0 bytes)",
+            "text.wav": "text",
+            "cut.wav": "is truncated",
+            "missing.wav": "no such audio file",
+        }
+        problems = check_examples(write(example(), *(example(audio=name) for name in expected), example()))
+        assert [problem.line for problem in problems] == list(range(2, 10))
+        for problem, (name, message) in zip(problems, expected.items(), strict=True):
+            assert name in problem.message and message in problem.message
+
+    def test_bad_lines_are_found_beside_bad_audio(self, write):
+        problems = check_examples(write("{", example(), example(audio="missing.wav"), example(task=None)))
+        assert [problem.line for problem in problems] == [1, 3, 4]
+        assert str(problems[2]) == "line 4: `task` must be a string, got None."
+
+    def test_a_clip_is_opened_once(self, write, monkeypatch):
+        opened = []
+        from peft_listen.data import schema
+
+        load_audio = schema.load_audio
+        monkeypatch.setattr(schema, "load_audio", lambda path: opened.append(path) or load_audio(path))
+        path = write(*[example(instruction=str(index)) for index in range(5)], *[example(audio="missing.wav")] * 2)
+        assert [problem.line for problem in check_examples(path)] == [6, 7]
+        assert len(opened) == 2
+
+    def test_progress_is_shown_when_asked_for(self, write, capsys):
+        check_examples(write(example()))
+        assert capsys.readouterr().err == ""
+        check_examples(write(example()), show_progress=True)
+        assert "Checking" in capsys.readouterr().err
+
+    def test_a_problem_reads_as_its_line_and_message(self):
+        assert str(Problem(3, "the audio is silent.")) == "line 3: the audio is silent."
