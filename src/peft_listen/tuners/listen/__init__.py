@@ -1,7 +1,7 @@
 """Dynamic prompt selection, laid out as a method of `peft.tuners`."""
 
 from .config import ListenConfig
-from .layer import ListenLayer, SelectionRecord
+from .layer import ListenLayer, SelectionRecord, find_listen_layer
 from .model import ListenModel
 from .selectors import Selection, Selector, available_selectors, get_selector, register_selector
 
@@ -14,6 +14,7 @@ __all__ = [
     "SelectionRecord",
     "Selector",
     "available_selectors",
+    "find_listen_layer",
     "get_selector",
     "register_selector",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Optional
 
 from torch import nn
@@ -20,7 +21,7 @@ def find_backbone(model: nn.Module, path: Optional[str] = None) -> tuple[str, nn
 
     Raises:
         ValueError: if there is none: an encoder-decoder model, a model with embeddings per layer, a model without a
-            head, or a path that does not exist.
+            head, a path that does not exist, or one to a module that takes no `inputs_embeds`.
     """
     name = type(model).__name__
     config = getattr(model, "config", None)
@@ -29,29 +30,44 @@ def find_backbone(model: nn.Module, path: Optional[str] = None) -> tuple[str, nn
             f"{name} is an encoder-decoder model; LISTEN prepends prompts to a decoder-only language model. Use one "
             "that `AutoModelForCausalLM` loads."
         )
-    if path is not None:
+    if path is None:
+        path, backbone = _decoder_of(model)
+    else:
         try:
-            return path, model.get_submodule(path)
+            backbone = model.get_submodule(path)
         except AttributeError as error:
             raise ValueError(
                 f"`backbone`={path!r} is no module of {name}. Give a path that `model.named_modules()` lists, or leave "
                 "it out to have the decoder found."
             ) from error
-
-    get_decoder = getattr(model, "get_decoder", None)
-    backbone = None if get_decoder is None else get_decoder()
-    if not isinstance(backbone, nn.Module) or backbone is model:
+    if "inputs_embeds" not in inspect.signature(backbone.forward).parameters:
         raise ValueError(
-            f"Found no text decoder inside {name}. LISTEN is attached to a causal language model with its head, e.g. "
-            "from `AutoModelForCausalLM`; for another composition name the decoder with `ListenConfig(backbone=...)`."
+            f"The module {path!r} of {name}, a {type(backbone).__name__}, takes no `inputs_embeds`, so nothing can be "
+            "prepended to its input. Set `backbone` to the path of the text decoder."
         )
-    text_config = getattr(backbone, "config", None)
-    if getattr(text_config, "hidden_size_per_layer_input", None):
+    if getattr(getattr(backbone, "config", None), "hidden_size_per_layer_input", None):
         raise ValueError(
             f"{type(backbone).__name__} adds embeddings of the token ids in every layer, and prompts have no token "
             "ids. LISTEN does not support it."
         )
-    for path_, module in model.named_modules():
+    return path, backbone
+
+
+def _decoder_of(model: nn.Module) -> tuple[str, nn.Module]:
+    backbone = model
+    while True:
+        get_decoder = getattr(backbone, "get_decoder", None)
+        inner = None if get_decoder is None else get_decoder()
+        if not isinstance(inner, nn.Module) or inner is backbone:
+            break
+        backbone = inner
+    name = type(model).__name__
+    if backbone is model:
+        raise ValueError(
+            f"Found no text decoder inside {name}. LISTEN is attached to a causal language model with its head, e.g. "
+            "from `AutoModelForCausalLM`; for another composition name the decoder with `ListenConfig(backbone=...)`."
+        )
+    for path, module in model.named_modules():
         if module is backbone:
-            return path_, backbone
+            return path, backbone
     raise ValueError(f"The decoder that {name}.get_decoder() returns is not one of its modules; set `backbone`.")

@@ -48,8 +48,10 @@ class ListenConfig(PeftConfig):
             Subtract a running mean of all training queries from the query before it meets the keys. Raw means of
             embeddings share one large direction, which makes every input choose the same prompts. `False` is the
             paper's plain form. *(ours)*
-        query_mean_momentum (`float`, defaults to 0.99):
-            Momentum of that running mean, in [0, 1). The first steps use a cumulative average. *(ours)*
+        query_mean_momentum (`float`, defaults to 0.9):
+            Momentum of that running mean over optimizer steps, in [0, 1). The first steps use a cumulative average.
+            The mean must keep up with a projector that is being trained: at 0.99 it lagged behind, and the queries
+            fell into one direction again. *(ours)*
         init_weights (`bool`, `"vocab"` or `"normal"`, defaults to `True`):
             `True` or `"vocab"`: keys and values start as embeddings of random ordinary tokens. `"normal"`: normally
             distributed with the embeddings' standard deviation. `False`: random and large on purpose, for tests, so
@@ -91,7 +93,7 @@ class ListenConfig(PeftConfig):
         default=True, metadata={"help": "Subtract the running mean of the training queries before matching."}
     )
     query_mean_momentum: float = field(
-        default=0.99, metadata={"help": "Momentum of the running mean of the queries, in [0, 1)."}
+        default=0.9, metadata={"help": "Momentum of the running mean of the queries, in [0, 1)."}
     )
     init_weights: Union[bool, Literal["vocab", "normal"]] = field(
         default=True,

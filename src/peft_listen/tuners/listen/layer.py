@@ -75,6 +75,7 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         self.last_selection: Optional[SelectionRecord] = None
         self.key_loss_per_row: Optional[torch.Tensor] = None
         self.hooks: Any = None  # set by the tuner: they need the modules around
+        self.generation: Any = None
         self._recorders: list[Callable[[SelectionRecord], None]] = []
         self._warned_without_prompt = False
 
@@ -85,7 +86,8 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         # Made before anything is stored, so that a refusal leaves no half of an adapter behind.
         state = AdapterState(config)
         keys, values, mean = initial_pool(config, embedding, model_config)
-        device = embedding.weight.device  # type: ignore[union-attr]
+        weight: torch.Tensor = embedding.weight  # type: ignore[assignment]
+        device = weight.device
         device = torch.device("cpu") if device.type == "meta" else device
         self.states[adapter_name] = state
         self.listen_keys[adapter_name] = nn.Parameter(keys.to(device), requires_grad=trainable)
@@ -94,6 +96,20 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         self.listen_step[adapter_name] = torch.zeros((), dtype=torch.long, device=device)
         if trainable:
             self.set_adapter(self.active_adapters)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Optional[torch.device] = None) -> None:
+        # PEFT asks for this when weights were loaded into empty ones. The dtype stays: the pool is in float32.
+        if device is None:
+            device = self.hooks.backbone.get_input_embeddings().weight.device
+        if device.type == "meta":
+            return
+        for pool in (self.listen_keys, self.listen_values):
+            if adapter_name in pool and pool[adapter_name].device.type != "meta":
+                parameter = pool[adapter_name]
+                pool[adapter_name] = nn.Parameter(parameter.detach().to(device), parameter.requires_grad)
+        for buffers in (self.listen_query_mean, self.listen_step):
+            if adapter_name in buffers:
+                buffers[adapter_name] = buffers[adapter_name].to(device)
 
     def set_adapter(self, adapter_names: Union[str, list[str]], inference_mode: bool = False) -> None:
         """Activates an adapter. Only one can be: prompts of several pools have no order among themselves.
@@ -196,8 +212,9 @@ class ListenLayer(nn.Module, BaseTunerLayer):
             self._count_step(name)
         k = state.prompt_length.at(int(self.listen_step[name]), training=self.is_training_step)
 
+        batch_size, length = inputs_embeds.shape[:2]
         positions, without_prompt = prompt_positions(
-            *inputs_embeds.shape[:2], attention_mask, labels, query_mask, device=inputs_embeds.device
+            batch_size, length, attention_mask, labels, query_mask, device=inputs_embeds.device
         )
         if labels is not None and self.is_training_step:
             self._warn_without_prompt(without_prompt)
@@ -261,6 +278,19 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         finally:
             self._recorders.remove(recorder)
 
+    @contextmanager
+    def record_selections(self) -> Iterator[list[SelectionRecord]]:
+        """Collects the [`SelectionRecord`] of every prefill in this block, moved to the CPU."""
+        records: list[SelectionRecord] = []
+
+        def recorder(record: SelectionRecord) -> None:
+            weights = None if record.weights is None else record.weights.cpu()
+            query = record.query.float().cpu()
+            records.append(SelectionRecord(record.indices.cpu(), record.scores.cpu(), weights, query))
+
+        with self.recording(recorder):
+            yield records
+
     @torch.no_grad()
     def init_keys_from(self, adapter_name: str, queries: torch.Tensor) -> None:
         """Sets the keys to the centres of a k-means clustering of real queries, and the query mean to theirs."""
@@ -284,3 +314,20 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         state = self.__dict__.copy()
         state["key_loss_per_row"] = None  # carries a graph, which neither pickle nor deepcopy takes
         return state
+
+
+def find_listen_layer(model: nn.Module) -> ListenLayer:
+    """
+    The pool's home inside a model, however the adapter came there: a `PeftModel`, a model with `load_adapter` called on
+    it, or the model of a pipeline.
+
+    Raises:
+        ValueError: if the model has no LISTEN adapter.
+    """
+    for module in model.modules():
+        if isinstance(module, ListenLayer):
+            return module
+    raise ValueError(
+        f"There is no LISTEN adapter in {type(model).__name__}. Make one with `get_peft_model(model, ListenConfig())`, "
+        "or load one."
+    )

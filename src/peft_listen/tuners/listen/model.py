@@ -14,6 +14,7 @@ from torch import nn
 
 from .backbone import find_backbone
 from .config import ListenConfig
+from .generation import PromptGeneration, has_generate
 from .hooks import PromptHooks
 from .layer import ListenLayer, SelectionRecord
 
@@ -61,7 +62,7 @@ class ListenModel(BaseTuner):
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         assert isinstance(peft_config, ListenConfig)
-        name, backbone = find_backbone(model, peft_config.backbone)
+        name, _ = find_backbone(model, peft_config.backbone)
         attached = next((path for path, module in model.named_modules() if isinstance(module, ListenLayer)), None)
         if attached is not None and attached != f"{name}.{POOL_NAME}":
             raise ValueError(
@@ -94,6 +95,8 @@ class ListenModel(BaseTuner):
             layer.train(self.model.training)
             target.add_module(POOL_NAME, layer)
             layer.hooks = PromptHooks(layer, target, self.model)
+            if has_generate(self.model):
+                layer.generation = PromptGeneration(layer.hooks)
         selector = layer.states[adapter_name].selector
         if peft_config.key_loss_weight == 0 and not selector.keys_receive_gradient and not peft_config.inference_mode:
             warnings.warn(
@@ -102,6 +105,35 @@ class ListenModel(BaseTuner):
                 UserWarning,
                 stacklevel=2,
             )
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        remapped: dict[str, torch.Tensor] = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, state_dict
+        )
+        saved = {key: tensor for key, tensor in remapped.items() if f".{POOL_NAME}.{cls.prefix}" in key}
+        for path, layer in model.named_modules():
+            if not isinstance(layer, ListenLayer) or not saved:
+                continue
+            name = f"{path}.listen_keys.{adapter_name}"
+            if not any(key.endswith(name) for key in saved):
+                raise ValueError(
+                    f"The adapter was made for another architecture: its prompts are at "
+                    f"{sorted({key.split(f'.{POOL_NAME}.')[0] for key in saved})}, those of "
+                    f"{type(model).__name__} at {path.removesuffix('.' + POOL_NAME)!r}. Load the base model that the "
+                    "adapter's configuration names."
+                )
+            for key, tensor in saved.items():
+                size = layer.listen_keys[adapter_name].shape[-1]
+                if tensor.ndim > 0 and tensor.shape[-1] != size:
+                    raise ValueError(
+                        f"The adapter was made for embeddings of size {tensor.shape[-1]} ({key!r}), but this base "
+                        f"model has embeddings of size {size}. Load the base model that the adapter's configuration "
+                        "names."
+                    )
+        return remapped
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(
@@ -118,10 +150,17 @@ class ListenModel(BaseTuner):
     ) -> nn.Module:
         if merge:
             self._check_merge_allowed()
-        backbone = self.model.get_submodule(self._backbone_name)
-        self.layer.hooks.remove()
-        delattr(backbone, POOL_NAME)
+        layer = self.layer
+        layer.hooks.remove()
+        if layer.generation is not None:
+            layer.generation.remove()
+        delattr(self.model.get_submodule(self._backbone_name), POOL_NAME)
         return super()._unload_and_optionally_merge(merge=False, progressbar=progressbar)  # type: ignore[return-value]
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's `generate`, with prompts. It takes `listen_query_mask`, `(batch_size, sequence_length)`, besides:
+        the positions of the input that make the query."""
+        return self.model.generate(*args, **kwargs)
 
     # ------------------------------------------------------------------------------------------- prompts and pools
 
@@ -155,9 +194,9 @@ class ListenModel(BaseTuner):
         Raises:
             ValueError: if the pool holds fewer prompts (both numbers are named), or if there is no such adapter.
         """
-        name, state = self.layer.state_of(adapter_name)
+        _, state = self.layer.state_of(adapter_name)
         state.prompt_length.set_fixed(prompt_length)
-        self.peft_config[name].prompt_length = prompt_length
+        state.config.prompt_length = prompt_length
 
     @contextmanager
     def use_prompt_length(self, prompt_length: int, adapter_name: Optional[str] = None) -> Iterator[None]:
@@ -214,13 +253,5 @@ class ListenModel(BaseTuner):
             model.generate(**inputs)
         ```
         """
-        records: list[SelectionRecord] = []
-
-        def recorder(record: SelectionRecord) -> None:
-            weights = None if record.weights is None else record.weights.cpu()
-            records.append(
-                SelectionRecord(record.indices.cpu(), record.scores.cpu(), weights, record.query.float().cpu())
-            )
-
-        with self.layer.recording(recorder):
+        with self.layer.record_selections() as records:
             yield records

@@ -42,9 +42,16 @@ class PromptPlacement:
         """`(batch_size, length, d)` and `(batch_size, k, d)` to `(batch_size, k + length, d)`."""
         return self._insert(inputs_embeds, prompts.to(inputs_embeds))
 
-    def insert_mask(self, attention_mask: torch.Tensor) -> torch.Tensor:
-        """`(batch_size, length)` to `(batch_size, k + length)`, with ones for the prompts."""
-        return self._insert(attention_mask, attention_mask.new_ones(attention_mask.shape[0], self.prompt_length))
+    def insert_mask(self, mask: torch.Tensor, value: bool = True) -> torch.Tensor:
+        """`(batch_size, length)` to `(batch_size, k + length)`, with `value` for the prompts."""
+        return self._insert(mask, mask.new_full((mask.shape[0], self.prompt_length), value))
+
+    def repeat_rows(self, batch_size: int) -> PromptPlacement:
+        """The placement in a batch that has each row several times in a row, for its beams or return sequences."""
+        repeated = PromptPlacement(self.prompt_length)
+        if self.offset is not None:
+            repeated.offset = self.offset.repeat_interleave(batch_size // len(self.offset), dim=0)
+        return repeated
 
     def insert_positions(self, position_ids: torch.Tensor) -> torch.Tensor:
         """`(..., batch_size or 1, length)` to `(..., batch_size or 1, k + length)`. The prompts take the positions

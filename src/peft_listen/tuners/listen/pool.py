@@ -48,7 +48,7 @@ def vocabulary_embeddings(
     if weight.device.type == "meta":
         return None
     vocabulary_size = int(getattr(embedding, "num_embeddings", 0) or weight.shape[0])
-    special = set()
+    special: set[Optional[int]] = set()
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         token_id: Union[int, list[int], None] = getattr(model_config, name, None)
         special.update(token_id if isinstance(token_id, list) else [token_id])

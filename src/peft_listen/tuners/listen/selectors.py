@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Optional, TypeVar
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 
 @dataclass(frozen=True)

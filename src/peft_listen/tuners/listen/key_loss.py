@@ -1,0 +1,66 @@
+"""How the key loss enters the loss that a trainer sees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.utils import ModelOutput
+
+
+def batch_key_loss(per_row: torch.Tensor, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    """
+    Key loss of a batch from that of its rows.
+
+    Alone, it is the mean over rows (arXiv 2505.18517). When a trainer divides the token losses by the number of
+    supervised tokens of all micro-batches and ranks, a row counts by its share of these, so that cutting a batch into
+    micro-batches leaves the gradient as it is.
+
+    Args:
+        per_row (`torch.FloatTensor` of shape `(batch_size,)`): key loss of each row.
+        labels (`torch.LongTensor` of shape `(batch_size, length)`): -100 where nothing is supervised.
+        num_items_in_batch (`int` or `torch.Tensor`, *optional*): supervised tokens of the whole optimizer step.
+
+    Returns:
+        `torch.FloatTensor`, a scalar.
+    """
+    if num_items_in_batch is None:
+        return per_row.mean()
+    supervised = (labels[:, 1:] != -100).sum(dim=-1).to(per_row)  # the first token is never a target
+    if torch.is_tensor(num_items_in_batch):
+        num_items_in_batch = num_items_in_batch.to(per_row.device)
+    return (per_row * supervised).sum() / num_items_in_batch
+
+
+def add_key_loss(output: Any, per_row: torch.Tensor, labels: torch.Tensor, num_items_in_batch: Any = None) -> Any:
+    """
+    Adds the key loss to what a causal language model returned.
+
+    Args:
+        output ([`~transformers.utils.ModelOutput`] or `tuple`): with the loss; without one it is returned as it is.
+        per_row (`torch.FloatTensor` of shape `(batch_size,)`): weighted key loss of each row.
+        labels (`torch.LongTensor` of shape `(batch_size, length)`): -100 where nothing is supervised.
+        num_items_in_batch (`int` or `torch.Tensor`, *optional*): supervised tokens of the whole optimizer step.
+
+    Returns:
+        The same output with the sum of both losses.
+    """
+    key_loss = batch_key_loss(per_row, labels, num_items_in_batch)
+    if isinstance(output, ModelOutput):
+        if output.get("loss") is not None:
+            output["loss"] = output["loss"] + key_loss.to(output["loss"])
+        if _is_for_supervised_fine_tuning(output):
+            # TRL's SFTTrainer reads no loss: it sums `-log_probs` and divides by the number of supervised tokens. An
+            # equal share on each supervised token makes that sum the one of `batch_key_loss`.
+            log_probs = output["log_probs"]
+            share = per_row.to(log_probs).unsqueeze(-1)  # [batch, 1]
+            output["log_probs"] = log_probs - share * output["label_mask"].to(log_probs.device)
+    elif isinstance(output, tuple) and output and torch.is_tensor(output[0]) and output[0].ndim == 0:
+        output = (output[0] + key_loss.to(output[0]), *output[1:])
+    return output
+
+
+def _is_for_supervised_fine_tuning(output: ModelOutput) -> bool:
+    # Of TRL's trainers only SFTTrainer asks for the accuracy. To the others, which fuse the head too, `log_probs` are
+    # the policy's, and must stay what they are.
+    return all(output.get(name) is not None for name in ("log_probs", "label_mask", "is_top1"))

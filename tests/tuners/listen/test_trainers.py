@@ -1,0 +1,240 @@
+"""Under HF's `Trainer`, TRL's `SFTTrainer` and two processes the keys get the gradient of the full batch."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
+
+from peft_listen.training import ListenCallback
+
+
+LENGTHS = (7, 4, 6, 5)  # rows differ in their number of supervised tokens
+PROMPT = 3
+
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return len(LENGTHS)
+
+    def __getitem__(self, index):
+        row = torch.randint(3, 56, (LENGTHS[index],), generator=torch.Generator().manual_seed(index))
+        return {"input_ids": row.tolist(), "labels": [-100] * PROMPT + row[PROMPT:].tolist()}
+
+
+def collate(rows):
+    length = max(len(row["input_ids"]) for row in rows)
+
+    def pad(values, value):
+        return list(values) + [value] * (length - len(values))
+
+    return {
+        "input_ids": torch.tensor([pad(row["input_ids"], 0) for row in rows]),
+        "attention_mask": torch.tensor([pad([1] * len(row["input_ids"]), 0) for row in rows]),
+        "labels": torch.tensor([pad(row["labels"], -100) for row in rows]),
+    }
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients of the first optimizer step."""
+
+    def __init__(self):
+        self.gradients = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if not self.gradients:
+            self.gradients = {
+                name.rsplit(".", 2)[1]: parameter.grad.detach().clone()
+                for name, parameter in model.named_parameters()
+                if parameter.requires_grad
+            }
+
+
+def arguments(cls, folder, **changes):
+    settings = {"max_steps": 2, "max_grad_norm": 0.0, "report_to": [], "save_strategy": "no", "use_cpu": True}
+    settings |= {"remove_unused_columns": False, "learning_rate": 0.1, "disable_tqdm": True, "optim": "sgd"}
+    return cls(output_dir=str(folder), **settings, **changes)
+
+
+def by_hand(model):
+    """Gradients of keys and values for the full batch, from the two losses written out."""
+    batch = collate([Rows()[i] for i in range(len(LENGTHS))])
+    layer = model.base_model.layer
+    keys, values, mean = (
+        pool["default"] for pool in (layer.listen_keys, layer.listen_values, layer.listen_query_mean)
+    )
+    k = layer.states["default"].prompt_length.at(0, training=True)
+    count = sum(LENGTHS) - PROMPT * len(LENGTHS)
+    base = model.get_base_model()
+    loss = 0.0
+    with model.disable_adapter():
+        keys.requires_grad_(True), values.requires_grad_(True)
+        for row, length in zip(batch["input_ids"], LENGTHS, strict=True):
+            embeds = base.get_input_embeddings()(row[:length]).detach()
+            query = embeds[:PROMPT].mean(dim=0) - mean
+            chosen = torch.nn.functional.cosine_similarity(query[None], keys.detach(), dim=-1).topk(k).indices
+            logits = base(inputs_embeds=torch.cat([values[chosen], embeds])[None]).logits[0, k:]
+            tokens = torch.nn.functional.cross_entropy(logits[PROMPT - 1 : -1], row[PROMPT:length], reduction="sum")
+            key_loss = (query - keys[chosen]).norm(dim=-1).mean()
+            loss = loss + (tokens + 0.1 * (length - PROMPT) * key_loss) / count
+        gradients = torch.autograd.grad(loss, (keys, values))
+    return dict(zip(("listen_keys", "listen_values"), gradients, strict=True))
+
+
+@pytest.fixture
+def model(build, attach):
+    return attach(build(), max_train_prompt_length=6, prompt_length=4, center_queries=True).train()
+
+
+def check(gradients, expected):
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        assert gradient.abs().max() > 1e-4
+        torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+@pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])
+def test_trainers_gradient_is_the_full_batchs(accumulation, task_type, build, attach, tmp_path):
+    model = attach(build(), max_train_prompt_length=6, center_queries=True, task_type=task_type).train()
+    expected, callback = by_hand(model), Gradients()
+    sizes = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
+    args = arguments(TrainingArguments, tmp_path, **sizes)
+    Trainer(model, args, train_dataset=Rows(), data_collator=collate, callbacks=[callback]).train()
+    check(callback.gradients, expected)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_supervised_fine_tuning_gives_the_gradient_of_the_trainer(accumulation, model, tmp_path):
+    trl = pytest.importorskip("trl")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({str(i): i for i in range(61)}, unk_token="0")), pad_token="0"
+    )
+    expected, callback = by_hand(model), Gradients()
+    args = arguments(
+        trl.SFTConfig,
+        tmp_path,
+        per_device_train_batch_size=4 // accumulation,
+        gradient_accumulation_steps=accumulation,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        bf16=False,
+        gradient_checkpointing=False,
+    )
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list([Rows()[i] for i in range(len(LENGTHS))])
+    trainer = trl.SFTTrainer(
+        model, args, train_dataset=rows, data_collator=collate, processing_class=tokenizer, callbacks=[callback]
+    )
+    trainer.train()
+    check(callback.gradients, expected)
+
+
+def test_log_probabilities_of_other_trainers_stay_what_they_are(build, attach):
+    trl_utils = pytest.importorskip("trl.trainer.utils")
+    model = attach(build(), stochastic_prompt_length=False).train()
+    batch = collate([Rows()[i] for i in range(len(LENGTHS))])
+    expected = model(**batch).loss
+    trl_utils.add_fused_lm_head(model.get_base_model(), outputs=("log_probs", "entropy"))  # as for GRPO
+    output = model(**batch, fused_lm_head=True)
+    with torch.no_grad():
+        logits = model(**batch).logits[:, :-1].log_softmax(dim=-1)  # labels: for the same query
+    labels = batch["labels"][:, 1:]
+    log_probs = logits.gather(-1, labels.clamp_min(0)[..., None])[..., 0].masked_fill(labels == -100, 0)
+    torch.testing.assert_close(output.log_probs, log_probs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.loss, expected, atol=1e-5, rtol=1e-5)
+
+
+WORKER = """
+import sys, torch
+sys.path[:0] = {paths!r}
+import conftest, test_trainers
+import transformers
+from safetensors.torch import save_file
+from transformers import Trainer, TrainingArguments
+
+torch.set_num_threads(1)
+for size, accumulation in ((2, 1), (1, 2)):
+    build, attach = conftest.build.__wrapped__(), conftest.attach.__wrapped__()
+    model = attach(build(), max_train_prompt_length=6, center_queries=True).train()
+    callback = test_trainers.Gradients()
+    sizes = {{"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}}
+    args = test_trainers.arguments(TrainingArguments, {folder!r}, **sizes)
+    trainer = Trainer(model, args, train_dataset=test_trainers.Rows(), data_collator=test_trainers.collate,
+                      callbacks=[callback])
+    with model.record_selections() as records:
+        trainer.train()
+    lengths = torch.tensor([record.indices.shape[1] for record in records])
+    mean = model.base_model.layer.listen_query_mean["default"].clone()
+    file = {folder!r} + f"/{{size}}-rank{{trainer.args.process_index}}.safetensors"
+    save_file({{**callback.gradients, "lengths": lengths, "mean": mean}}, file)
+"""
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run_two_processes(folder):
+    script = folder / "worker.py"
+    script.write_text(WORKER.format(paths=[str(Path(__file__).parent)], folder=str(folder)))
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    processes = []
+    for rank in ("0", "1"):
+        with (folder / f"stderr{rank}").open("w") as stderr:
+            command = [sys.executable, str(script)]
+            environment |= {"RANK": rank, "LOCAL_RANK": rank}
+            processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr))
+    for process in processes:
+        process.wait(timeout=240)
+
+
+def test_two_processes_give_the_gradient_of_one(model, tmp_path):
+    expected = by_hand(model)
+    run_two_processes(tmp_path)
+    for size in (2, 1):  # rows on each rank at a time, with accumulation of 1 and 2
+        # Judged by the files alone: gloo at times aborts when the processes exit.
+        files = [tmp_path / f"{size}-rank{rank}.safetensors" for rank in (0, 1)]
+        assert all(file.exists() for file in files), (tmp_path / "stderr0").read_text()[-2000:]
+        results = [load_file(file) for file in files]
+        for rank in results:
+            check({name: rank[name] for name in expected}, expected)
+        assert torch.equal(results[0]["lengths"], results[1]["lengths"])
+        torch.testing.assert_close(results[0]["mean"], results[1]["mean"])
+
+
+class Interruption(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = control.should_training_stop or state.global_step == 3
+        control.should_save = state.global_step == 3
+        return control
+
+
+def test_a_resumed_run_ends_where_the_uninterrupted_one_does(build, attach, tmp_path):
+    def run(folder, callbacks=(), resume=None):
+        model = attach(build(), center_queries=True, query_mean_momentum=0.5).train()
+        args = arguments(TrainingArguments, folder, per_device_train_batch_size=2, lr_scheduler_type="constant")
+        args.max_steps = 6
+        callbacks = [ListenCallback(), *callbacks]
+        trainer = Trainer(model, args, train_dataset=Rows(), data_collator=collate, callbacks=callbacks)
+        with model.record_selections() as records:
+            trainer.train(resume_from_checkpoint=resume)
+        state = {name: tensor for name, tensor in model.state_dict().items() if "prompt_pool" in name}
+        return [record.indices.shape[1] for record in records], state
+
+    lengths, expected = run(tmp_path / "whole")
+    run(tmp_path / "cut", callbacks=[Interruption()])
+    resumed, state = run(tmp_path / "cut", resume=str(tmp_path / "cut" / "checkpoint-3"))
+    assert resumed == lengths[3:]
+    assert len(set(lengths)) > 3
+    assert state.keys() == expected.keys()
+    for name, tensor in state.items():
+        assert torch.equal(tensor, expected[name]), name
