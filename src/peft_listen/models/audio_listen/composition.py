@@ -130,7 +130,7 @@ def fit_vocabulary(language_model: Any, vocab_size: int) -> None:
 @torch.no_grad()
 def embedding_scale(language_model: PreTrainedModel) -> float:
     """Root mean square of the language model's input embeddings, over a thousand tokens spread over its vocabulary."""
-    embedding = language_model.get_input_embeddings()
+    embedding: Any = language_model.get_input_embeddings()
     token_ids = torch.linspace(0, embedding.num_embeddings - 1, 1000, device=embedding.weight.device).long()
     return float(embedding(token_ids).float().square().mean().sqrt())
 

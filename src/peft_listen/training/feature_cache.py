@@ -1,0 +1,265 @@
+"""The frozen encoders' output, kept on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+
+from ..audio import load_audio
+
+
+if TYPE_CHECKING:
+    from ..models.audio_listen import AudioListenForCausalLM, AudioListenProcessor
+
+
+class FeatureCache:
+    """
+    A folder of safetensors shards with the encoders' output of many clips.
+
+    The encoders are frozen, so each clip needs to pass them once. A clip is known by a hash of its samples, and the
+    encoders by a hash of their configuration and weights: features of other encoders are never read by mistake, and
+    lie in a sub-folder of their own.
+
+    Args:
+        folder (`str` or `os.PathLike`): where the shards are; made if missing.
+        model ([`AudioListenForCausalLM`]): whose encoders are meant.
+
+    Raises:
+        OSError: for a shard that cannot be read.
+
+    Example:
+
+    ```python
+    cache = FeatureCache("features", model)
+    cache.build(model, processor, [example["audio"] for example in dataset])
+    collator = AudioListenCollator(processor, feature_cache=cache)
+    ```
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], model: AudioListenForCausalLM) -> None:
+        self.folder = Path(folder) / encoder_fingerprint(model)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._shard_of: dict[str, Path] = {}
+        self._keys_of_files: dict[tuple[str, int, int], str] = {}
+        self._open_shards: dict[Path, Any] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """
+        Reads which clips the folder holds; call it after another process has added some.
+
+        Raises:
+            OSError: for a shard that cannot be read.
+        """
+        for path in sorted(self.folder.glob("*.safetensors")):
+            if path not in self._open_shards:
+                for name in self._open(path).keys():
+                    self._shard_of[name.partition("/")[0]] = path
+
+    def __len__(self) -> int:
+        return len(self._shard_of)
+
+    def __contains__(self, clip: Any) -> bool:
+        return self.key(clip) in self._shard_of
+
+    def __getitem__(self, clip: Any) -> dict[str, torch.Tensor]:
+        """
+        Features of one clip, under the names of [`AudioListenForCausalLM.forward`].
+
+        Raises:
+            KeyError: if the clip is not in the cache.
+        """
+        key = self.key(clip)
+        if key not in self._shard_of:
+            raise KeyError(
+                f"{_describe(clip)} is not among the {len(self)} clips of the feature cache at {self.folder}. Add it "
+                "with `FeatureCache.build`, or leave `feature_cache` out to run the encoders."
+            )
+        shard = self._open(self._shard_of[key])
+        names = [name for name in shard.keys() if name.startswith(key + "/")]
+        return {name.partition("/")[2]: shard.get_tensor(name) for name in names}
+
+    def _open(self, path: Path) -> Any:
+        if path not in self._open_shards:
+            try:
+                self._open_shards[path] = safe_open(path, framework="pt")
+            except SafetensorError as error:
+                raise OSError(
+                    f"{path} is no readable shard of features ({error}). Delete it, and build the cache again."
+                ) from error
+        return self._open_shards[path]
+
+    def key(self, clip: Any) -> str:
+        """Hash of the clip's samples, after mixing down and resampling."""
+        identity = _file_identity(clip)
+        if identity is not None and identity in self._keys_of_files:
+            return self._keys_of_files[identity]
+        key = _hash_waveform(load_audio(clip))
+        if identity is not None:
+            self._keys_of_files[identity] = key
+        return key
+
+    def build(
+        self,
+        model: AudioListenForCausalLM,
+        processor: AudioListenProcessor,
+        clips: Iterable[Any],
+        batch_size: int = 8,
+        shard_size: int = 128,
+    ) -> int:
+        """
+        Runs the encoders on the clips that are not in the cache yet.
+
+        A shard is written to a temporary name and then renamed, so an interrupted build leaves whole shards only, and
+        the next one goes on from there. Under several processes each takes its share of the clips.
+
+        Args:
+            model ([`AudioListenForCausalLM`]): runs on its own device and in its own dtype.
+            processor ([`AudioListenProcessor`]): its processor.
+            clips: whatever [`load_audio`] takes, `sampling_rate` included.
+            batch_size (`int`, defaults to 8): clips that pass the encoders at once.
+            shard_size (`int`, defaults to 128): clips of one shard.
+
+        Returns:
+            `int`: how many clips this process has added.
+
+        Raises:
+            OSError: for a clip that cannot be read; the message names it.
+            ValueError: for a clip that is empty or not finite (the message names it), and for a processor that cuts
+                clips off.
+        """
+        from accelerate import PartialState
+
+        if processor.max_audio_seconds is not None:
+            raise ValueError(
+                f"The processor cuts clips off at `max_audio_seconds`={processor.max_audio_seconds:g}, but the cache "
+                "knows a clip by all of its samples. Cut the clips themselves, and set `max_audio_seconds=None`."
+            )
+        state = PartialState()
+        self.refresh()
+        pending: dict[str, Any] = {}
+        for clip in clips:
+            key = self.key(clip)
+            if key not in self._shard_of:
+                pending.setdefault(key, clip)
+        # No process may write before all have looked, or they would share out different clips.
+        state.wait_for_everyone()
+        share = sorted(pending)[state.process_index :: state.num_processes]
+        progress = tqdm(total=len(share), desc="Encoding audio", unit="clip", disable=not state.is_main_process)
+        shard: dict[str, torch.Tensor] = {}
+        for start in range(0, len(share), batch_size):
+            keys = share[start : start + batch_size]
+            for key, features in zip(
+                keys, self._encode(model, processor, [pending[key] for key in keys]), strict=True
+            ):
+                shard.update({f"{key}/{name}": tensor for name, tensor in features.items()})
+            progress.update(len(keys))
+            in_shard = len({name.partition("/")[0] for name in shard})
+            if in_shard >= shard_size or start + batch_size >= len(share):
+                self._write(shard)
+                shard = {}
+        progress.close()
+        state.wait_for_everyone()
+        self.refresh()
+        return len(share)
+
+    @torch.no_grad()
+    def _encode(
+        self, model: AudioListenForCausalLM, processor: AudioListenProcessor, clips: Sequence[Any]
+    ) -> Iterable[dict[str, torch.Tensor]]:
+        waveforms = [load_audio(clip) for clip in clips]
+        inputs = processor(audio=waveforms, sampling_rate=16_000).to(model.device)
+        features = model.get_encoder_features(**inputs)
+        chunks_per_clip = [processor.num_chunks(len(waveform)) for waveform in waveforms]
+        parts = {name: value for name, value in features._asdict().items() if value is not None}
+        split = {name: value.cpu().split(chunks_per_clip) for name, value in parts.items()}
+        for index in range(len(clips)):
+            clip = {name: values[index] for name, values in split.items()}
+            # The batch's padding is cut off: what is kept of a clip does not depend on its neighbours.
+            frames = processor.num_frames_needed(clip["audio_features_mask"].sum(-1))
+            if "sound_features" in clip:
+                is_real = (clip["sound_features"] != 0).any(-1).any(0)  # [frames]
+                clip["sound_features"] = clip["sound_features"][:, : int(is_real.sum())]
+            yield {name: tensor[:, :frames].contiguous() for name, tensor in clip.items()}
+
+    def _write(self, shard: dict[str, torch.Tensor]) -> None:
+        digest = hashlib.sha256("".join(sorted(shard)).encode()).hexdigest()[:16]
+        temporary = self.folder / f"{digest}.{os.getpid()}.tmp"
+        try:
+            save_file(shard, temporary)
+            os.replace(temporary, self.folder / f"{digest}.safetensors")
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(temporary)
+
+    @staticmethod
+    def batch(features: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Joins the chunks of several clips to one batch, padded with zeros on the right."""
+        return {
+            name: pad_sequence([chunk for clip in features for chunk in clip[name]], batch_first=True)
+            for name in features[0]
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open_shards": {}}  # each worker of a data loader opens its own
+
+
+def encoder_fingerprint(model: AudioListenForCausalLM) -> str:
+    """
+    Name of a model's encoders: a hash of their configuration and of a sample of their weights.
+
+    Up to 64 values of every parameter go into it, which tells any two trained checkpoints apart and takes milliseconds.
+
+    Args:
+        model ([`AudioListenForCausalLM`] or a PEFT model around it)
+
+    Returns:
+        `str`: 16 hexadecimal digits.
+    """
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    digest = hashlib.sha256()
+    towers = {"speech": base.model.speech_tower, "sound": base.model.sound_tower}
+    for tower_name, tower in towers.items():
+        if tower is None:
+            continue
+        config = {name: value for name, value in tower.config.to_dict().items() if not name.startswith("_")}
+        for unrelated in ("transformers_version", "dtype", "name_or_path"):
+            config.pop(unrelated, None)
+        digest.update(f"{tower_name}{json.dumps(config, sort_keys=True, default=str)}".encode())
+        for name, parameter in tower.named_parameters():
+            flat = parameter.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().contiguous()
+            digest.update(name.encode() + sample.numpy().tobytes())
+    settings = ("window_length", "window_stride", "group_sound_by_length")
+    digest.update(str([getattr(base.config, setting) for setting in settings]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _hash_waveform(waveform: Any) -> str:
+    return hashlib.sha256(waveform.tobytes()).hexdigest()[:32]
+
+
+def _file_identity(clip: Any) -> Optional[tuple[str, int, int]]:
+    if isinstance(clip, Mapping) and clip.get("bytes") is None and clip.get("array") is None:
+        clip = clip.get("path")
+    if not isinstance(clip, (str, os.PathLike)) or not os.path.isfile(clip):
+        return None
+    status = os.stat(clip)
+    return os.path.abspath(clip), status.st_mtime_ns, status.st_size
+
+
+def _describe(clip: Any) -> str:
+    if isinstance(clip, Mapping):
+        clip = clip.get("path")
+    return f"The clip {os.fspath(clip)!r}" if isinstance(clip, (str, os.PathLike)) else "A clip"

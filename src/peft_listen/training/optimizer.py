@@ -1,0 +1,53 @@
+"""Learning rates: soft prompts want a much higher one than everything else."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from torch import nn
+
+
+def parameter_groups(
+    model: nn.Module,
+    learning_rate: float,
+    value_learning_rate: Optional[float] = None,
+    key_learning_rate: Optional[float] = None,
+    weight_decay: float = 0.0,
+) -> list[dict[str, Any]]:
+    """
+    Parameter groups for a torch optimizer: keys, values, and all else that is trained.
+
+    A value learns only in the steps in which it is chosen, and soft prompts want ten to a hundred times the learning
+    rate of other adapters (Lester et al., arXiv 2104.08691). Keys and values are never decayed: a decay would pull those
+    that are not chosen towards zero.
+
+    Args:
+        model (`nn.Module`): with a LISTEN adapter.
+        learning_rate (`float`): for the projector, other adapters, and whatever else requires gradients.
+        value_learning_rate (`float`, *optional*): for the values; 10 times `learning_rate` if not given.
+        key_learning_rate (`float`, *optional*): for the keys; `learning_rate` if not given.
+        weight_decay (`float`, defaults to 0.0): for parameters that are neither keys nor values.
+
+    Returns:
+        `list[dict]`: groups with `params`, `lr` and `weight_decay`; empty ones are left out.
+
+    Example:
+
+    ```python
+    optimizer = torch.optim.AdamW(parameter_groups(model, learning_rate=1e-3))
+    trainer = Trainer(model, args, optimizers=(optimizer, None), ...)
+    ```
+    """
+    rates = {
+        "listen_keys": learning_rate if key_learning_rate is None else key_learning_rate,
+        "listen_values": 10 * learning_rate if value_learning_rate is None else value_learning_rate,
+    }
+    groups: dict[str, dict[str, Any]] = {
+        name: {"params": [], "lr": rate, "weight_decay": 0.0} for name, rate in rates.items()
+    }
+    groups["other"] = {"params": [], "lr": learning_rate, "weight_decay": weight_decay}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kind = next((kind for kind in rates if f".{kind}." in f".{name}."), "other")
+            groups[kind]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]

@@ -1,0 +1,198 @@
+"""`ListenCallback` tells the adapter its steps, starts its keys, logs what it chose, and warns of collapse."""
+
+import warnings
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from peft_listen import ListenConfig
+from peft_listen.training import ListenCallback
+from peft_listen.training.callbacks import find_tuner
+from peft_listen.tuners.listen.prompt_length import draw_prompt_length
+
+
+SEED = 5
+
+
+def rows(spread=True, count=16):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(3, 64, (count, 8), generator=generator)
+    if not spread:
+        rows[:, :6] = rows[0, :6]  # all prompts alike
+    return [{"input_ids": row, "labels": torch.cat([torch.full((6,), -100), row[6:]])} for row in rows]
+
+
+@pytest.fixture
+def make_model():
+    def make(**changes):
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+        llm = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2))
+        settings = {"pool_size": 10, "prompt_length": 2, "max_train_prompt_length": 5, "seed": SEED}
+        return get_peft_model(llm, ListenConfig(**{**settings, **changes}))
+
+    return make
+
+
+def trainer_of(model, folder, *callbacks, data=None, eval_dataset=None, **changes):
+    settings = {"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 1, "save_strategy": "no"}
+    settings |= {"use_cpu": True, "report_to": [], "disable_tqdm": True, "learning_rate": 0.01}
+    args = TrainingArguments(str(folder), **(settings | changes))
+    data = data or rows()
+    return Trainer(model, args, train_dataset=data, eval_dataset=eval_dataset, callbacks=list(callbacks))
+
+
+def logged(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if "loss" in entry]
+
+
+class AtStepBegin(TrainerCallback):
+    def __init__(self, look):
+        self.look = look
+        self.seen = []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.seen.append(self.look())
+
+
+def test_prompt_lengths_are_those_of_the_steps_and_are_logged(make_model, tmp_path):
+    trainer = trainer_of(make_model(), tmp_path, ListenCallback(), max_steps=6)
+    trainer.train()
+    assert logged(trainer, "prompt_length") == [draw_prompt_length(SEED, step, 5) for step in range(6)]
+
+
+def test_micro_batches_of_a_step_have_one_length(make_model, tmp_path):
+    model = make_model()
+    trainer = trainer_of(model, tmp_path, ListenCallback(), max_steps=3, gradient_accumulation_steps=2)
+    with model.record_selections() as records:
+        trainer.train()
+    lengths = [record.indices.shape[1] for record in records]
+    expected = [draw_prompt_length(SEED, step, 5) for step in range(3)]
+    assert lengths == [length for length in expected for _ in range(2)]
+
+
+def test_live_prompts_and_key_loss_are_those_since_the_last_log(make_model, tmp_path):
+    model = make_model()
+    trainer = trainer_of(model, tmp_path, ListenCallback(), max_steps=4, logging_steps=2)
+    with model.record_selections() as records:
+        trainer.train()
+    assert len(records) == 4
+    chosen = [len(torch.cat([record.indices.flatten() for record in records[i : i + 2]]).unique()) for i in (0, 2)]
+    assert logged(trainer, "live_prompts") == chosen
+    assert logged(trainer, "key_loss")[-1] == pytest.approx(float(model.key_loss.detach()), abs=1e-4)
+
+
+def test_callbacks_that_come_after_see_the_values(make_model, tmp_path):
+    class Reporter(TrainerCallback):
+        def __init__(self):
+            self.logs = []
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            self.logs.append(dict(logs))
+
+    reporter = Reporter()
+    trainer = trainer_of(make_model(), tmp_path, reporter, max_steps=1)  # as the integrations of `report_to`
+    trainer.callback_handler.callbacks.insert(0, ListenCallback())
+    trainer.train()
+    assert reporter.logs[0].keys() >= {"key_loss", "prompt_length", "live_prompts", "query_cosine"}
+
+
+def test_evaluation_is_not_counted(make_model, tmp_path):
+    model = make_model()
+    evaluation = {"eval_dataset": rows(), "eval_strategy": "steps", "eval_steps": 1}
+    trainer = trainer_of(model, tmp_path, ListenCallback(), max_steps=2, **evaluation)
+    with model.record_selections() as records:
+        trainer.train()
+    assert {record.indices.shape[1] for record in records if len(record.query) == 8} == {2}  # evaluation's length
+    assert logged(trainer, "prompt_length") == [draw_prompt_length(SEED, step, 5) for step in range(2)]
+
+
+def test_keys_start_at_the_queries_of_the_steps_before(make_model, tmp_path):
+    model = make_model()
+    layer = model.base_model.layer
+    look = AtStepBegin(lambda: layer.listen_keys["default"].detach().clone())
+    trainer = trainer_of(model, tmp_path, ListenCallback(init_keys_at_steps=(2,)), look, learning_rate=0.0)
+    with model.record_selections() as records:
+        trainer.train()
+    before, at_one, at_two, at_three = look.seen
+    assert torch.equal(before, at_one) and torch.equal(at_two, at_three)
+    queries = torch.cat([record.query for record in records[:2]])
+    expected = make_model()
+    expected.init_keys_from(queries)
+    torch.testing.assert_close(at_two, expected.base_model.layer.listen_keys["default"].detach())
+    assert not torch.equal(at_one, at_two)
+
+
+def test_only_the_last_queries_are_remembered(make_model, tmp_path):
+    callback = ListenCallback(num_queries=6)
+    model = make_model()
+    with model.record_selections() as records:
+        trainer_of(model, tmp_path, callback).train()
+    last = torch.cat([record.query for record in records])[-6:]
+    torch.testing.assert_close(torch.stack(list(callback._queries)), last)
+
+
+def test_the_query_mean_has_seen_every_step_when_it_is_saved(make_model, tmp_path):
+    model = make_model()
+    with model.record_selections() as records:
+        trainer_of(model, tmp_path, ListenCallback(), max_steps=3).train()
+    mean = torch.stack([record.query.mean(0) for record in records]).mean(0)  # cumulative in the first steps
+    torch.testing.assert_close(model.base_model.layer.listen_query_mean["default"], mean)
+    assert int(model.base_model.layer.listen_step["default"]) == 3
+
+
+def test_collapsed_queries_are_warned_of_once(make_model, tmp_path):
+    model = make_model(center_queries=False)
+    with pytest.warns(UserWarning, match=r"nearly one direction \(mean cosine 1\.000\)") as caught:
+        trainer_of(model, tmp_path, ListenCallback(), data=rows(spread=False), max_steps=6).train()
+    assert sum("nearly one direction" in str(warning.message) for warning in caught) == 1
+
+
+def test_spread_queries_are_not_warned_of(make_model, tmp_path):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The queries of the last rows")
+        trainer = trainer_of(make_model(), tmp_path, ListenCallback(), max_steps=6)
+        trainer.train()
+    assert max(logged(trainer, "query_cosine")) < 0.5
+
+
+def test_a_run_that_failed_leaves_nothing_recording(make_model, tmp_path):
+    class Fail(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise RuntimeError("killed")
+
+    model, callback = make_model(), ListenCallback()
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer_of(model, tmp_path, callback, Fail()).train()
+    trainer_of(model, tmp_path, callback).train()
+    assert model.base_model.layer._recorders == []
+
+
+def test_after_training_the_adapter_counts_its_steps_itself(make_model, tmp_path):
+    model = make_model()
+    trainer_of(model, tmp_path, ListenCallback(), max_steps=2).train()
+    assert model.base_model.layer.states["default"].counts_steps
+
+
+def test_the_tuner_is_found_beside_other_adapters_and_inside_wrappers(make_model):
+    model = make_model()
+    assert find_tuner(nn.Sequential(model)) is model.base_model
+
+
+@pytest.mark.parametrize(
+    "make", [lambda llm: llm, lambda llm: get_peft_model(llm, LoraConfig(target_modules=["q_proj"]))]
+)
+def test_a_model_without_an_adapter_is_refused(make_model, make, tmp_path):
+    model = make(make_model().unload())
+    with pytest.raises(ValueError, match=r"no LISTEN adapter in .*get_peft_model\(model, ListenConfig\(\)\)"):
+        trainer_of(model, tmp_path, ListenCallback()).train()
+
+
+def test_impossible_settings_are_refused():
+    with pytest.raises(ValueError, match=r"steps of at least 1, got \(0, 8\)"):
+        ListenCallback(init_keys_at_steps=(0, 8))
+    with pytest.raises(ValueError, match="`num_queries` must be at least 1, got 0"):
+        ListenCallback(num_queries=0)

@@ -1,0 +1,45 @@
+"""Keys, values and the rest have learning rates of their own, and nothing that is trained is forgotten."""
+
+import pytest
+import torch
+
+from peft_listen.training import parameter_groups
+
+
+@pytest.fixture(scope="module")
+def model(make_adapted):
+    return make_adapted()
+
+
+def names_of(model, group):
+    ours = {id(parameter) for parameter in group["params"]}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in ours}
+
+
+def test_keys_values_and_the_rest_are_apart(model):
+    keys, values, rest = parameter_groups(model, 1e-3, weight_decay=0.1)
+    assert all(name.endswith("listen_keys.default") for name in names_of(model, keys))
+    assert all(name.endswith("listen_values.default") for name in names_of(model, values))
+    assert all("multi_modal_projector" in name for name in names_of(model, rest))
+    assert [len(group["params"]) for group in (keys, values)] == [1, 1]
+    assert [group["lr"] for group in (keys, values, rest)] == pytest.approx([1e-3, 1e-2, 1e-3])
+    assert [group["weight_decay"] for group in (keys, values, rest)] == [0.0, 0.0, 0.1]
+
+
+def test_given_rates_are_taken(model):
+    keys, values, rest = parameter_groups(model, 1e-3, value_learning_rate=0.5, key_learning_rate=0.0)
+    assert [group["lr"] for group in (keys, values, rest)] == [0.0, 0.5, 1e-3]
+
+
+def test_everything_trained_is_in_one_group(model):
+    groups = parameter_groups(model, 1e-3)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    names = [name for group in groups for name in names_of(model, group)]
+    assert sorted(names) == sorted(trained)
+
+
+def test_empty_groups_are_left_out():
+    model = torch.nn.Linear(2, 2)
+    (group,) = parameter_groups(model, 1e-3)
+    assert len(group["params"]) == 2
+    torch.optim.AdamW(parameter_groups(model, 1e-3))

@@ -1,0 +1,131 @@
+"""TRL's `SFTTrainer` with `sft_config`: the audio reaches the model, and settings that would lose it are refused."""
+
+import sys
+
+import pytest
+import torch
+
+from peft_listen import ListenConfig
+from peft_listen.training import AudioListenCollator, ListenCallback, sft_config
+
+
+trl = pytest.importorskip("trl")
+datasets = pytest.importorskip("datasets")
+SETTINGS = {"max_steps": 3, "per_device_train_batch_size": 2, "logging_steps": 1, "save_strategy": "no"}
+SETTINGS |= {"use_cpu": True, "bf16": False, "report_to": [], "disable_tqdm": True, "learning_rate": 1e-2}
+
+
+@pytest.fixture
+def collator(processor):
+    return AudioListenCollator(processor, supervised_logits_only=False)
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_the_audio_reaches_the_model(make_adapted, processor, collator, examples, tmp_path, gradient_checkpointing):
+    model = make_adapted()
+    heard = []
+    model.get_base_model().model.multi_modal_projector.register_forward_hook(
+        lambda module, args, output: heard.append(len(output))
+    )
+    trainer = trl.SFTTrainer(
+        model,
+        sft_config(tmp_path, gradient_checkpointing=gradient_checkpointing, **SETTINGS),
+        train_dataset=datasets.Dataset.from_list(examples),
+        data_collator=collator,
+        processing_class=processor,
+        callbacks=[ListenCallback()],
+    )
+    before = {name: weight.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    trainer.train()
+    assert len(heard) >= 3 and min(heard) > 0
+    after = dict(model.named_parameters())
+    for part in ("listen_keys", "listen_values", "multi_modal_projector.modules_to_save.default"):
+        names = [name for name in before if part in name]
+        assert names and any(not torch.equal(after[name], before[name]) for name in names), part
+    log = trainer.state.log_history[0]
+    assert log.keys() >= {"loss", "mean_token_accuracy", "key_loss", "prompt_length"}
+
+
+def test_the_loss_is_that_of_the_model(make_adapted, processor, collator, examples, tmp_path):
+    model = make_adapted()
+    settings = SETTINGS | {"max_steps": 1, "per_device_train_batch_size": 4, "gradient_checkpointing": False}
+    expected = make_adapted().train()
+    expected.base_model.begin_step(0)
+    loss = expected(**collator(examples)).loss
+    trainer = trl.SFTTrainer(
+        model,
+        sft_config(tmp_path, **settings),
+        train_dataset=datasets.Dataset.from_list(examples),
+        data_collator=collator,
+        processing_class=processor,
+        callbacks=[ListenCallback()],
+    )
+    trainer.train()
+    # With the number of items in the batch the key loss weighs rows by their tokens, without it alike.
+    per_row = expected.base_model.layer.key_loss_per_row
+    tokens = (collator(examples)["labels"] != -100).sum(-1)
+    difference = 0.1 * float(((per_row * tokens).sum() / tokens.sum() - per_row.mean()).detach())
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(float(loss.detach()) + difference, abs=2e-3)
+
+
+def test_the_adapter_can_be_left_to_the_trainer(make_model, processor, collator, examples, tmp_path):
+    trainer = trl.SFTTrainer(
+        make_model(),
+        sft_config(tmp_path, **SETTINGS),
+        train_dataset=datasets.Dataset.from_list(examples),
+        data_collator=collator,
+        processing_class=processor,
+        peft_config=ListenConfig(pool_size=8, prompt_length=2, modules_to_save=["multi_modal_projector"]),
+        callbacks=[ListenCallback()],
+    )
+    trainer.train()
+    assert all(entry["key_loss"] > 0 for entry in trainer.state.log_history if "loss" in entry)
+
+
+def test_a_collator_that_leaves_positions_out_is_refused(make_adapted, processor, examples, tmp_path):
+    trainer = trl.SFTTrainer(
+        make_adapted(),
+        sft_config(tmp_path, **SETTINGS),
+        train_dataset=datasets.Dataset.from_list(examples),
+        data_collator=AudioListenCollator(processor),
+        processing_class=processor,
+        callbacks=[ListenCallback()],
+    )
+    with pytest.raises(ValueError, match=r"`SFTTrainer` has a head of its own.*supervised_logits_only=False"):
+        trainer.train()
+
+
+def test_other_settings_are_passed_on(tmp_path):
+    config = sft_config(tmp_path, learning_rate=0.5, dataset_kwargs={"add_special_tokens": False}, **{"use_cpu": True})
+    assert isinstance(config, trl.SFTConfig)
+    assert config.learning_rate == 0.5
+    assert config.dataset_kwargs == {"skip_prepare_dataset": True, "add_special_tokens": False}
+    assert config.remove_unused_columns is False and config.max_length is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"remove_unused_columns": True}, "`remove_unused_columns=True` takes the `audio` column away"),
+        ({"dataset_kwargs": {"skip_prepare_dataset": False}}, "tokenises the examples without their audio"),
+        ({"packing": True}, "`packing=True` puts several examples into one row"),
+        ({"eval_packing": True}, "`eval_packing=True` puts several examples into one row"),
+        ({"padding_free": True}, "`padding_free=True` replaces the collator"),
+        ({"assistant_only_loss": True}, "`assistant_only_loss=True` tokenises"),
+        ({"max_length": 512}, "`max_length=512` would cut audio tokens off.*set it to None"),
+    ],
+)
+def test_settings_that_lose_the_audio_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        sft_config(tmp_path, **options)
+
+
+def test_settings_that_distort_the_key_loss_are_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match="`loss_type='dft'`"):
+        sft_config(tmp_path, loss_type="dft", use_cpu=True)
+
+
+def test_without_trl_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(ImportError, match=r'pip install "peft-listen\[train\]"'):
+        sft_config(tmp_path)
