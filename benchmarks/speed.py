@@ -198,7 +198,9 @@ class Benchmark:
         values = {}
         for method in ("listen", "lora"):
             command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", method]
-            values[method] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+            values[method] = float(
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
+            )
         result = Result("peak memory of a train step / LoRA r = 8", [values["listen"] / values["lora"]], 1.0)
         print(result.line(), flush=True)
         return result
@@ -208,7 +210,9 @@ class Benchmark:
         step = self._train_step(self.adapted(method))
         step(), step()
         on_cuda = self.device.type == "cuda"
-        print(torch.cuda.max_memory_allocated() if on_cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        print(
+            torch.cuda.max_memory_allocated() if on_cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        )
 
 
 def main() -> None:
@@ -236,9 +240,14 @@ def main() -> None:
         benchmark.print_peak_memory(arguments.memory_of)
         return
     where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{platform.machine()} CPU"
-    print(f"{where}, {torch.get_num_threads()} threads, {arguments.dtype}; Python {platform.python_version()}, ", end="")
+    print(
+        f"{where}, {torch.get_num_threads()} threads, {arguments.dtype}; Python {platform.python_version()}, ", end=""
+    )
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, peft-listen {peft_listen.__version__}")
-    print(f"Llama of hidden size {arguments.hidden_size}, {arguments.layers} layers; {arguments.batch_size} rows of ", end="")
+    print(
+        f"Llama of hidden size {arguments.hidden_size}, {arguments.layers} layers; {arguments.batch_size} rows of ",
+        end="",
+    )
     print(f"{arguments.length} tokens, k = {arguments.prompt_length} of P = {arguments.pool_size}; ", end="")
     print(f"{arguments.repeats} repeats in turn\n")
     print("| ratio | median | quartiles | goal | met |\n|---|---|---|---|---|")

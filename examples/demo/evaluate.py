@@ -64,7 +64,7 @@ def evaluate(model_dir: Path, data_file: Path, output_file: Path, batch_size: in
         ],
     }
     if layers:
-        name, state = layers[0].state_of(None)
+        _, state = layers[0].state_of(None)
         log = SelectionLog(pool_size=state.config.pool_size)
         for row, example in zip(selections, examples, strict=True):
             log.add(row[None], [example["task"]])

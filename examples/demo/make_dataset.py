@@ -4,10 +4,10 @@
 
 Four tasks, every class of a task equally frequent (to within one clip):
 
-- "keyword": a sentence in which one of eight animals is named; which one?
+- "keyword": a sentence in which one of four animals is named; which one?
 - "speaker": a sentence spoken by a man or a woman; which of the two?
 - "emotion": a sentence spoken calmly, happily, sadly or angrily (pitch, pitch range, rate and loudness); how?
-- "sound": one of eight everyday sounds; which one?
+- "sound": one of four everyday sounds; which one?
 
 What is disjoint between train, validation and test, and what is not:
 
@@ -47,10 +47,10 @@ SPLITS = ("train", "validation", "test")
 
 INSTRUCTIONS = {
     "keyword": [
-        "Which animal is named?",
-        "Which animal does the speaker mention?",
-        "What animal is the sentence about?",
-        "Name the animal that you hear.",
+        "Which animal is named: cat, horse, tiger or elephant?",
+        "Which animal does the speaker mention: cat, horse, tiger or elephant?",
+        "Is the sentence about a cat, horse, tiger or elephant?",
+        "Name the animal: cat, horse, tiger or elephant?",
     ],
     "speaker": [
         "Is the speaker a man or a woman?",
@@ -65,10 +65,10 @@ INSTRUCTIONS = {
         "Does this sound calm, happy, sad or angry?",
     ],
     "sound": [
-        "What do you hear?",
-        "What makes this sound?",
-        "Name the sound.",
-        "Which sound is this?",
+        "What do you hear: a siren, a bell, rain or birds?",
+        "What makes this sound: a siren, a bell, rain or birds?",
+        "Name the sound: a siren, a bell, rain or birds?",
+        "Is this a siren, a bell, rain or birds?",
     ],
 }
 TASKS = tuple(INSTRUCTIONS)
@@ -82,7 +82,8 @@ VOICES = {
     "test": {"woman": ["f5", "linda"], "man": ["m5", "m8"]},
 }
 
-ANIMALS = ["cat", "dog", "elephant", "horse", "monkey", "rabbit", "spider", "tiger"]
+ANIMALS = ["cat", "horse", "tiger", "elephant"]
+SOUNDS = ["a siren", "a bell", "rain", "birds"]
 CARRIERS = {
     "train": [
         "Look at the {} over there.",
@@ -172,7 +173,7 @@ def plan_clips(task: str, split: str, count: int, seed: int = 0) -> list[Clip]:
         "keyword": ANIMALS,
         "speaker": ["man", "woman"],
         "emotion": list(EMOTIONS),
-        "sound": list(SOUND_CLASSES),
+        "sound": SOUNDS,
     }[task]
     instructions = _balanced(rng, INSTRUCTIONS[task], count)
     clips = []
@@ -234,9 +235,9 @@ def render_clip(clip: Clip, synthesizer: EspeakSynthesizer) -> np.ndarray:
 def make_dataset(
     output_dir: str | Path,
     seed: int = 0,
-    train_per_task: int = 120,
-    validation_per_task: int = 10,
-    test_per_task: int = 15,
+    train_per_task: int = 100,
+    validation_per_task: int = 12,
+    test_per_task: int = 16,
 ) -> Path:
     """Write WAV files and `train.jsonl`, `validation.jsonl`, `test.jsonl`; reuse them when they are already there.
 
@@ -375,9 +376,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the demo's data set of spoken and sounded WAV files.")
     parser.add_argument("output_dir", type=Path, help="folder of the data set")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train-per-task", type=int, default=120, metavar="COUNT")
-    parser.add_argument("--validation-per-task", type=int, default=10, metavar="COUNT")
-    parser.add_argument("--test-per-task", type=int, default=15, metavar="COUNT")
+    parser.add_argument("--train-per-task", type=int, default=100, metavar="COUNT")
+    parser.add_argument("--validation-per-task", type=int, default=12, metavar="COUNT")
+    parser.add_argument("--test-per-task", type=int, default=16, metavar="COUNT")
     print(make_dataset(**vars(parser.parse_args())))
 
 
