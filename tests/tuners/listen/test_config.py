@@ -29,6 +29,8 @@ def test_every_field_is_read_somewhere_and_documented_twice(name):
         if isinstance(node, ast.Attribute) and node.attr == name and isinstance(node.ctx, ast.Load)
     ]
     configs = [ast.unparse(value) for value in reads if "config" in ast.unparse(value)]
+    if name == "paper_form":  # sets the others
+        configs = [unparsed for value in reads if (unparsed := ast.unparse(value)) == "self"]
     assert configs, f"no line reads `config.{name}`"
     assert f"        {name} (" in ListenConfig.__doc__
     (field,) = (field for field in dataclasses.fields(ListenConfig) if field.name == name)
@@ -50,6 +52,14 @@ def test_every_field_is_read_somewhere_and_documented_twice(name):
         ({"key_loss_weight": "much"}, "`key_loss_weight` must be a finite number of at least 0, got 'much'"),
         ({"key_loss_reduction": "max"}, "`key_loss_reduction` must be 'mean' or 'sum', got 'max'"),
         ({"init_weights": "zeros"}, "`init_weights` must be True, False, 'vocab' or 'normal', got 'zeros'"),
+        ({"standardize_queries": True, "center_queries": False}, "Set `center_queries=True` too"),
+        ({"query_pooling": "max"}, "`query_pooling` must be 'mean' or 'modality_mean', got 'max'"),
+        ({"query_ignored_token_ids": ["user"]}, "`query_ignored_token_ids` must hold token ids"),
+        ({"num_shared_prompts": -1}, "`num_shared_prompts` must be an integer of at least 0, got -1"),
+        ({"reseed_every": 1.5}, "`reseed_every` must be an integer of at least 0, got 1.5"),
+        ({"usage_balance": float("nan")}, "`usage_balance` must be a finite number of at least 0, got nan"),
+        ({"exploration": -0.1}, "`exploration` must be a finite number of at least 0, got -0.1"),
+        ({"exploration": 0.1}, "`exploration`=0.1 never ends with `exploration_steps=0`"),
         ({"seed": -1}, "`seed` must be an integer of at least 0, got -1"),
         ({"seed": 0.5}, "`seed` must be an integer of at least 0, got 0.5"),
     ],

@@ -29,10 +29,11 @@ def rows_among(tensor, embedding):
 @pytest.mark.parametrize("init_weights", [True, "vocab"])
 def test_values_begin_as_embeddings_of_ordinary_tokens(init_weights):
     embedding = vocabulary()
-    keys, values, mean = initial_pool(
+    keys, values, shared_values, mean = initial_pool(
         ListenConfig(pool_size=30, init_weights=init_weights, center_queries=False), embedding, ModelConfig()
     )
     assert keys.shape == values.shape == (30, 6)
+    assert shared_values.shape == (0, 6)
     assert keys.dtype == values.dtype == mean.dtype == torch.float32
     assert torch.equal(mean, torch.zeros(6))
     for tensor in (keys, values):
@@ -44,11 +45,11 @@ def test_values_begin_as_embeddings_of_ordinary_tokens(init_weights):
 
 def test_centred_keys_begin_around_their_mean():
     embedding = vocabulary()
-    keys, values, mean = initial_pool(ListenConfig(pool_size=30, center_queries=True), embedding, ModelConfig())
+    keys, values, _, mean = initial_pool(ListenConfig(pool_size=30, center_queries=True), embedding, ModelConfig())
     torch.testing.assert_close(keys.mean(dim=0), torch.zeros(6), atol=1e-6, rtol=0)
     rows_among(values, embedding)
-    plain, _, _ = initial_pool(ListenConfig(pool_size=30, center_queries=False), embedding, ModelConfig())
-    torch.testing.assert_close(keys + mean, plain)
+    plain = initial_pool(ListenConfig(pool_size=30, center_queries=False), embedding, ModelConfig())
+    torch.testing.assert_close(keys + mean, plain.keys)
 
 
 def test_unused_rows_of_a_vocabulary_are_passed_over():
@@ -56,16 +57,16 @@ def test_unused_rows_of_a_vocabulary_are_passed_over():
     with torch.no_grad():
         embedding.weight[20:] = 0.0
         embedding.weight[19] = torch.nan
-    _, values, _ = initial_pool(ListenConfig(pool_size=30), embedding, ModelConfig())
-    assert all(4 <= token < 19 for token in rows_among(values, embedding))
+    pool = initial_pool(ListenConfig(pool_size=30), embedding, ModelConfig())
+    assert all(4 <= token < 19 for token in rows_among(pool.values, embedding))
 
 
 def test_a_normal_start_has_the_embeddings_scale():
     embedding = vocabulary(400, 32)
     with torch.no_grad():
         embedding.weight.mul_(3.0)
-    keys, values, _ = initial_pool(ListenConfig(init_weights="normal"), embedding, ModelConfig())
-    for tensor in (keys, values):
+    pool = initial_pool(ListenConfig(init_weights="normal"), embedding, ModelConfig())
+    for tensor in (pool.keys, pool.values):
         assert abs(float(tensor.std()) / float(embedding.weight.std()) - 1) < 0.05
 
 

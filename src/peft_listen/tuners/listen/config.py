@@ -52,6 +52,35 @@ class ListenConfig(PeftConfig):
             Momentum of that running mean over optimizer steps, in [0, 1). The first steps use a cumulative average.
             The mean must keep up with a projector that is being trained: at 0.99 it lagged behind, and the queries
             fell into one direction again. *(ours)*
+        standardize_queries (`bool`, defaults to `False`):
+            Divide the centred query by the running standard deviation of the training queries, dimension by
+            dimension: a whitening that needs as many numbers as the mean. *(ours)*
+        query_pooling (`"mean"` or `"modality_mean"`, defaults to `"mean"`):
+            `"mean"` averages all positions of the prompt, as in the paper. `"modality_mean"` averages the positions of
+            audio (and of images and video, if the model has them) and those of text apart, and takes the mean of both,
+            so that a long clip does not drown a short instruction. *(ours)*
+        query_ignored_token_ids (`list[int]`, *optional*):
+            Tokens left out of the query: those of the chat template, which are the same in every input; see
+            [`~peft_listen.training.chat_template_token_ids`]. *(ours)*
+        num_shared_prompts (`int`, defaults to 0):
+            Prompts that every input gets, before its chosen ones: general knowledge beside the task-specific. They
+            are not in the pool, and add `num_shared_prompts * embedding_size` parameters. *(ours)*
+        usage_balance (`float`, defaults to 0.0):
+            Lowers the score of a prompt that is chosen more often than the average of the pool, and raises that of one
+            that is chosen less: by this number, in the selector's unit of scores, for a prompt that is chosen twice
+            as often as the average. Needs a selector that takes a `bias`, as all built-in ones do. *(ours)*
+        reseed_every (`int`, defaults to 0):
+            Every so many optimizer steps, prompts that are hardly ever chosen are moved to queries of the step that
+            are far from all keys. 0 never does. *(ours)*
+        exploration (`float`, defaults to 0.0):
+            Scale of random noise on the scores in training, in the selector's unit, so that the pool is chosen from
+            widely. Falls linearly to 0 over `exploration_steps`. *(ours)*
+        exploration_steps (`int`, defaults to 0):
+            Optimizer steps until the choice is sharp. Must be above 0 where `exploration` is.
+        paper_form (`bool`, defaults to `False`):
+            The paper's plain form: turns every remedy for collapse above off (`center_queries`, `standardize_queries`,
+            `query_pooling`, `query_ignored_token_ids`, `num_shared_prompts`, `usage_balance`, `reseed_every`,
+            `exploration`), and sums the key loss.
         init_weights (`bool`, `"vocab"` or `"normal"`, defaults to `True`):
             `True` or `"vocab"`: keys and values start as embeddings of random ordinary tokens. `"normal"`: normally
             distributed with the embeddings' standard deviation. `False`: random and large on purpose, for tests, so
@@ -95,6 +124,30 @@ class ListenConfig(PeftConfig):
     query_mean_momentum: float = field(
         default=0.9, metadata={"help": "Momentum of the running mean of the queries, in [0, 1)."}
     )
+    standardize_queries: bool = field(
+        default=False, metadata={"help": "Divide the centred query by the queries' running standard deviation."}
+    )
+    query_pooling: Literal["mean", "modality_mean"] = field(
+        default="mean",
+        metadata={"help": "One mean over the whole prompt ('mean'), or one each of audio and text ('modality_mean')."},
+    )
+    query_ignored_token_ids: Optional[list[int]] = field(
+        default=None, metadata={"help": "Tokens left out of the query, such as those of the chat template."}
+    )
+    num_shared_prompts: int = field(
+        default=0, metadata={"help": "Number of prompts that every input gets, before its chosen ones."}
+    )
+    usage_balance: float = field(
+        default=0.0, metadata={"help": "How much the score of a prompt falls for being chosen twice the average."}
+    )
+    reseed_every: int = field(
+        default=0, metadata={"help": "Optimizer steps between moves of unused prompts to real queries; 0 for never."}
+    )
+    exploration: float = field(default=0.0, metadata={"help": "Scale of the noise on the scores as training begins."})
+    exploration_steps: int = field(default=0, metadata={"help": "Optimizer steps until that noise has gone."})
+    paper_form: bool = field(
+        default=False, metadata={"help": "The paper's plain form: without any remedy for collapse."}
+    )
     init_weights: Union[bool, Literal["vocab", "normal"]] = field(
         default=True,
         metadata={
@@ -113,6 +166,8 @@ class ListenConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType["LISTEN"]
+        if self.paper_form:
+            self.__dict__.update(_PAPER_FORM)
         if not _is_integer(self.pool_size) or self.pool_size < 1:
             raise ValueError(f"`pool_size` must be an integer of at least 1, got {self.pool_size!r}.")
         for name in ("prompt_length", "max_train_prompt_length"):
@@ -126,6 +181,30 @@ class ListenConfig(PeftConfig):
             raise ValueError(f"`key_loss_reduction` must be 'mean' or 'sum', got {self.key_loss_reduction!r}.")
         if not 0 <= self.query_mean_momentum < 1:
             raise ValueError(f"`query_mean_momentum` must be in [0, 1), got {self.query_mean_momentum!r}.")
+        if self.standardize_queries and not self.center_queries:
+            raise ValueError(
+                "`standardize_queries=True` divides what `center_queries` has centred. Set `center_queries=True` too."
+            )
+        if self.query_pooling not in ("mean", "modality_mean"):
+            raise ValueError(f"`query_pooling` must be 'mean' or 'modality_mean', got {self.query_pooling!r}.")
+        if self.query_ignored_token_ids is not None:
+            if not all(_is_integer(token_id) and token_id >= 0 for token_id in self.query_ignored_token_ids):
+                raise ValueError(
+                    f"`query_ignored_token_ids` must hold token ids, got {self.query_ignored_token_ids!r}."
+                )
+            self.query_ignored_token_ids = sorted(set(self.query_ignored_token_ids))
+        for name in ("num_shared_prompts", "reseed_every", "exploration_steps"):
+            if not _is_integer(getattr(self, name)) or getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be an integer of at least 0, got {getattr(self, name)!r}.")
+        for name in ("usage_balance", "exploration"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ValueError(f"`{name}` must be a finite number of at least 0, got {value!r}.")
+        if self.exploration > 0 and self.exploration_steps == 0:
+            raise ValueError(
+                f"`exploration`={self.exploration} never ends with `exploration_steps=0`. Set the number of steps over "
+                "which it falls to 0."
+            )
         if self.init_weights not in (True, False, "vocab", "normal"):
             raise ValueError(f"`init_weights` must be True, False, 'vocab' or 'normal', got {self.init_weights!r}.")
         if not _is_integer(self.seed) or self.seed < 0:
@@ -135,6 +214,19 @@ class ListenConfig(PeftConfig):
     def target_modules(self) -> Optional[str]:
         """The backbone, under the name by which PEFT's injection asks for what is adapted."""
         return self.backbone
+
+
+_PAPER_FORM: dict[str, Any] = {
+    "center_queries": False,
+    "standardize_queries": False,
+    "query_pooling": "mean",
+    "query_ignored_token_ids": None,
+    "num_shared_prompts": 0,
+    "usage_balance": 0.0,
+    "reseed_every": 0,
+    "exploration": 0.0,
+    "key_loss_reduction": "sum",
+}
 
 
 def _is_integer(value: Any) -> bool:

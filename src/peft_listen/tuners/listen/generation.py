@@ -171,11 +171,11 @@ class PromptGeneration:
         return (input_ids != pad).long()
 
     def _choose(self, inputs: dict[str, Any], state: GenerationState) -> tuple[dict[str, Any], torch.Tensor]:
-        backbone_call = self._hooks.backbone_inputs(**inputs)
+        backbone_call, groups = self._hooks.backbone_inputs(**inputs)
         embeds = backbone_call["inputs_embeds"]
         query_mask = state.query_mask_for(*embeds.shape[:2])
         mask = backbone_call.get("attention_mask")
-        return backbone_call, self._hooks.layer.choose(embeds, mask, query_mask=query_mask)
+        return backbone_call, self._hooks.layer.choose(embeds, mask, query_mask=query_mask, groups=groups)
 
     def _with_prompts(self, call: dict[str, Any], state: GenerationState) -> tuple[dict[str, Any], GenerationState]:
         """Chooses the prompts, and puts them into the embeddings that `generate` is to begin with."""
@@ -260,7 +260,7 @@ class PromptGeneration:
                 f"LISTEN cannot go on from a filled cache with new {', '.join(f'`{name}`' for name in unplaced)}. Pass "
                 "the whole input with an empty cache."
             )
-        backbone_call = self._hooks.backbone_inputs(**inputs)
+        backbone_call, _ = self._hooks.backbone_inputs(**inputs)
         embeds, mask = backbone_call["inputs_embeds"], inputs.get("attention_mask")
         cached = int(cache.get_seq_length()) - prompt_length
         length = embeds.shape[1] if mask is None else mask.shape[1]

@@ -31,6 +31,7 @@ from torch.utils.hooks import RemovableHandle
 from .key_loss import add_key_loss
 from .layer import ListenLayer
 from .placement import PromptPlacement, positions_from_mask
+from .query import TokenGroups, placeholder_token_ids, token_positions
 from .unsupported import refuse_cache_of_other_state, refuse_unsupported
 
 
@@ -73,9 +74,10 @@ class GenerationState:
 class _CallCapturedError(Exception):
     """Carries the backbone's arguments out of a forward pass that is to stop there."""
 
-    def __init__(self, call: dict[str, Any]) -> None:
+    def __init__(self, call: dict[str, Any], groups: TokenGroups) -> None:
         super().__init__()
         self.call = call
+        self.groups = groups
 
 
 class PromptHooks:
@@ -97,6 +99,7 @@ class PromptHooks:
         self._language_model_arguments = list(inspect.signature(language_model.forward).parameters)
         self._labels: Optional[torch.Tensor] = None
         self._query_mask: Optional[torch.Tensor] = None
+        self._groups = TokenGroups()
         self._num_items_in_batch: Any = None
         self._placement: Optional[PromptPlacement] = None
         self._wants_tuple = False
@@ -124,16 +127,17 @@ class PromptHooks:
         finally:
             self.generation = before
 
-    def backbone_inputs(self, **inputs: Any) -> dict[str, Any]:
+    def backbone_inputs(self, **inputs: Any) -> tuple[dict[str, Any], TokenGroups]:
         """
         What the backbone would get for these inputs of the language model: `inputs_embeds` with audio and images in
-        their places, `attention_mask`, `position_ids` and so on. The backbone itself does not run.
+        their places, `attention_mask`, `position_ids` and so on; and the positions that the query treats apart. The
+        backbone itself does not run.
         """
         self._captures = True
         try:
             self.language_model(**inputs, use_cache=False)
         except _CallCapturedError as captured:
-            return captured.call
+            return captured.call, captured.groups
         finally:
             self._captures = False
         raise RuntimeError(f"{type(self.language_model).__name__} did not call its backbone.")
@@ -158,6 +162,7 @@ class PromptHooks:
         if self._labels is None and torch.is_tensor(shift_labels := named.get("shift_labels")):
             self._labels = F.pad(shift_labels[:, :-1], (1, 0), value=-100)
         self._num_items_in_batch = named.get("num_items_in_batch")
+        self._groups = self._token_groups(named)
         self.layer.key_loss_per_row = None
         if "listen_query_mask" not in kwargs:
             self._warn_without_labels()
@@ -165,6 +170,22 @@ class PromptHooks:
         kwargs = dict(kwargs)
         self._query_mask = kwargs.pop("listen_query_mask")
         return args, kwargs
+
+    def _token_groups(self, named: dict[str, Any]) -> TokenGroups:
+        name = self.layer.active_pool
+        cache = named.get("past_key_values")
+        if name is None or (cache is not None and int(cache.get_seq_length()) > 0):
+            return TokenGroups()
+        config = self.layer.states[name].config
+        input_ids, inputs_embeds = named.get("input_ids"), named.get("inputs_embeds")
+        embedding = self.backbone.get_input_embeddings()  # type: ignore[operator]
+        ignored = modality = None
+        if config.query_ignored_token_ids:
+            ignored = token_positions(config.query_ignored_token_ids, embedding, input_ids, inputs_embeds)
+        if config.query_pooling == "modality_mean":
+            placeholders = placeholder_token_ids(self.language_model.config)
+            modality = token_positions(placeholders, embedding, input_ids, inputs_embeds) if placeholders else None
+        return TokenGroups(ignored, modality)
 
     def _warn_without_labels(self) -> None:
         if self._labels is not None or self._warned_without_labels or self.layer.active_pool is None:
@@ -186,6 +207,7 @@ class PromptHooks:
     def _add_key_loss(self, output: Any) -> Any:
         labels, num_items, per_row = self._labels, self._num_items_in_batch, self.layer.key_loss_per_row
         self._labels = self._query_mask = self._num_items_in_batch = None
+        self._groups = TokenGroups()
         name = self.layer.active_pool
         if output is None or labels is None or per_row is None or name is None:
             return output
@@ -213,7 +235,7 @@ class PromptHooks:
         call = _by_name(self._backbone_arguments, args, kwargs)
         if self._captures:
             self._embed(call)
-            raise _CallCapturedError(call)
+            raise _CallCapturedError(call, self._groups)
         cache = call.get("past_key_values")
         past_length = 0 if cache is None else int(cache.get_seq_length())
         is_on = self.layer.active_pool is not None
@@ -250,10 +272,12 @@ class PromptHooks:
         batch_size, length = inputs_embeds.shape[:2]
         generation = self.generation
         if generation is None:
-            return self.layer.choose(inputs_embeds, attention_mask, self._labels, self._query_mask)
+            return self.layer.choose(inputs_embeds, attention_mask, self._labels, self._query_mask, self._groups)
         if generation.prompts is None:
             query_mask = generation.query_mask_for(batch_size, length)
-            generation.prompts = self.layer.choose(inputs_embeds, attention_mask, query_mask=query_mask)
+            generation.prompts = self.layer.choose(
+                inputs_embeds, attention_mask, query_mask=query_mask, groups=self._groups
+            )
         return repeat_rows(generation.prompts, batch_size)
 
     def insert(self, call: dict[str, Any], prompts: torch.Tensor) -> PromptPlacement:

@@ -15,9 +15,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from .config import ListenConfig
-from .pool import cluster_centers, initial_pool
+from .exploration import exploration_noise
+from .pool import cluster_centers, initial_pool, reseed_dead_prompts
 from .prompt_length import PromptLength
-from .query import mean_query, prompt_positions
+from .query import TokenGroups, mean_query, prompt_positions
+from .running_statistics import USAGE_MOMENTUM, StepSums, gather_rows
 from .selectors import Selection, get_selector
 
 
@@ -46,11 +48,22 @@ class AdapterState:
     def __init__(self, config: ListenConfig) -> None:
         self.config = config
         self.selector = get_selector(config.selector, **(config.selector_kwargs or {}))
+        if (config.usage_balance or config.exploration) and not self.selector.takes_bias():
+            raise ValueError(
+                f"The selector {config.selector!r} takes no `bias`, by which `usage_balance` and `exploration` change "
+                "its scores. Set both to 0, or give its `select` an argument `bias`."
+            )
         self.prompt_length = PromptLength(config)
-        self.query_sum: Optional[torch.Tensor] = None
-        self.query_count = 0
+        self.sums = StepSums()
+        self.step_queries: list[torch.Tensor] = []
+        self.forward_passes = 0  # of the running step
         self.values_version: Optional[int] = None
         self.counts_steps = True
+
+    @property
+    def tracks_usage(self) -> bool:
+        """Whether the running usage of the prompts is needed, and so kept with the adapter."""
+        return self.config.usage_balance > 0 or self.config.reseed_every > 0
 
 
 class ListenLayer(nn.Module, BaseTunerLayer):
@@ -61,14 +74,17 @@ class ListenLayer(nn.Module, BaseTunerLayer):
     still find what lies below.
     """
 
-    adapter_layer_names = ("listen_keys", "listen_values")
-    other_param_names = ("listen_query_mean", "listen_step", "states")
+    adapter_layer_names = ("listen_keys", "listen_values", "listen_shared_values")
+    other_param_names = ("listen_query_mean", "listen_query_variance", "listen_usage", "listen_step", "states")
 
     def __init__(self) -> None:
         super().__init__()
         self.listen_keys = nn.ParameterDict()
         self.listen_values = nn.ParameterDict()
+        self.listen_shared_values = nn.ParameterDict()  # of adapters with shared prompts
         self.listen_query_mean = BufferDict(persistent=True)
+        self.listen_query_variance = BufferDict(persistent=True)  # of adapters that standardise
+        self.listen_usage = BufferDict(persistent=True)  # of adapters that need it; 1 is the average
         self.listen_step = BufferDict(persistent=True)
         self.states: dict[str, AdapterState] = {}
         self.merged_adapters: list[str] = []
@@ -85,14 +101,21 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         """Adds the pool of one adapter. Its tensors lie on the device of the embeddings, in float32."""
         # Made before anything is stored, so that a refusal leaves no half of an adapter behind.
         state = AdapterState(config)
-        keys, values, mean = initial_pool(config, embedding, model_config)
+        pool = initial_pool(config, embedding, model_config)
         weight: torch.Tensor = embedding.weight  # type: ignore[assignment]
         device = weight.device
         device = torch.device("cpu") if device.type == "meta" else device
         self.states[adapter_name] = state
-        self.listen_keys[adapter_name] = nn.Parameter(keys.to(device), requires_grad=trainable)
-        self.listen_values[adapter_name] = nn.Parameter(values.to(device), requires_grad=trainable)
-        self.listen_query_mean[adapter_name] = mean.to(device)
+        self.listen_keys[adapter_name] = nn.Parameter(pool.keys.to(device), requires_grad=trainable)
+        self.listen_values[adapter_name] = nn.Parameter(pool.values.to(device), requires_grad=trainable)
+        if config.num_shared_prompts > 0:
+            shared = nn.Parameter(pool.shared_values.to(device), requires_grad=trainable)
+            self.listen_shared_values[adapter_name] = shared
+        self.listen_query_mean[adapter_name] = pool.query_mean.to(device)
+        if config.standardize_queries:
+            self.listen_query_variance[adapter_name] = torch.ones_like(pool.query_mean, device=device)
+        if state.tracks_usage:
+            self.listen_usage[adapter_name] = torch.ones(config.pool_size, device=device)
         self.listen_step[adapter_name] = torch.zeros((), dtype=torch.long, device=device)
         if trainable:
             self.set_adapter(self.active_adapters)
@@ -103,11 +126,11 @@ class ListenLayer(nn.Module, BaseTunerLayer):
             device = self.hooks.backbone.get_input_embeddings().weight.device
         if device.type == "meta":
             return
-        for pool in (self.listen_keys, self.listen_values):
+        for pool in (self.listen_keys, self.listen_values, self.listen_shared_values):
             if adapter_name in pool and pool[adapter_name].device.type != "meta":
                 parameter = pool[adapter_name]
                 pool[adapter_name] = nn.Parameter(parameter.detach().to(device), parameter.requires_grad)
-        for buffers in (self.listen_query_mean, self.listen_step):
+        for buffers in (self.listen_query_mean, self.listen_query_variance, self.listen_usage, self.listen_step):
             if adapter_name in buffers:
                 buffers[adapter_name] = buffers[adapter_name].to(device)
 
@@ -154,33 +177,40 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         state = self.states[adapter_name]
         state.counts_steps = step is None
         if step is not None and step != int(self.listen_step[adapter_name]):
-            self._commit_query_sum(adapter_name)
+            self._end_step(adapter_name)
             self.listen_step[adapter_name].fill_(step)
 
     def _count_step(self, adapter_name: str) -> None:
         # Every optimizer changes its parameters in place, which torch counts; micro-batches of one step see one count.
-        state = self.states[adapter_name]
-        version = self.listen_values[adapter_name]._version
-        if state.counts_steps and state.values_version is not None and version != state.values_version:
-            self._commit_query_sum(adapter_name)
+        state, values = self.states[adapter_name], self.listen_values[adapter_name]
+        if state.counts_steps and state.values_version is not None and values._version != state.values_version:
+            self._end_step(adapter_name)
             self.listen_step[adapter_name].add_(1)
-        state.values_version = version
+        state.values_version = values._version
 
     @torch.no_grad()
-    def _commit_query_sum(self, adapter_name: str) -> None:
-        """Moves the query mean by the queries of the step that has ended, all ranks' and micro-batches' together. It
-        stands still within a step: otherwise a batch cut into micro-batches would have another gradient."""
+    def _end_step(self, adapter_name: str) -> None:
+        """Moves the running statistics, and dead prompts, by what the step that has ended has seen."""
         state = self.states[adapter_name]
-        if state.query_sum is None:
+        statistics = state.sums.take()
+        step_queries, state.step_queries, state.forward_passes = state.step_queries, [], 0
+        if statistics is None:
             return
-        total = torch.cat([state.query_sum, state.query_sum.new_tensor([float(state.query_count)])])
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(total)
-        state.query_sum, state.query_count = None, 0
-        mean = self.listen_query_mean[adapter_name]
         steps_seen = int(self.listen_step[adapter_name]) + 1
         rate = max(1.0 / steps_seen, 1.0 - state.config.query_mean_momentum)
-        mean.lerp_((total[:-1] / total[-1]).to(mean), rate)
+        mean = self.listen_query_mean[adapter_name]
+        mean.lerp_(statistics.mean.to(mean), rate)
+        if state.config.standardize_queries:
+            variance = self.listen_query_variance[adapter_name]
+            # The first step's distances are from a mean that no query had part in.
+            if steps_seen > 1:
+                variance.lerp_(statistics.variance.to(variance), max(1.0 / (steps_seen - 1), rate))
+        if state.tracks_usage:
+            usage = self.listen_usage[adapter_name]
+            usage.lerp_(statistics.usage.to(usage), 1.0 - USAGE_MOMENTUM)
+            if state.config.reseed_every and steps_seen % state.config.reseed_every == 0:
+                queries = self.matched_query(adapter_name, gather_rows(torch.cat(step_queries)))
+                reseed_dead_prompts(self.listen_keys[adapter_name], self.listen_values[adapter_name], usage, queries)
 
     # ------------------------------------------------------------------------------------------------------ selection
 
@@ -190,6 +220,7 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         attention_mask: Optional[torch.Tensor] = None,
         labels: Optional[torch.Tensor] = None,
         query_mask: Optional[torch.Tensor] = None,
+        groups: TokenGroups = TokenGroups(),
     ) -> torch.Tensor:
         """
         Chooses the prompts of each row with the active adapter.
@@ -199,10 +230,12 @@ class ListenLayer(nn.Module, BaseTunerLayer):
             attention_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*)
             labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): the query ends before them.
             query_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): the query's positions, by name.
+            groups ([`TokenGroups`]): positions that the query treats apart.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch_size, k, embedding_size)`, in the pool's dtype. Also sets
-            `last_selection` and, in training, `key_loss_per_row`.
+            `torch.FloatTensor` of shape `(batch_size, num_shared_prompts + k, embedding_size)`, in the pool's dtype:
+            the shared prompts, then the chosen ones, best first. Also sets `last_selection` and, in training,
+            `key_loss_per_row`.
         """
         name = self.active_pool
         if name is None:
@@ -214,7 +247,7 @@ class ListenLayer(nn.Module, BaseTunerLayer):
 
         batch_size, length = inputs_embeds.shape[:2]
         positions, without_prompt = prompt_positions(
-            batch_size, length, attention_mask, labels, query_mask, device=inputs_embeds.device
+            batch_size, length, attention_mask, labels, query_mask, groups.ignored, device=inputs_embeds.device
         )
         if labels is not None and self.is_training_step:
             self._warn_without_prompt(without_prompt)
@@ -222,19 +255,51 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         keys, values = self.listen_keys[name].to(device), self.listen_values[name].to(device)
         # Similarities decide which prompts are chosen; half precision would decide differently.
         with torch.autocast(device_type=device.type, enabled=False):
-            query = mean_query(inputs_embeds, positions)
-            matched = query - self.listen_query_mean[name].to(device) if state.config.center_queries else query
-            selection = state.selector.select(matched, keys.float(), k)
+            query = mean_query(inputs_embeds, positions, groups.modality)
+            matched = self.matched_query(name, query)
+            bias = self._bias(name, batch_size, device)
+            biased = {} if bias is None else {"bias": bias}
+            selection = state.selector.select(matched, keys.float(), k, **biased)
             prompts = values[selection.indices]  # [batch, k, d]
             if selection.weights is not None:
                 prompts = prompts * selection.weights.unsqueeze(-1)
+            if name in self.listen_shared_values:
+                shared = self.listen_shared_values[name].to(device)
+                prompts = torch.cat([shared.expand(batch_size, -1, -1), prompts], dim=1)
             if self.is_training_step:
-                self._add_to_query_sum(state, query)
+                self._add_to_step(name, query, selection)
                 self.key_loss_per_row = self._key_loss(state.config, matched, keys.float(), selection)
                 # Keeps the keys in the graph of any loss: DistributedDataParallel wants every parameter used.
                 prompts = prompts + 0.0 * keys.sum()
         self._remember(selection, query)
         return prompts
+
+    def matched_query(self, adapter_name: str, query: torch.Tensor) -> torch.Tensor:
+        """The query as the keys see it: centred and standardised if the adapter does so, `(num_queries, d)`."""
+        config = self.states[adapter_name].config
+        if not config.center_queries:
+            return query
+        query = query - self.listen_query_mean[adapter_name].to(query)
+        if not config.standardize_queries:
+            return query
+        variance = self.listen_query_variance[adapter_name].to(query)
+        # Brought back to the queries' own scale, which is that of the keys too.
+        return query * (variance.mean() / (variance + 1e-3 * variance.mean())).sqrt()
+
+    def _bias(self, adapter_name: str, batch_size: int, device: torch.device) -> Optional[torch.Tensor]:
+        """What is added to the scores before the choice, `(batch_size or 1, pool_size)`, or `None`."""
+        state = self.states[adapter_name]
+        config, bias = state.config, None
+        if config.usage_balance > 0:
+            # Limited, so that a prompt that nobody likes is not forced on all.
+            usage = self.listen_usage[adapter_name].to(device)
+            bias = config.usage_balance * (1.0 - usage).clamp_min(-1.0).unsqueeze(0)
+        if self.is_training_step and config.exploration > 0:
+            step = int(self.listen_step[adapter_name])
+            noise = exploration_noise(config, step, state.forward_passes, batch_size)
+            if noise is not None:
+                bias = noise.to(device) if bias is None else bias + noise.to(device)
+        return bias
 
     @staticmethod
     def _key_loss(config: ListenConfig, query: torch.Tensor, keys: torch.Tensor, selection: Selection) -> torch.Tensor:
@@ -245,10 +310,13 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         return distances.mean(dim=-1) if config.key_loss_reduction == "mean" else distances.sum(dim=-1)
 
     @torch.no_grad()
-    def _add_to_query_sum(self, state: AdapterState, query: torch.Tensor) -> None:
-        total = query.sum(dim=0)
-        state.query_sum = total if state.query_sum is None else state.query_sum.to(total.device) + total
-        state.query_count += query.shape[0]
+    def _add_to_step(self, adapter_name: str, query: torch.Tensor, selection: Selection) -> None:
+        state = self.states[adapter_name]
+        mean = self.listen_query_mean[adapter_name].to(query)
+        state.sums.add(query.detach(), mean, selection.indices, state.config.pool_size)
+        state.forward_passes += 1
+        if state.config.reseed_every:
+            state.step_queries.append(query.detach())
 
     def _remember(self, selection: Selection, query: torch.Tensor) -> None:
         weights = None if selection.weights is None else selection.weights.detach()
@@ -306,7 +374,9 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         queries = queries.float()
         if state.config.center_queries:
             mean.copy_(queries.mean(dim=0).to(mean))
-            queries = queries - mean.to(queries)
+            if state.config.standardize_queries and len(queries) > 1:
+                self.listen_query_variance[adapter_name].copy_(queries.var(dim=0, correction=0).to(mean))
+            queries = self.matched_query(adapter_name, queries)
         centers = cluster_centers(queries, keys.shape[0], seed=state.config.seed)
         keys.copy_(centers.to(keys))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Optional, Union
+from typing import NamedTuple, Optional, Union
 
 import torch
+import torch.nn.functional as F
 from peft.utils.integrations import gather_params_ctx
 from torch import nn
 
@@ -68,37 +69,55 @@ def _full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if full_tensor is None else full_tensor()
 
 
+class InitialPool(NamedTuple):
+    """
+    How an adapter begins, in float32.
+
+    Attributes:
+        keys, values (`torch.FloatTensor` of shape `(pool_size, embedding_size)`)
+        shared_values (`torch.FloatTensor` of shape `(num_shared_prompts, embedding_size)`)
+        query_mean (`torch.FloatTensor` of shape `(embedding_size,)`)
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    shared_values: torch.Tensor
+    query_mean: torch.Tensor
+
+
 @torch.no_grad()
-def initial_pool(
-    config: ListenConfig, embedding: nn.Module, model_config: object
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def initial_pool(config: ListenConfig, embedding: nn.Module, model_config: object) -> InitialPool:
     """
     Keys, values and query mean of a new adapter, deterministic in `config.seed`.
 
     Args:
-        config ([`ListenConfig`]): read for `pool_size`, `init_weights`, `center_queries` and `seed`.
+        config ([`ListenConfig`]): read for `pool_size`, `num_shared_prompts`, `init_weights`, `center_queries` and
+            `seed`.
         embedding (`nn.Module`): the decoder's input embedding.
         model_config: the model's configuration.
-
-    Returns:
-        `tuple[torch.FloatTensor, torch.FloatTensor, torch.FloatTensor]`: keys and values of shape
-        `(pool_size, embedding_size)` and the query mean of shape `(embedding_size,)`, float32.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    shape = (config.pool_size, embedding_size(embedding, model_config))
-    mean = torch.zeros(shape[1])
-    if config.init_weights is False:
-        return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator), mean
+    size = embedding_size(embedding, model_config)
+    counts = (config.pool_size, config.pool_size, config.num_shared_prompts)
+    mean = torch.zeros(size)
 
-    keys = vocabulary_embeddings(embedding, model_config, config.pool_size, generator)
-    values = vocabulary_embeddings(embedding, model_config, config.pool_size, generator)
-    if keys is None or values is None or config.init_weights == "normal":
-        scale = getattr(model_config, "initializer_range", 0.02) if keys is None else float(keys.std())
-        return scale * torch.randn(shape, generator=generator), scale * torch.randn(shape, generator=generator), mean
+    def normal(scale: float) -> InitialPool:
+        return InitialPool(*(scale * torch.randn(count, size, generator=generator) for count in counts), mean)
+
+    if config.init_weights is False:
+        return normal(1.0)
+    embeds = [
+        vocabulary_embeddings(embedding, model_config, count, generator) if count else torch.zeros(0, size)
+        for count in counts
+    ]
+    if config.init_weights == "normal" or any(part is None for part in embeds):
+        scale = getattr(model_config, "initializer_range", 0.02) if embeds[0] is None else float(embeds[0].std())
+        return normal(scale)
+    keys, values, shared_values = (part for part in embeds if part is not None)
     if config.center_queries:
         mean = keys.mean(dim=0)
         keys = keys - mean
-    return keys, values, mean
+    return InitialPool(keys, values, shared_values, mean)
 
 
 @torch.no_grad()
@@ -140,3 +159,43 @@ def cluster_centers(points: torch.Tensor, count: int, seed: int, iterations: int
         noise = torch.randn(base.shape, generator=generator) * (0.1 * spread.clamp_min(1e-4))
         centers = torch.cat([centers, base + noise])
     return centers
+
+
+# A prompt that is chosen less than this share of the average counts as dead.
+DEAD_USAGE = 0.1
+
+
+@torch.no_grad()
+def reseed_dead_prompts(
+    keys: torch.Tensor, values: torch.Tensor, usage: torch.Tensor, queries: torch.Tensor
+) -> torch.Tensor:
+    """
+    Moves prompts that are hardly ever chosen to queries that no key is near, in place (ours).
+
+    The query that is farthest from all keys gets a dead key first, and so on, one key a query. The moved prompt begins
+    with the value of the prompt that its query matched best until then, so that no answer jumps.
+
+    Args:
+        keys (`torch.FloatTensor` of shape `(pool_size, embedding_size)`)
+        values (`torch.FloatTensor` of shape `(pool_size, embedding_size)`)
+        usage (`torch.FloatTensor` of shape `(pool_size,)`): 1 is the average; moved prompts begin there again.
+        queries (`torch.FloatTensor` of shape `(num_queries, embedding_size)`): as the keys see them.
+
+    Returns:
+        `torch.LongTensor`: indices of the moved prompts.
+    """
+    dead = (usage < DEAD_USAGE).nonzero().flatten()
+    moved = dead[: len(queries)]
+    unit_queries = F.normalize(queries.to(keys), dim=-1)
+    similarity = unit_queries @ F.normalize(keys, dim=-1).T  # [num_queries, pool_size]
+    similarity[:, dead] = -torch.inf
+    if len(dead) == len(keys):
+        return moved[:0]
+    nearest, source = similarity.max(dim=-1)
+    for index in moved.tolist():
+        lonely = int(nearest.argmin())
+        keys[index] = queries[lonely].to(keys)
+        values[index] = values[source[lonely]]
+        nearest = torch.maximum(nearest, unit_queries @ unit_queries[lonely])
+    usage[moved] = 1.0
+    return moved

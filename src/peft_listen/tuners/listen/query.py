@@ -2,9 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import torch
+from torch import nn
+
+
+# Under these names, models of transformers keep the ids of the tokens that other modalities replace.
+_PLACEHOLDER_NAMES = ("audio_token_id", "audio_token_index", "image_token_id", "image_token_index", "video_token_id")
+
+
+class TokenGroups(NamedTuple):
+    """
+    Kinds of positions that the query treats apart.
+
+    Attributes:
+        ignored (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Tokens that never are in the query.
+        modality (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Positions of audio, images or video, whose mean is taken apart from that of the text.
+    """
+
+    ignored: Optional[torch.Tensor] = None
+    modality: Optional[torch.Tensor] = None
+
+
+@torch.no_grad()
+def token_positions(
+    token_ids: list[int],
+    embedding: nn.Module,
+    input_ids: Optional[torch.Tensor] = None,
+    inputs_embeds: Optional[torch.Tensor] = None,
+) -> Optional[torch.Tensor]:
+    """
+    Where some tokens stand, by their ids or, without these, by their embeddings.
+
+    Args:
+        token_ids (`list[int]`): the tokens.
+        embedding (`nn.Module`): the model's input embedding.
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*)
+        inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, embedding_size)`, *optional*)
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch_size, sequence_length)`, or `None` without any input.
+    """
+    if input_ids is not None:
+        return torch.isin(input_ids, torch.tensor(token_ids, device=input_ids.device))
+    if inputs_embeds is None:
+        return None
+    embeds = embedding(torch.tensor(token_ids, device=inputs_embeds.device)).to(inputs_embeds.dtype)
+    found = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
+    for embed in embeds:
+        found |= (inputs_embeds == embed).all(dim=-1)
+    return found
+
+
+def placeholder_token_ids(model_config: object) -> list[int]:
+    """Ids of the tokens that audio, images and video replace in a model's input, as its configuration names them."""
+    token_ids = (getattr(model_config, name, None) for name in _PLACEHOLDER_NAMES)
+    return sorted({token_id for token_id in token_ids if isinstance(token_id, int)})
 
 
 def leading_padding(attention_mask: torch.Tensor) -> torch.Tensor:
@@ -25,6 +81,7 @@ def prompt_positions(
     attention_mask: Optional[torch.Tensor] = None,
     labels: Optional[torch.Tensor] = None,
     query_mask: Optional[torch.Tensor] = None,
+    ignored: Optional[torch.Tensor] = None,
     device: Optional[torch.device] = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
@@ -39,6 +96,8 @@ def prompt_positions(
             Targets, -100 where nothing is supervised.
         query_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
             Positions named by the caller, instead of the rule by labels; padding is still left out.
+        ignored (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Positions left out of a prompt that holds others too.
         device (`torch.device`, *optional*): where to make the result.
 
     Returns:
@@ -66,22 +125,40 @@ def prompt_positions(
         prompt = real & (positions < end.unsqueeze(-1))
     else:
         prompt = real
+    if ignored is not None:
+        remaining = prompt & ~ignored.to(prompt.device)
+        prompt = torch.where(remaining.any(dim=-1, keepdim=True), remaining, prompt)
     without_prompt = ~prompt.any(dim=-1)
     first_real = positions == leading_padding(real)
     return torch.where(without_prompt.unsqueeze(-1), first_real, prompt), without_prompt
 
 
-def mean_query(inputs_embeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def mean_query(
+    inputs_embeds: torch.Tensor, positions: torch.Tensor, modality: Optional[torch.Tensor] = None
+) -> torch.Tensor:
     """
     Mean of the input embeddings over the prompt's positions (arXiv 2505.18517, the query), in float32.
 
     Args:
         inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, embedding_size)`)
         positions (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): at least one per row.
+        modality (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Positions of audio, images or video. Where a row has both these and text, the query is the mean of the two
+            means (ours).
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size, embedding_size)`.
     """
-    # Padded embeddings are set to zero, not multiplied by it: whatever stands there, NaN included, must not matter.
+    if modality is None:
+        return _masked_mean(inputs_embeds, positions)
+    modality = modality.to(positions.device)
+    groups = [positions & modality, positions & ~modality]
+    present = torch.stack([group.any(dim=-1) for group in groups]).float()  # [2, batch]
+    means = torch.stack([_masked_mean(inputs_embeds, group) for group in groups])  # [2, batch, d]
+    return (means * (present / present.sum(dim=0).clamp_min(1)).unsqueeze(-1)).sum(dim=0)
+
+
+def _masked_mean(inputs_embeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    # Other embeddings are set to zero, not multiplied by it: whatever stands there, NaN included, must not matter.
     embeds = inputs_embeds.float().masked_fill(~positions.unsqueeze(-1), 0.0)
     return embeds.sum(dim=1) / positions.sum(dim=-1, keepdim=True).clamp_min(1)

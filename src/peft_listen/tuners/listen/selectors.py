@@ -46,6 +46,10 @@ class Selector(ABC):
     """
     Chooses `k` of `pool_size` prompts for each row of a batch.
 
+    A selector whose `select` also takes `bias` (`torch.FloatTensor` of shape `(pool_size,)` or
+    `(batch_size, pool_size)`), which is added to its scores before it chooses, can be used with
+    `ListenConfig(usage_balance=...)` and `ListenConfig(exploration=...)`.
+
     Attributes:
         keys_receive_gradient (`bool`):
             Whether the weights carry the language-model loss to the keys. Where they do not, the keys learn from the
@@ -53,6 +57,11 @@ class Selector(ABC):
     """
 
     keys_receive_gradient: bool = False
+
+    @classmethod
+    def takes_bias(cls) -> bool:
+        """Whether `select` has an argument `bias`."""
+        return "bias" in inspect.signature(cls.select).parameters
 
     @abstractmethod
     def select(self, query: torch.Tensor, keys: torch.Tensor, k: int) -> Selection:
@@ -135,20 +144,33 @@ def get_selector(name: str, **kwargs: Any) -> Selector:
         raise ValueError(f"The selector {name!r} does not take `selector_kwargs`={kwargs}: {error}") from error
 
 
-def _best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def best_prompts(scores: torch.Tensor, k: int, bias: Optional[torch.Tensor] = None) -> torch.Tensor:
+    """
+    Indices of the `k` highest scores of each row, best first; of equal ones, the lower index comes first.
+
+    Args:
+        scores (`torch.FloatTensor` of shape `(batch_size, pool_size)`)
+        k (`int`)
+        bias (`torch.FloatTensor` of shape `(pool_size,)` or `(batch_size, pool_size)`, *optional*): added to the scores.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, k)`: for any `k`, the first `k` of what a larger `k` would give.
+    """
+    ranked = scores if bias is None else scores + bias
     # A stable sort, since `topk` breaks ties differently for different k, and a shorter prompt must be a prefix.
-    sorted_scores, indices = scores.sort(dim=-1, descending=True, stable=True)
-    return sorted_scores[:, :k], indices[:, :k]
+    return ranked.sort(dim=-1, descending=True, stable=True).indices[:, :k]
 
 
 @register_selector("similarity")
 class SimilaritySelector(Selector):
     """The `k` keys of the highest cosine similarity to the query (arXiv 2505.18517). O(pool_size · d) per row."""
 
-    def select(self, query: torch.Tensor, keys: torch.Tensor, k: int) -> Selection:
+    def select(
+        self, query: torch.Tensor, keys: torch.Tensor, k: int, bias: Optional[torch.Tensor] = None
+    ) -> Selection:
         similarity = F.normalize(query, dim=-1) @ F.normalize(keys, dim=-1).T  # [batch, pool_size]
-        scores, indices = _best(similarity, k)
-        return Selection(indices=indices, scores=scores)
+        indices = best_prompts(similarity, k, bias)
+        return Selection(indices=indices, scores=similarity.gather(-1, indices))
 
 
 @register_selector("attention")
@@ -171,11 +193,14 @@ class AttentionSelector(Selector):
             raise ValueError(f"`temperature` must be above 0, got {temperature!r}.")
         self.temperature = temperature
 
-    def select(self, query: torch.Tensor, keys: torch.Tensor, k: int) -> Selection:
+    def select(
+        self, query: torch.Tensor, keys: torch.Tensor, k: int, bias: Optional[torch.Tensor] = None
+    ) -> Selection:
         logits = query @ keys.T / (keys.shape[-1] ** 0.5 * self.temperature)  # [batch, pool_size]
-        best_logits, indices = _best(logits, k)
+        indices = best_prompts(logits, k, bias)
         scores = logits.softmax(dim=-1).gather(-1, indices)
-        return Selection(indices=indices, scores=scores, weights=best_logits.softmax(dim=-1) * k)
+        weights = logits.gather(-1, indices).softmax(dim=-1) * k
+        return Selection(indices=indices, scores=scores, weights=weights)
 
 
 @register_selector("residual")
@@ -188,7 +213,9 @@ class ResidualSelector(Selector):
     [`SimilaritySelector`]. Works on the Gram matrix of the keys, with O(pool_size) per row and choice.
     """
 
-    def select(self, query: torch.Tensor, keys: torch.Tensor, k: int) -> Selection:
+    def select(
+        self, query: torch.Tensor, keys: torch.Tensor, k: int, bias: Optional[torch.Tensor] = None
+    ) -> Selection:
         unit_keys = F.normalize(keys, dim=-1)
         gram = unit_keys @ unit_keys.T  # [pool_size, pool_size]
         correlation = F.normalize(query, dim=-1) @ unit_keys.T  # [batch, pool_size], with the residual
@@ -196,7 +223,8 @@ class ResidualSelector(Selector):
         available = torch.ones_like(correlation, dtype=torch.bool)
         chosen, scores = [], []
         for _ in range(k):
-            best = correlation.masked_fill(~available, -torch.inf).argmax(dim=-1, keepdim=True)  # [batch, 1]
+            ranked = correlation if bias is None else correlation + bias * residual_norm
+            best = ranked.masked_fill(~available, -torch.inf).argmax(dim=-1, keepdim=True)  # [batch, 1]
             coefficient = correlation.gather(-1, best)
             chosen.append(best)
             scores.append(coefficient / residual_norm.clamp_min(1e-6))

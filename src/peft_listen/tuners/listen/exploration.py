@@ -1,0 +1,39 @@
+"""Noise on the scores while training begins, so that the pool is chosen from widely at first and sharply later."""
+
+from __future__ import annotations
+
+import random
+from typing import Optional
+
+import torch
+
+from .config import ListenConfig
+from .running_statistics import process_rank
+
+
+def exploration_noise(
+    config: ListenConfig, step: int, forward_pass: int, batch_size: int, rank: Optional[int] = None
+) -> Optional[torch.Tensor]:
+    """
+    Normally distributed noise whose scale falls linearly from `config.exploration` to 0 over
+    `config.exploration_steps` optimizer steps (ours).
+
+    A pure function of its arguments, so that a resumed run explores as the uninterrupted one would have.
+
+    Args:
+        config ([`ListenConfig`]): read for `exploration`, `exploration_steps`, `pool_size` and `seed`.
+        step (`int`): the optimizer step, from 0.
+        forward_pass (`int`): which of the step's micro-batches this is, from 0.
+        batch_size (`int`)
+        rank (`int`, *optional*): that of the process, each of which draws its own; this one's if not given.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, pool_size)` on the CPU, or `None` once the noise has gone.
+    """
+    scale = config.exploration * (1.0 - step / config.exploration_steps) if config.exploration_steps else 0.0
+    if scale <= 0:
+        return None
+    rank = process_rank() if rank is None else rank
+    seed = random.Random(f"exploration:{config.seed}:{step}:{forward_pass}:{rank}").getrandbits(63)
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(batch_size, config.pool_size, generator=generator)
