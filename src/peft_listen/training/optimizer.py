@@ -24,7 +24,7 @@ def parameter_groups(
     Args:
         model (`nn.Module`): with a LISTEN adapter.
         learning_rate (`float`): for the projector, other adapters, and whatever else requires gradients.
-        value_learning_rate (`float`, *optional*): for the values; 10 times `learning_rate` if not given.
+        value_learning_rate (`float`, *optional*): for the values, shared ones included; 10 times `learning_rate` if not given.
         key_learning_rate (`float`, *optional*): for the keys; `learning_rate` if not given.
         weight_decay (`float`, defaults to 0.0): for parameters that are neither keys nor values.
 
@@ -38,9 +38,11 @@ def parameter_groups(
     trainer = Trainer(model, args, optimizers=(optimizer, None), ...)
     ```
     """
+    value_rate = 10 * learning_rate if value_learning_rate is None else value_learning_rate
     rates = {
         "listen_keys": learning_rate if key_learning_rate is None else key_learning_rate,
-        "listen_values": 10 * learning_rate if value_learning_rate is None else value_learning_rate,
+        "listen_values": value_rate,
+        "listen_shared_values": value_rate,
     }
     groups: dict[str, dict[str, Any]] = {
         name: {"params": [], "lr": rate, "weight_decay": 0.0} for name, rate in rates.items()

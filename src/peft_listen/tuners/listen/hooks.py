@@ -31,7 +31,7 @@ from torch.utils.hooks import RemovableHandle
 from .key_loss import add_key_loss
 from .layer import ListenLayer
 from .placement import PromptPlacement, positions_from_mask
-from .query import TokenGroups, placeholder_token_ids, token_positions
+from .query import NO_GROUPS, TokenGroups, placeholder_token_ids, token_positions
 from .unsupported import refuse_cache_of_other_state, refuse_unsupported
 
 
@@ -99,7 +99,7 @@ class PromptHooks:
         self._language_model_arguments = list(inspect.signature(language_model.forward).parameters)
         self._labels: Optional[torch.Tensor] = None
         self._query_mask: Optional[torch.Tensor] = None
-        self._groups = TokenGroups()
+        self._groups = NO_GROUPS
         self._num_items_in_batch: Any = None
         self._placement: Optional[PromptPlacement] = None
         self._wants_tuple = False
@@ -175,7 +175,7 @@ class PromptHooks:
         name = self.layer.active_pool
         cache = named.get("past_key_values")
         if name is None or (cache is not None and int(cache.get_seq_length()) > 0):
-            return TokenGroups()
+            return NO_GROUPS
         config = self.layer.states[name].config
         input_ids, inputs_embeds = named.get("input_ids"), named.get("inputs_embeds")
         embedding = self.backbone.get_input_embeddings()  # type: ignore[operator]
@@ -207,7 +207,7 @@ class PromptHooks:
     def _add_key_loss(self, output: Any) -> Any:
         labels, num_items, per_row = self._labels, self._num_items_in_batch, self.layer.key_loss_per_row
         self._labels = self._query_mask = self._num_items_in_batch = None
-        self._groups = TokenGroups()
+        self._groups = NO_GROUPS
         name = self.layer.active_pool
         if output is None or labels is None or per_row is None or name is None:
             return output

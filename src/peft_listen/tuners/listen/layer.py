@@ -18,7 +18,7 @@ from .config import ListenConfig
 from .exploration import exploration_noise
 from .pool import cluster_centers, initial_pool, reseed_dead_prompts
 from .prompt_length import PromptLength
-from .query import TokenGroups, mean_query, prompt_positions
+from .query import NO_GROUPS, TokenGroups, mean_query, prompt_positions
 from .running_statistics import USAGE_MOMENTUM, StepSums, gather_rows
 from .selectors import Selection, get_selector
 
@@ -220,7 +220,7 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         attention_mask: Optional[torch.Tensor] = None,
         labels: Optional[torch.Tensor] = None,
         query_mask: Optional[torch.Tensor] = None,
-        groups: TokenGroups = TokenGroups(),
+        groups: TokenGroups = NO_GROUPS,
     ) -> torch.Tensor:
         """
         Chooses the prompts of each row with the active adapter.

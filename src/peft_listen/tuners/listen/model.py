@@ -127,7 +127,7 @@ class ListenModel(BaseTuner):
                 )
             for key, tensor in saved.items():
                 size = layer.listen_keys[adapter_name].shape[-1]
-                if tensor.ndim > 0 and tensor.shape[-1] != size:
+                if tensor.ndim > 0 and ".listen_usage." not in key and tensor.shape[-1] != size:
                     raise ValueError(
                         f"The adapter was made for embeddings of size {tensor.shape[-1]} ({key!r}), but this base "
                         f"model has embeddings of size {size}. Load the base model that the adapter's configuration "

@@ -27,6 +27,9 @@ class TokenGroups(NamedTuple):
     modality: Optional[torch.Tensor] = None
 
 
+NO_GROUPS = TokenGroups()
+
+
 @torch.no_grad()
 def token_positions(
     token_ids: list[int],
