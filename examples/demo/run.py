@@ -83,8 +83,16 @@ def main() -> None:
     speech, llm = arguments.speech, arguments.llm
     if speech is None or llm is None:
         run_stage("Models", models, "examples.demo.small_models", models, force=True)
-        speech = speech or models / "whisper-tiny.en"
         llm = llm or models / "smollm2-135m-instruct"
+    if speech is None:
+        speech = folder / "whisper-tiny.en-5s"
+        run_stage(
+            "Whisper with a context of 5 s, ten times as fast on short clips",
+            speech,
+            "examples.demo.short_context",
+            models / "whisper-tiny.en",
+            speech,
+        )
     run_stage("Data", data, "examples.demo.make_dataset", data, force=True)
     options = ["--speech", speech, "--llm", llm]
     options += ["--chatml"] if arguments.llm is None else []

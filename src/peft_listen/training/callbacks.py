@@ -15,9 +15,13 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..analysis.selections import mean_pairwise_cosine
 from ..tuners.listen import ListenModel, SelectionRecord
 from ..tuners.listen.running_statistics import gather_rows
+from .collapse import MIN_ROWS, collapse_measures, collapse_warnings
+
+
+# The measures of collapse are taken over so many rows.
+_RECENT_ROWS = 64
 
 
 class ListenCallback(TrainerCallback):
@@ -28,9 +32,9 @@ class ListenCallback(TrainerCallback):
       what the uninterrupted one would have drawn.
     - Starts the keys at real queries after a few steps, and again later if asked, since the projector that makes the
       queries moves (ours).
-    - Logs `key_loss`, `prompt_length`, `live_prompts` (how many of the pool were chosen since the last log) and
-      `query_cosine`, and warns once when the queries have collapsed. They are in `trainer.state.log_history` and on the
-      progress bar. Integrations given by `report_to` run before other callbacks; for them, put this one first:
+    - Logs `key_loss`, `prompt_length`, `live_prompts` (how many of the pool were chosen since the last log) and the
+      measures of collapse (`query_cosine`, `key_cosine`, `top_prompt_share`), and warns once of each that has gone
+      beyond the threshold. They are in `trainer.state.log_history` and on the progress bar. Integrations given by `report_to` run before other callbacks; for them, put this one first:
       `trainer.callback_handler.callbacks.insert(0, ListenCallback())` in place of `callbacks=[...]`.
 
     While keys are still to be started, the queries are saved in the Trainer's checkpoints
@@ -43,8 +47,8 @@ class ListenCallback(TrainerCallback):
         num_queries (`int`, defaults to 2048):
             Queries remembered for that, per process.
         collapse_threshold (`float`, defaults to 0.95):
-            Mean pairwise cosine of the recent queries, centred if the adapter centres them, above which the warning
-            is given.
+            Value of a measure of collapse above which the warning is given; see
+            [`~peft_listen.training.collapse.collapse_measures`]. Above 1 never.
 
     Raises:
         ValueError: for steps or a number of queries below 1; when training begins, for a model without an adapter, and
@@ -64,10 +68,11 @@ class ListenCallback(TrainerCallback):
         self.init_keys_at_steps = frozenset(init_keys_at_steps)
         self.collapse_threshold = collapse_threshold
         self._queries: deque[torch.Tensor] = deque(maxlen=num_queries)
+        self._best: deque[int] = deque(maxlen=_RECENT_ROWS)
         self._chosen: set[int] = set()
         self._prompt_length = 0
         self._tuner: Optional[ListenModel] = None
-        self._warned = False
+        self._warned: set[str] = set()
         self._recording = ExitStack()
 
     def on_train_begin(
@@ -81,6 +86,7 @@ class ListenCallback(TrainerCallback):
                 "they are left out already. Use `AudioListenCollator(processor, supervised_logits_only=False)`."
             )
         self._queries.clear()
+        self._best.clear()
         self._chosen.clear()
         self._recording.close()  # a run before this one may have ended with an exception
         self._recording.enter_context(self._tuner.layer.recording(self._record))
@@ -129,15 +135,17 @@ class ListenCallback(TrainerCallback):
         extra: dict[str, Any] = {"prompt_length": self._prompt_length, "live_prompts": len(self._chosen)}
         if tuner.key_loss is not None:
             extra["key_loss"] = round(float(tuner.key_loss.detach()), 4)
-        queries = torch.stack(list(self._queries)[-64:])
         name, _ = tuner.layer.state_of(None)
-        queries = tuner.layer.matched_query(name, queries)
-        extra["query_cosine"] = round(mean_pairwise_cosine(queries), 4)
+        queries = tuner.layer.matched_query(name, torch.stack(list(self._queries)[-_RECENT_ROWS:]))
+        keys = tuner.layer.listen_keys[name].detach().float()
+        measures = collapse_measures(queries, keys, torch.tensor(list(self._best), dtype=torch.long))
+        extra.update(measures)
         logs.update(extra)
         if state.log_history:
             state.log_history[-1].update(extra)
         self._chosen.clear()
-        self._warn_of_collapse(extra["query_cosine"])
+        if len(self._queries) >= MIN_ROWS:
+            self._warn_of_collapse(measures)
 
     @property
     def _connected(self) -> ListenModel:
@@ -164,20 +172,15 @@ class ListenCallback(TrainerCallback):
         if not self._connected.layer.is_training_step:
             return
         self._queries.extend(record.query.float().cpu())
+        self._best.extend(record.indices[:, 0].tolist())
         self._chosen.update(record.indices.unique().tolist())
         self._prompt_length = record.indices.shape[1]
 
-    def _warn_of_collapse(self, cosine: float) -> None:
-        if self._warned or cosine <= self.collapse_threshold or len(self._queries) < 16:
-            return
-        self._warned = True
-        warnings.warn(
-            f"The queries of the last rows are nearly one direction (mean cosine {cosine:.3f}), so that all inputs "
-            "choose the same prompts. `center_queries=True` and keys started from real queries "
-            "(`init_keys_at_steps`) help; see the documentation on collapse.",
-            UserWarning,
-            stacklevel=2,
-        )
+    def _warn_of_collapse(self, measures: dict[str, float]) -> None:
+        for measure, message in collapse_warnings(measures, self.collapse_threshold).items():
+            if measure not in self._warned:
+                self._warned.add(measure)
+                warnings.warn(message, UserWarning, stacklevel=2)
 
 
 def find_tuner(model: Any) -> ListenModel:

@@ -1,0 +1,31 @@
+"""The signatures of collapse: each measure is 1 when everything is alike and low when it is not."""
+
+import pytest
+import torch
+
+from peft_listen.training.collapse import SIGNATURES, collapse_measures, collapse_warnings
+
+
+GENERATOR = torch.Generator().manual_seed(0)
+DIFFERENT = torch.randn(64, 32, generator=GENERATOR)
+ALIKE = torch.ones(64, 32) + 0.01 * DIFFERENT
+
+
+@pytest.mark.parametrize("collapsed", ["query_cosine", "key_cosine", "top_prompt_share", None])
+def test_each_signature_is_told_from_the_others(collapsed):
+    measures = collapse_measures(
+        ALIKE if collapsed == "query_cosine" else DIFFERENT,
+        ALIKE if collapsed == "key_cosine" else DIFFERENT,
+        torch.full((64,), 7) if collapsed == "top_prompt_share" else torch.arange(64) % 16,
+    )
+    assert set(measures) == {signature.measure for signature in SIGNATURES}
+    for measure, value in measures.items():
+        assert value > 0.99 if measure == collapsed else value < 0.1
+    warnings = collapse_warnings(measures, threshold=0.95)
+    assert list(warnings) == ([] if collapsed is None else [collapsed])
+    if collapsed:
+        assert f"{measures[collapsed]:.3f}" in warnings[collapsed]
+
+
+def test_no_rows_have_no_share():
+    assert collapse_measures(DIFFERENT, DIFFERENT, torch.empty(0, dtype=torch.long))["top_prompt_share"] == 0.0
