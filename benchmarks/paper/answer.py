@@ -1,0 +1,84 @@
+"""Answers of a trained adapter to a data file, as JSON lines, and their scores.
+
+    accelerate launch -m benchmarks.paper.answer ADAPTER_DIR DATA.jsonl PREDICTIONS.jsonl [--batch-size 8]
+
+Each process answers its share of the examples; examples that the predictions file holds already are not asked again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import pipeline
+
+import peft_listen  # noqa: F401 - makes the pipeline known
+from peft_listen.data import read_examples
+from peft_listen.metrics import get_metric
+
+
+# What each of the paper's tasks is measured by; others by exact match.
+METRICS = {"asr": "wer", "en2zh": "bleu", "er": "accuracy", "sv": "accuracy", "acap": "rouge_l"}
+
+
+def answer(
+    model: str, data_file: Path, output_file: Path, batch_size: int = 8, max_new_tokens: int = 128
+) -> list[dict[str, Any]]:
+    """Answer this process' share of a data file; returns its answers, those of an interrupted run included."""
+    state = PartialState()
+    if state.num_processes > 1:
+        output_file = output_file.with_suffix(f".{state.process_index}.jsonl")
+    examples = [dict(row) for row in read_examples(data_file)][state.process_index :: state.num_processes]
+    done = _read_finished(output_file)
+    pipe = pipeline("audio-text-to-text", model=model, batch_size=batch_size, device=state.device)
+    with open(output_file, "a", encoding="utf-8") as file:
+        for start in range(len(done), len(examples), batch_size):
+            rows = examples[start : start + batch_size]
+            outputs = pipe(rows, max_new_tokens=max_new_tokens, do_sample=False)
+            for row, output in zip(rows, outputs, strict=True):
+                done.append({**row, "generated": output[0]["generated_text"].strip()})
+                file.write(json.dumps(done[-1], ensure_ascii=False) + "\n")
+            file.flush()
+            print(f"{len(done)} of {len(examples)}", flush=True)
+    return done
+
+
+def _read_finished(path: Path) -> list[dict[str, Any]]:
+    """The answers of an interrupted run; a line that it did not finish is taken away."""
+    if not path.is_file():
+        return []
+    whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    path.write_text("".join(whole), encoding="utf-8")
+    return [json.loads(line) for line in whole]
+
+
+def scores(answers: list[dict[str, Any]]) -> dict[str, float]:
+    """The metric of each task."""
+    result = {}
+    for task in sorted({row["task"] for row in answers}):
+        rows = [row for row in answers if row["task"] == task]
+        name = METRICS.get(task, "exact_match")
+        options = {"tokenize": "zh"} if name == "bleu" else {}
+        values = get_metric(name, **options).compute(
+            predictions=[row["generated"] for row in rows], references=[row["answer"] for row in rows]
+        )
+        result[f"{task}/{name}"] = values[name]
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="folder of an adapter or of a model")
+    parser.add_argument("data_file", type=Path)
+    parser.add_argument("output_file", type=Path)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    answers = answer(**vars(parser.parse_args()))
+    print(json.dumps(scores(answers), indent=1))
+
+
+if __name__ == "__main__":
+    main()
