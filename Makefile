@@ -4,14 +4,15 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: help install demo test lint format types slow clean
+.PHONY: help install demo test lint format types slow benchmark clean
 
 help:
-	@echo "make demo    train a small LLM to hear, and ask it (about 8 minutes on 2 cores)"
-	@echo "make test    lint, types and tests"
-	@echo "make slow    the tests on real models"
-	@echo "make format  format the code"
-	@echo "make clean   remove the environment and what the demo made"
+	@echo "make demo       train a small LLM to hear, and ask it (about 8 minutes on 2 cores)"
+	@echo "make test       lint, types and tests"
+	@echo "make slow       the tests on real models"
+	@echo "make benchmark   DPS against LoRA on six tasks (hours; goes on where it stopped)"
+	@echo "make format     format the code"
+	@echo "make clean      remove the environment and what the demo made"
 
 .venv/installed: pyproject.toml Makefile
 	$(PYTHON) -m venv .venv
@@ -37,6 +38,10 @@ test: lint types
 
 slow: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+benchmark: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.mini_listen.run
+	$(BIN)/python -m benchmarks.mini_listen.results --write benchmarks/RESULTS.md --plots benchmarks/mini_listen/plots
 
 format: install
 	$(BIN)/ruff check --fix .
