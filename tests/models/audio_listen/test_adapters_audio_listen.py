@@ -2,9 +2,12 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from peft_listen import ListenConfig
+from transformers import AutoModelForMultimodalLM, pipeline
+
+from peft_listen import AudioListenForCausalLM, ListenConfig
 
 
+QFORMER = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
 PROJECTOR = ["multi_modal_projector"]
 ADAPTERS = {
     "lora": lambda: LoraConfig(target_modules=r".*language_model.*\.(q|v)_proj", r=4, modules_to_save=PROJECTOR),
@@ -47,6 +50,37 @@ def test_an_adapter_and_the_projector_learn_and_come_back(make_model, inputs, tm
     with torch.no_grad():
         torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
     assert loaded.generate(**inputs, max_new_tokens=4, num_beams=2).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_adapter_on_a_base_without_its_frozen_parts_loads_from_its_own_folder(
+    published_parts, make_processor, inputs, tmp_path, name: str
+) -> None:
+    processor = make_processor(sound=True)
+    base = AudioListenForCausalLM.from_encoders_and_llm(
+        **published_parts, tokenizer=processor.tokenizer, qformer_config=QFORMER
+    )
+    base.save_pretrained(tmp_path / "base", save_frozen=False)
+    processor.save_pretrained(tmp_path / "base")
+    base = AudioListenForCausalLM.from_pretrained(tmp_path / "base")
+    model = get_peft_model(base, ADAPTERS[name]())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.5 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        expected = model.eval()(**inputs).logits
+        without = AudioListenForCausalLM.from_pretrained(tmp_path / "base")(**inputs).logits
+    assert (expected - without).abs().max() > 1e-2
+    for load in (
+        AudioListenForCausalLM.from_pretrained,
+        AutoModelForMultimodalLM.from_pretrained,
+        lambda folder: pipeline("audio-text-to-text", model=str(folder), device="cpu").model,
+    ):
+        loaded = load(tmp_path / "adapter").eval()
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(**inputs).logits, expected)
 
 
 @pytest.mark.parametrize(

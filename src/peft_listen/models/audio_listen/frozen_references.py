@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file
 from transformers import GenerationConfig
+from transformers.integrations.peft import maybe_load_adapters
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.hub import resolve_revision
@@ -98,16 +99,31 @@ def load_config(path: Source, kwargs: dict[str, Any]) -> AudioListenConfig:
     return AudioListenConfig.from_pretrained(config or path, **select(kwargs, HUB_ARGUMENTS + FILE_ARGUMENTS))
 
 
+def resolve_adapter(path: Source, kwargs: dict[str, Any]) -> tuple[Source, dict[str, Any] | None]:
+    """
+    The base model that `from_pretrained(path, **kwargs)` would load, and the arguments of `load_adapter` for the adapter
+    on it: `path` may be an adapter's folder, and the Auto classes pass one beside its base model. `None` if there is none.
+    """
+    download_kwargs: Any = select(kwargs, (*HUB_ARGUMENTS, "revision", "subfolder"))
+    adapter_kwargs = dict(kwargs.get("adapter_kwargs") or {})
+    adapter_path, base, adapter_kwargs = maybe_load_adapters(os.fspath(path), download_kwargs, **adapter_kwargs)
+    if adapter_path is None:
+        return path, None
+    name = kwargs.get("adapter_name", "default")
+    return base, {"peft_model_id": adapter_path, "adapter_name": name, "adapter_kwargs": adapter_kwargs}
+
+
 def load_with_references(
     model_class: "type[ComposedModel]",
     path: Source,
     config: AudioListenConfig,
     sources: dict[str, Any],
     kwargs: dict[str, Any],
+    adapter: dict[str, Any] | None = None,
 ) -> Any:
     """
     Loads a checkpoint that was saved with `save_frozen=False`: the referenced parts from where they were, or from
-    `sources`, the rest from `path`. Returns what `from_pretrained(path, **kwargs)` does.
+    `sources`, the rest from `path`, and then `adapter`, the arguments of `load_adapter`. Returns what `from_pretrained(path, **kwargs)` does.
 
     Raises:
         `OSError`: if a part is not found; the message names it and says how to point to it.
@@ -143,6 +159,8 @@ def load_with_references(
         model.generation_config = GenerationConfig.from_pretrained(path, **select(kwargs, HUB_ARGUMENTS))
     except OSError:
         model.generation_config = GenerationConfig.from_model_config(config)
+    if adapter is not None:
+        model.load_adapter(**adapter)
     if kwargs.get("output_loading_info"):
         return model, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
     return model

@@ -18,6 +18,7 @@ from .frozen_references import (
     load_with_references,
     make_reference,
     reference_frozen_parts,
+    resolve_adapter,
 )
 from .modeling_pretrained import AudioListenPreTrainedModel
 
@@ -116,9 +117,10 @@ class ComposedModel(AudioListenPreTrainedModel):
         """
         sources = {part: kwargs.pop(argument, None) for part, argument in PART_ARGUMENTS.items()}
         if pretrained_model_name_or_path is not None:
-            config = load_config(pretrained_model_name_or_path, kwargs)
+            base, adapter = resolve_adapter(pretrained_model_name_or_path, kwargs)
+            config = load_config(base, kwargs)
             if config.frozen_references:
-                return load_with_references(cls, pretrained_model_name_or_path, config, sources, kwargs)
+                return load_with_references(cls, base, config, sources, kwargs, adapter)
         if any(source is not None for source in sources.values()):
             raise ValueError(
                 f"{pretrained_model_name_or_path} was saved whole: `speech`, `sound` and `llm` cannot replace its parts."
