@@ -8,6 +8,7 @@ from peft_listen import ListenConfig, Selection, Selector, register_selector
 from peft_listen.tuners.listen import selectors
 from peft_listen.tuners.listen.exploration import exploration_noise
 from peft_listen.tuners.listen.pool import reseed_dead_prompts
+from peft_listen.tuners.listen.query import mean_query
 
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -79,7 +80,20 @@ def test_images_and_text_are_averaged_apart(settings, build, attach):
         )
     image = base.get_image_features(pixel_values).pooler_output[0].mean(dim=0)
     text = base.get_input_embeddings()(torch.tensor([5, 7, 8])).mean(dim=0)
-    torch.testing.assert_close(model.base_model.last_selection.query[0], (image + text) / 2, **CLOSE)
+    expected = (image * text.norm() / image.norm() + text) / 2
+    torch.testing.assert_close(model.base_model.last_selection.query[0], expected, **CLOSE)
+
+
+def test_the_length_of_a_modality_changes_nothing():
+    embeds = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0))
+    positions = torch.ones(2, 7, dtype=torch.bool)
+    audio = torch.arange(7).expand(2, -1) < 4
+    louder = torch.where(audio.unsqueeze(-1), 30 * embeds, embeds)
+    torch.testing.assert_close(mean_query(louder, positions, audio), mean_query(embeds, positions, audio))
+    assert not torch.allclose(mean_query(louder, positions), mean_query(embeds, positions))
+    # A row of audio alone, and one of text alone, have a plain mean.
+    for alone in (audio, ~audio):
+        torch.testing.assert_close(mean_query(embeds, positions & alone, audio), mean_query(embeds, alone))
 
 
 def test_a_row_of_text_alone_has_one_mean(build, attach, tokens):

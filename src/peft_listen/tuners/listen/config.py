@@ -57,8 +57,8 @@ class ListenConfig(PeftConfig):
             dimension: a whitening that needs as many numbers as the mean. *(ours)*
         query_pooling (`"mean"` or `"modality_mean"`, defaults to `"mean"`):
             `"mean"` averages all positions of the prompt, as in the paper. `"modality_mean"` averages the positions of
-            audio (and of images and video, if the model has them) and those of text apart, and takes the mean of both,
-            so that a long clip does not drown a short instruction. *(ours)*
+            audio (and of images and video, if the model has them) and those of text apart, and takes the mean of both
+            at equal length, so that a long clip or a loud projector does not drown the instruction. *(ours)*
         query_ignored_token_ids (`list[int]`, *optional*):
             Tokens left out of the query: those of the chat template, which are the same in every input; see
             [`~peft_listen.training.chat_template_token_ids`]. *(ours)*

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, Optional
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -146,8 +147,9 @@ def mean_query(
         inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, embedding_size)`)
         positions (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): at least one per row.
         modality (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Positions of audio, images or video. Where a row has both these and text, the query is the mean of the two
-            means (ours).
+            Positions of audio, images or video. Where a row has both these and text, the query is the mean of two
+            means, that of the modality brought to the length of that of the text (ours): a projector makes embeddings
+            of any length, and the longer ones would be all there is in the query.
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size, embedding_size)`.
@@ -155,10 +157,12 @@ def mean_query(
     if modality is None:
         return _masked_mean(inputs_embeds, positions)
     modality = modality.to(positions.device)
-    groups = [positions & modality, positions & ~modality]
-    present = torch.stack([group.any(dim=-1) for group in groups]).float()  # [2, batch]
-    means = torch.stack([_masked_mean(inputs_embeds, group) for group in groups])  # [2, batch, d]
-    return (means * (present / present.sum(dim=0).clamp_min(1)).unsqueeze(-1)).sum(dim=0)
+    heard, read = positions & modality, positions & ~modality
+    other, text = _masked_mean(inputs_embeds, heard), _masked_mean(inputs_embeds, read)
+    length = torch.linalg.vector_norm(text, dim=-1, keepdim=True)
+    both = (text + F.normalize(other, dim=-1) * length) / 2
+    has_other, has_text = heard.any(dim=-1, keepdim=True), read.any(dim=-1, keepdim=True)
+    return torch.where(has_other & has_text, both, torch.where(has_other, other, text))
 
 
 def _masked_mean(inputs_embeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
