@@ -1,0 +1,6 @@
+"""Metrics of the tasks, as `evaluate.Metric` objects that need no network. They come with the extra `metrics`."""
+
+from .registry import available_metrics, get_metric, register_metric
+
+
+__all__ = ["available_metrics", "get_metric", "register_metric"]

@@ -1,0 +1,241 @@
+"""The registry of metrics, and what holds for every metric in it."""
+
+import doctest
+import importlib
+import json
+import multiprocessing
+import subprocess
+import sys
+
+import evaluate
+import pytest
+
+from peft_listen.metrics import available_metrics, get_metric, register_metric
+from peft_listen.metrics import registry as registry_module
+from peft_listen.metrics.base import BaseMetric
+
+
+TEXTS = {"predictions": ["A dog barks.", "two birds sing"], "references": ["a dog barks", "two cars pass"]}
+SCORES = {"predictions": [0.9, 0.1, 0.4, 0.6], "references": [1, 0, 1, 0]}
+INPUTS = {name: SCORES if name == "eer" else TEXTS for name in available_metrics()}
+
+every_metric = pytest.mark.parametrize("name", available_metrics())
+
+
+@pytest.fixture
+def empty_slot(monkeypatch):
+    monkeypatch.setattr(registry_module, "_METRICS", dict(registry_module._METRICS))
+
+
+def test_these_metrics_are_shipped() -> None:
+    assert available_metrics() == ["accuracy", "bleu", "cer", "chrf", "eer", "exact_match", "rouge_l", "wer"]
+
+
+@every_metric
+def test_a_metric_is_one_of_evaluate_and_reports_its_value_under_its_name(name) -> None:
+    metric = get_metric(name)
+    assert isinstance(metric, evaluate.Metric)
+    assert metric.name == name
+    assert metric.description
+    assert isinstance(metric.compute(**INPUTS[name])[name], float)
+
+
+@every_metric
+def test_rows_may_be_added_one_by_one_or_in_batches(name) -> None:
+    expected = get_metric(name).compute(**INPUTS[name])
+    predictions, references = INPUTS[name]["predictions"], INPUTS[name]["references"]
+    metric = get_metric(name)
+    metric.add(prediction=predictions[0], reference=references[0])
+    metric.add_batch(predictions=predictions[1:], references=references[1:])
+    assert metric.compute() == expected
+    # The rows are gone after that.
+    assert metric.compute(**INPUTS[name]) == expected
+
+
+@every_metric
+def test_two_metrics_at_once_do_not_meet(name) -> None:
+    expected = get_metric(name).compute(**INPUTS[name])
+    metrics = [get_metric(name), get_metric(name)]
+    for prediction, reference in zip(INPUTS[name]["predictions"], INPUTS[name]["references"], strict=True):
+        for metric in metrics:
+            metric.add(prediction=prediction, reference=reference)
+    assert [metric.compute() for metric in metrics] == [expected, expected]
+
+
+@every_metric
+def test_the_order_of_the_rows_does_not_matter(name) -> None:
+    backwards = {key: column[::-1] for key, column in INPUTS[name].items()}
+    assert get_metric(name).compute(**backwards) == get_metric(name).compute(**INPUTS[name])
+
+
+def test_the_metrics_work_offline_and_write_no_file(tmp_path) -> None:
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    code = (
+        "import json, sys; from peft_listen.metrics import get_metric\n"
+        "inputs = json.loads(sys.argv[1])\n"
+        "print(json.dumps({name: get_metric(name).compute(**inputs[name]) for name in inputs}))"
+    )
+    # The caches of libraries beneath a metric (nltk's, for one) would show up in the home folder too.
+    environment = {"HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, json.dumps(INPUTS)]
+    result = subprocess.run(command, cwd=work, env=environment, check=True, capture_output=True, text=True)
+    assert json.loads(result.stdout) == {name: get_metric(name).compute(**INPUTS[name]) for name in INPUTS}
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def compute_part(process_id: int, folder: str, queue: "multiprocessing.Queue") -> None:
+    metric = get_metric("wer", num_process=2, process_id=process_id, experiment_id="two", cache_dir=folder, timeout=60)
+    result = metric.compute(
+        predictions=TEXTS["predictions"][process_id::2], references=TEXTS["references"][process_id::2]
+    )
+    queue.put((process_id, result))
+
+
+def test_several_processes_make_one_value_in_the_first(tmp_path) -> None:
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    processes = [context.Process(target=compute_part, args=(rank, str(tmp_path), queue)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    results = dict(queue.get(timeout=90) for _ in processes)
+    for process in processes:
+        process.join()
+    assert results == {0: get_metric("wer").compute(**TEXTS), 1: None}
+
+
+@every_metric
+def test_bad_inputs_are_refused_and_leave_the_metric_usable(name) -> None:
+    metric = get_metric(name)
+    rows = INPUTS[name]
+    prediction, reference = rows["predictions"][0], rows["references"][0]
+    for wrong, message in [
+        ({"predictions": [], "references": []}, "at least one row"),
+        ({"predictions": [prediction], "references": [reference] * 2}, "1 predictions, but 2 references"),
+        ({"predictions": [prediction]}, "`references` is missing"),
+        ({"references": [reference]}, "`predictions` is missing"),
+        ({"predictions": "happy", "references": "happy"}, "`predictions` must be a list"),
+        ({"predictions": [prediction, None], "references": [reference] * 2}, r"`predictions\[1\]` must be a"),
+        ({"predictions": [prediction] * 2, "references": [reference, 7]}, r"`references\[1\]` must be"),
+        ({"predictions": [prediction], "references": [b"bytes"]}, r"`references\[0\]` must be"),
+        ({}, "nothing to compute"),
+        ({**rows, "tokenize": "zh"}, r"got also \['tokenize'\].*get_metric"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            metric.compute(**wrong)
+    with pytest.raises(ValueError, match=r"`predictions\[0\]` must be"):
+        metric.add(prediction=None, reference=reference)
+    with pytest.raises(ValueError, match="at least one row"):
+        metric.add_batch(predictions=[], references=[])
+    assert metric.compute(**rows) == get_metric(name).compute(**rows)
+
+
+@pytest.mark.parametrize("name", sorted(set(available_metrics()) - {"eer"}))
+@pytest.mark.parametrize("empty", ["", " \n"])
+def test_an_empty_reference_is_refused_by_its_row_and_an_empty_prediction_is_wrong(name, empty) -> None:
+    metric = get_metric(name)
+    with pytest.raises(ValueError, match=r"`references\[1\].*(empty|no word).*Leave the row out"):
+        metric.compute(predictions=["a dog", "a dog"], references=["a dog", empty])
+    value = metric.compute(predictions=["a dog barks at me", empty], references=["a dog barks at me", "two cars"])[
+        name
+    ]
+    perfect = metric.compute(predictions=["a dog barks at me"], references=["a dog barks at me"])[name]
+    assert value > perfect if name in ("wer", "cer") else value < perfect
+
+
+@pytest.mark.parametrize("name", ["bleu", "chrf", "exact_match", "rouge_l"])
+def test_the_best_of_several_references_counts_and_rows_may_have_unlike_numbers(name) -> None:
+    metric = get_metric(name)
+    caption = "a dog barks and a car passes"
+    perfect = metric.compute(predictions=[caption], references=[caption])[name]
+    both = metric.compute(predictions=[caption] * 2, references=[["birds sing", caption], caption])[name]
+    assert both == pytest.approx(perfect)
+    with pytest.raises(ValueError, match=r"`references\[0\]` must be a string or a list of at least one"):
+        metric.compute(predictions=[caption], references=[[]])
+    with pytest.raises(ValueError, match=r"`references\[0\]\[1\]` must be a string or a list of strings, got 5"):
+        metric.compute(predictions=[caption], references=[["birds", 5]])
+
+
+def test_metrics_of_one_reference_refuse_several() -> None:
+    for name in ("accuracy", "cer", "wer"):
+        with pytest.raises(ValueError, match=r"`references\[0\]` must be a string, got \['a', 'b'\]"):
+            get_metric(name).compute(predictions=["a"], references=[["a", "b"]])
+
+
+@pytest.mark.parametrize("module", ["registry", "text_normalization"])
+def test_the_examples_of_docstrings_give_what_they_say(module, empty_slot) -> None:
+    result = doctest.testmod(importlib.import_module(f"peft_listen.metrics.{module}"))
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_an_unknown_name_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match=r"no metric 'meteor'; registered are accuracy, bleu.*@register_metric"):
+        get_metric("meteor")
+
+
+def test_an_unknown_option_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'wer' does not take the arguments .*tokenize"):
+        get_metric("wer", tokenize="zh")
+
+
+def test_a_metric_of_ones_own_is_found_by_its_name(empty_slot) -> None:
+    @register_metric("mean_length")
+    class MeanLength(BaseMetric):
+        def _compute(self, predictions, references):
+            return {"mean_length": sum(map(len, predictions)) / len(predictions)}
+
+    assert "mean_length" in available_metrics()
+    assert get_metric("mean_length").compute(predictions=["four", "of"], references=["", ""]) == {"mean_length": 3.0}
+
+
+def test_a_name_is_not_taken_twice_but_a_class_may_replace_itself(empty_slot) -> None:
+    for _ in range(2):
+
+        @register_metric("mine")
+        class Mine(BaseMetric):
+            def _compute(self, predictions, references):
+                return {}
+
+    with pytest.raises(ValueError, match="'mine' is taken by .*Mine.*choose another name for .*Other"):
+
+        @register_metric("mine")
+        class Other(Mine):
+            pass
+
+
+def test_what_is_no_metric_is_not_registered() -> None:
+    with pytest.raises(TypeError, match=r"subclass of `evaluate.Metric`, got <class 'int'>"):
+        register_metric("number")(int)
+
+
+@pytest.mark.parametrize(
+    ("absent", "name"),
+    [
+        ("jiwer", "wer"),
+        ("jiwer", "cer"),
+        ("sacrebleu", "bleu"),
+        ("sacrebleu", "chrf"),
+        ("sklearn.metrics", "accuracy"),
+        ("sklearn.metrics", "eer"),
+        ("rouge_score.rouge_scorer", "rouge_l"),
+    ],
+)
+def test_a_missing_library_is_answered_with_what_to_install_and_hinders_no_other_metric(
+    absent, name, monkeypatch
+) -> None:
+    monkeypatch.setitem(sys.modules, absent, None)
+    with pytest.raises(ImportError, match=rf'needs {absent}: pip install "peft-listen\[metrics\]"'):
+        get_metric(name)
+    assert get_metric("exact_match").compute(predictions=["a", "b"], references=["A", "c"]) == {"exact_match": 0.5}
+
+
+@pytest.mark.parametrize("absent", ["evaluate", "datasets"])
+def test_without_evaluate_the_registry_can_be_imported_and_says_what_to_install(absent, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, absent, None)
+    for module in ("base", *registry_module._SHIPPED):
+        monkeypatch.delitem(sys.modules, f"peft_listen.metrics.{module}")
+    for call in (available_metrics, lambda: get_metric("wer"), lambda: register_metric("mine")(BaseMetric)):
+        with pytest.raises(ImportError, match=r'Metrics need evaluate: pip install "peft-listen\[metrics\]"'):
+            call()
