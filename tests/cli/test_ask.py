@@ -1,3 +1,6 @@
+import json
+import re
+
 import pytest
 import soundfile
 from transformers import pipeline
@@ -34,7 +37,24 @@ def test_the_clip_is_read_before_the_model(tmp_path, capsys):
 
 def test_a_missing_model_is_explained(wav_path, tmp_path, capsys):
     assert main(["ask", wav_path, "Who?", "--model", str(tmp_path / "no_model")]) == 2
-    assert "no_model" in capsys.readouterr().err
+    assert re.search(r"The model '.*no_model' cannot be loaded\.", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("gone/base", "It is an adapter on 'gone/base', which must be found too"),
+        (None, "does not name its base model"),
+    ],
+)
+def test_a_missing_base_of_an_adapter_is_explained(make_adapted, wav_path, tmp_path, capsys, base, message):
+    make_adapted("listen").save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": base}))
+    capsys.readouterr()  # the progress bars of making the adapter
+    assert main(["ask", wav_path, "Who?", "--model", str(tmp_path / "adapter")]) == 2
+    error = capsys.readouterr().err
+    assert "peft-listen: error: The model " in error and message in error
 
 
 @pytest.mark.parametrize("number", ["0", "-3", "many"])

@@ -94,14 +94,23 @@ class SelectionLog:
         Raises:
             KeyError: if nothing was added for the task.
         """
-        counts = torch.tensor(list(self._counts_of(task).values()), dtype=torch.float64)
-        shares = counts / counts.sum()
-        return abs(float((shares * shares.log2()).sum()))
+        return _entropy(self._counts_of(task))
+
+    def total_entropy(self) -> float:
+        """Entropy in bits of the choices of all tasks together; `log2(pool_size)` when the pool is used evenly."""
+        return _entropy(sum(self.counts.values(), Counter()))
 
     def _counts_of(self, task: str) -> Counter[int]:
         if task not in self.counts:
             raise KeyError(f"There is no task {task!r} in the log; there are {sorted(self.counts)}.")
         return self.counts[task]
+
+
+def _entropy(counts: Counter[int]) -> float:
+    if not counts:
+        return 0.0
+    shares = torch.tensor(list(counts.values()), dtype=torch.float64) / counts.total()
+    return abs(float((shares * shares.log2()).sum()))
 
 
 def mean_pairwise_cosine(vectors: torch.Tensor) -> float:

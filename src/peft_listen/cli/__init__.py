@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import ask, convert_beats, data
+from . import ask, convert_beats, data, report
 
 
-COMMANDS = {"ask": ask, "convert-beats": convert_beats, "data": data}
+COMMANDS = {"ask": ask, "convert-beats": convert_beats, "data": data, "report": report}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,267 @@
+"""Plots of selection records, as matplotlib figures that belong to no window."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .query_space import Projection, project
+from .records import SelectionRecords
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, FAINT_INK, RULE, IDLE = "#1d2433", "#6b7385", "#e3e6ec", "#c9ced8"
+
+# Distinct in hue and in lightness, so that neighbours differ for colour-blind readers too.
+_TASK_COLORS = (
+    "#3567b0",
+    "#e58a3c",
+    "#3f9b78",
+    "#b8425b",
+    "#7f5fb5",
+    "#38a9c4",
+    "#a98b2d",
+    "#dd7fa8",
+    "#5b6678",
+    "#8fb04a",
+)
+
+# More points than this are drawn as a picture: as shapes they make a file of megabytes.
+_MAX_SHAPES = 3000
+
+_WIDTH = 11.0  # inches
+
+_STYLE: Any = {
+    "font.family": ["sans-serif"],
+    "font.size": 9.5,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": FAINT_INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": FAINT_INK,
+    "ytick.color": FAINT_INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+def task_colors(tasks: Sequence[str]) -> dict[str, str]:
+    """One colour (`"#rrggbb"`) for each task, in the given order."""
+    if len(tasks) <= len(_TASK_COLORS):
+        return dict(zip(tasks, _TASK_COLORS, strict=False))
+    colors = {}
+    for index, task in enumerate(tasks):
+        lightness = (0.42, 0.58)[index % 2]
+        red, green, blue = colorsys.hls_to_rgb(index / len(tasks), lightness, 0.5)
+        colors[task] = f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
+    return colors
+
+
+def plot_query_key_map(records: SelectionRecords, projection: Projection = "pca", seed: int = 0) -> Figure:
+    """
+    Queries, coloured by task, and keys, in a plane. A key is drawn the larger the more often it is chosen, and hollow
+    if it never is.
+
+    Args:
+        records ([`SelectionRecords`])
+        projection (`"pca"` or `"umap"`, defaults to `"pca"`): see [`project`].
+        seed (`int`, defaults to 0): seed of UMAP.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Raises:
+        ImportError: if matplotlib, scikit-learn or umap-learn is not installed.
+    """
+    with _figure(5.6) as figure:
+        axes = figure.subplots()
+        points, key_points = project(records.queries, records.keys, projection, seed)
+        usage = records.usage().numpy()
+        rasterized = len(points) + len(key_points) > _MAX_SHAPES
+        live = usage > 0
+        axes.scatter(
+            key_points[~live, 0],
+            key_points[~live, 1],
+            s=12,
+            marker="D",
+            facecolors="none",
+            edgecolors=IDLE,
+            linewidths=0.7,
+            label=f"unused prompts ({int((~live).sum())})",
+            rasterized=rasterized,
+        )
+        tasks = np.asarray(records.tasks)
+        for task, color in task_colors(records.task_names).items():
+            axes.scatter(
+                points[tasks == task, 0],
+                points[tasks == task, 1],
+                s=24,
+                color=color,
+                alpha=0.55,
+                linewidths=0,
+                label=task,
+                rasterized=rasterized,
+            )
+        axes.scatter(
+            key_points[live, 0],
+            key_points[live, 1],
+            s=5 + 45 * usage[live] / usage.max(),
+            marker="D",
+            facecolors="none",
+            edgecolors=INK,
+            linewidths=0.9,
+            label=f"prompts in use ({int(live.sum())})",
+            rasterized=rasterized,
+        )
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for side in ("left", "bottom"):
+            axes.spines[side].set_visible(False)
+        axes.margins(0.04)
+        handles, labels = axes.get_legend_handles_labels()
+        unused, *shown = zip(handles, labels, strict=True)
+        # What is drawn first lies lowest, but is named last.
+        entries = [*shown, unused] if not live.all() else shown
+        legend = figure.legend(
+            *zip(*entries, strict=True), loc="outside right upper", handletextpad=0.3, labelspacing=0.7
+        )
+        for handle in legend.legend_handles:
+            handle.set_sizes([34])  # type: ignore[union-attr]
+    return figure
+
+
+def plot_prompt_heatmap(records: SelectionRecords) -> Figure:
+    """
+    How large a share of each task's rows chooses each prompt. The prompts in use stand in groups, each under the task
+    that chooses it most, whose colour the strip at the bottom shows.
+
+    Args:
+        records ([`SelectionRecords`])
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    tasks = records.task_names
+    shares = np.stack([records.usage(task).numpy() for task in tasks])  # [tasks, pool_size]
+    live = np.flatnonzero(shares.sum(axis=0) > 0)
+    owner = shares[:, live].argmax(axis=0)
+    # Groups in the order of the tasks; in a group the most chosen first.
+    order = np.lexsort((-shares[:, live].max(axis=0), owner))
+    prompts, owner = live[order], owner[order]
+    with _figure(1.2 + 0.45 * len(tasks)) as figure:
+        from matplotlib.colors import LinearSegmentedColormap, to_rgb
+
+        colormap = LinearSegmentedColormap.from_list("share", ["#f3f5f9", "#a9bfe0", "#3f69ad", "#16284a"])
+        axes, strip = figure.subplots(
+            2, 1, sharex=True, gridspec_kw={"height_ratios": [len(tasks), 0.3], "hspace": 0.02}
+        )
+        image = axes.imshow(shares[:, prompts], cmap=colormap, aspect="auto", interpolation="nearest", vmin=0)
+        axes.set_yticks(range(len(tasks)), tasks)
+        axes.set_yticks(np.arange(1, len(tasks)) - 0.5, minor=True)
+        axes.grid(which="minor", axis="y", color="white", linewidth=2)
+        colors = task_colors(tasks)
+        strip.imshow([[to_rgb(colors[tasks[index]]) for index in owner]], aspect="auto", interpolation="nearest")
+        strip.set_yticks([])
+        for last in np.flatnonzero(np.diff(owner)):
+            axes.axvline(last + 0.5, color="white", linewidth=1.2)
+            strip.axvline(last + 0.5, color="white", linewidth=1.2)
+        if len(prompts) <= 40:
+            strip.set_xticks(range(len(prompts)), [str(prompt) for prompt in prompts], fontsize=7)
+            strip.set_xlabel("prompt")
+        else:
+            strip.set_xticks([])
+            strip.set_xlabel(f"the {len(prompts)} prompts in use")
+        for part in (axes, strip):
+            part.tick_params(which="both", length=0)
+            for spine in part.spines.values():
+                spine.set_visible(False)
+        bar = figure.colorbar(image, ax=[axes, strip], pad=0.015, aspect=22, format=_percent)
+        bar.outline.set_visible(False)
+        bar.set_label("share of the task's rows")
+    return figure
+
+
+def plot_usage(records: SelectionRecords) -> Figure:
+    """
+    How often each prompt is chosen, the most chosen first: by all rows, and by each task's own, for whom the order is
+    another. The dashed line is even use of the pool.
+
+    Args:
+        records ([`SelectionRecords`])
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    colors = task_colors(records.task_names)
+    usage = _falling(records.usage())
+    live = int((usage > 0).sum())
+    even = records.prompt_length / records.pool_size
+    with _figure(3.7) as figure:
+        axes: Axes = figure.subplots()
+        edges = np.arange(records.pool_size + 1)
+        axes.fill_between(edges, np.append(usage, usage[-1]), step="post", color="#dfe4ee", linewidth=0)
+        if len(colors) > 1:
+            for task, color in colors.items():
+                share = _falling(records.usage(task))
+                axes.stairs(share[share > 0], color=color, linewidth=1.6, baseline=None, label=task)
+        axes.stairs(usage[:live], color=INK, linewidth=2.2, baseline=None, label="all inputs")
+        axes.axhline(even, color=FAINT_INK, linewidth=1, linestyle=(0, (4, 3)), label="even use of the pool")
+        if live < records.pool_size:
+            axes.axvspan(live, records.pool_size, color="#f3f4f7", zorder=0, linewidth=0)
+            if records.pool_size - live >= 0.12 * records.pool_size:
+                axes.text(
+                    (live + records.pool_size) / 2,
+                    axes.get_ylim()[1] / 2,
+                    f"{records.pool_size - live} unused",
+                    ha="center",
+                    va="center",
+                    color=FAINT_INK,
+                )
+        axes.set_xlim(0, records.pool_size)
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(_percent)
+        axes.set_xlabel("prompts, the most chosen first")
+        axes.set_ylabel("share of rows that choose it")
+        axes.grid(axis="y", color=RULE, linewidth=0.8)
+        axes.set_axisbelow(True)
+        figure.legend(loc="outside right upper", handlelength=1.6, labelspacing=0.7)
+    return figure
+
+
+def _falling(usage: torch.Tensor) -> np.ndarray:
+    return usage.sort(descending=True).values.numpy()
+
+
+def _percent(value: float, _: Any = None) -> str:
+    return f"{round(100 * value, 2):g}%"
+
+
+@contextmanager
+def _figure(height: float) -> Iterator[Figure]:
+    # Not by pyplot, which keeps every figure, and would choose a window system.
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('Plots need matplotlib: pip install "peft-listen[analysis]"') from error
+    with rc_context(_STYLE):
+        yield Figure(figsize=(_WIDTH, height), layout="constrained")

@@ -1,0 +1,142 @@
+"""Runs a data set through a model and keeps what the adapter chose."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from typing import Any, Optional
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import Pipeline
+
+from ..tuners.listen import SelectionRecord, find_listen_layer
+from .records import SelectionRecords
+
+
+def record_dataset(
+    model: Pipeline | nn.Module,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    collator: Optional[Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]]] = None,
+    batch_size: int = 8,
+    show_progress: bool = False,
+) -> SelectionRecords:
+    """
+    The selections that an adapter makes for the rows of a data set. Nothing but the prompt of each row is run.
+
+    Args:
+        model ([`AudioTextToTextPipeline`] or `nn.Module`):
+            A pipeline, or a model, with an active LISTEN adapter.
+        rows (`Iterable[Mapping]`):
+            The data, read once and in order: `task`, and, for a pipeline, `audio` and `instruction`, such as
+            [`~peft_listen.data.read_examples`] returns. `instruction` (or `text`) and the path of `audio` also become
+            the row's name in the report.
+        collator (`Callable`, *optional*):
+            For a model: makes the keyword arguments of `model.forward` from a list of rows, such as an
+            [`~peft_listen.training.AudioListenCollator`].
+        batch_size (`int`, defaults to 8): rows that are run at once.
+        show_progress (`bool`, defaults to `False`): whether to show a progress bar on stderr.
+
+    Returns:
+        [`SelectionRecords`], on the CPU.
+
+    Raises:
+        ValueError: if there are no rows, a row has no task, the model has no active LISTEN adapter, or a model comes
+            without a collator or a pipeline with one.
+    """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    if isinstance(model, Pipeline) != (collator is None):
+        raise ValueError(
+            "A pipeline makes its own batches and takes no `collator`."
+            if isinstance(model, Pipeline)
+            else "A model needs `collator=`, which makes its inputs from a list of rows; or pass a pipeline."
+        )
+    module: nn.Module = model.model if isinstance(model, Pipeline) else model
+    layer = find_listen_layer(module)
+    layer.state_of(None)  # refuses a model whose active adapter is another one
+    names = _Names()
+    records: list[SelectionRecord] = []
+    bar = tqdm(desc="Recording", unit="row", disable=not show_progress, total=_length(rows))
+
+    def recorder(record: SelectionRecord) -> None:
+        records.append(SelectionRecord(record.indices.cpu(), record.scores.cpu(), None, record.query.float().cpu()))
+        bar.update(len(record.indices))
+
+    with bar, layer.recording(recorder):
+        if isinstance(model, Pipeline):
+            _run_pipeline(model, names.reading(rows), batch_size)
+        else:
+            assert collator is not None
+            _run_model(module, names.reading(rows), collator, batch_size)
+    if not names.tasks:
+        raise ValueError("There are no rows to record.")
+    return SelectionRecords.from_records(records, module, names.tasks, names.inputs)
+
+
+def _run_pipeline(pipe: Pipeline, rows: Iterator[Mapping[str, Any]], batch_size: int) -> None:
+    # In this process, where the rows' names are collected as they are read.
+    outputs: Any = pipe(
+        rows,
+        batch_size=batch_size,
+        num_workers=0,
+        max_new_tokens=1,
+        do_sample=False,
+        num_beams=1,
+        num_return_sequences=1,
+    )
+    for _ in outputs:
+        pass
+
+
+@torch.no_grad()
+def _run_model(
+    model: nn.Module,
+    rows: Iterator[Mapping[str, Any]],
+    collator: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]],
+    batch_size: int,
+) -> None:
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        while batch := list(itertools.islice(rows, batch_size)):
+            inputs = {
+                name: value.to(device) if torch.is_tensor(value) else value for name, value in collator(batch).items()
+            }
+            model(**inputs)
+    finally:
+        model.train(was_training)
+
+
+class _Names:
+    """Tasks and inputs of the rows that have been read."""
+
+    def __init__(self) -> None:
+        self.tasks: list[str] = []
+        self.inputs: list[str] = []
+
+    def reading(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        for number, row in enumerate(rows):
+            task = row.get("task") if isinstance(row, Mapping) else None
+            if not isinstance(task, str) or not task:
+                raise ValueError(f"Row {number} has no task: expected a mapping with a string `task`, got {row!r}.")
+            self.tasks.append(task)
+            self.inputs.append(_describe(row))
+            yield row
+
+
+def _describe(row: Mapping[str, Any]) -> str:
+    audio = row.get("audio")
+    if isinstance(audio, Mapping):
+        audio = audio.get("path")
+    text = next((row[name] for name in ("instruction", "text") if isinstance(row.get(name), str)), None)
+    name = os.path.basename(os.fspath(audio)) if isinstance(audio, (str, os.PathLike)) else None
+    return " · ".join(part for part in (name, text) if part)
+
+
+def _length(rows: Iterable[Any]) -> Optional[int]:
+    return len(rows) if isinstance(rows, Sized) else None

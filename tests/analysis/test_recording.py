@@ -1,0 +1,142 @@
+"""Recording a data set by a pipeline or a model, with tiny models and real clips."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torch.nn.functional as F
+from peft import get_peft_model
+from transformers import pipeline
+
+from peft_listen import ListenConfig
+from peft_listen.analysis import SelectionRecords, record_dataset
+from peft_listen.training import AudioListenCollator
+from peft_listen.tuners.listen import find_listen_layer
+
+
+@pytest.fixture(scope="module")
+def adapted(make_adapted):
+    model = make_adapted("listen")
+    layer = find_listen_layer(model)
+    with torch.no_grad():
+        layer.listen_query_mean["default"] += 0.3
+    return model
+
+
+@pytest.fixture(scope="module")
+def pipe(adapted, make_processor):
+    return pipeline("audio-text-to-text", model=adapted, processor=make_processor())
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    rows = []
+    for number in range(7):
+        path = folder / f"clip_{number}.wav"
+        time = np.arange(1600 * (number + 2)) / 16_000
+        soundfile.write(path, 0.3 * np.sin(2 * np.pi * 200 * (number + 1) * time), 16_000)
+        task = ("pitch", "loudness")[number % 2]
+        rows.append({"audio": str(path), "instruction": f"Which {task}?", "answer": "High.", "task": task})
+    rows.append({"audio": None, "instruction": "Say a word.", "answer": "Word.", "task": "text"})
+    return rows
+
+
+def test_a_pipeline_and_a_model_with_a_collator_record_the_same(pipe, adapted, rows, make_processor) -> None:
+    by_pipeline = record_dataset(pipe, rows, batch_size=3)
+    collator = AudioListenCollator(make_processor())
+    by_model = record_dataset(adapted, rows[:-1], collator=collator, batch_size=7)
+    assert torch.equal(by_pipeline.indices[:-1], by_model.indices)
+    torch.testing.assert_close(by_pipeline.queries[:-1], by_model.queries, rtol=1e-4, atol=1e-5)
+    assert by_pipeline.tasks[:-1] == by_model.tasks
+
+
+def test_rows_keep_their_order_tasks_and_names(pipe, rows) -> None:
+    records = record_dataset(pipe, rows, batch_size=3)
+    assert records.tasks == [row["task"] for row in rows]
+    assert records.inputs[1] == "clip_1.wav · Which loudness?"
+    assert records.inputs[-1] == "Say a word."
+    alone = record_dataset(pipe, rows[4:5], batch_size=1)
+    assert torch.equal(records.indices[4:5], alone.indices)
+
+
+def test_the_queries_are_those_that_the_keys_saw(pipe, rows) -> None:
+    records = record_dataset(pipe, rows)
+    cosine = F.normalize(records.queries, dim=-1) @ F.normalize(records.keys, dim=-1).T
+    torch.testing.assert_close(cosine.gather(1, records.indices), records.scores, rtol=1e-4, atol=1e-5)
+    assert torch.equal(cosine.argmax(dim=-1), records.indices[:, 0])
+    assert records.prompt_length == 3
+    assert records.pool_size == 12
+
+
+def test_the_configuration_comes_along_as_json(pipe, rows) -> None:
+    config = record_dataset(pipe, rows[:2]).config
+    assert config["selector"] == "similarity"
+    assert config["pool_size"] == 12
+    assert json.loads(json.dumps(config)) == config
+
+
+def test_rows_may_come_from_a_generator_and_are_read_once(pipe, rows) -> None:
+    records = record_dataset(pipe, (row for row in rows), batch_size=3)
+    assert records.tasks == [row["task"] for row in rows]
+
+
+def test_what_was_recorded_while_answering_makes_the_same_records(pipe, adapted, rows) -> None:
+    expected = record_dataset(pipe, rows, batch_size=3)
+    with adapted.record_selections() as collected:
+        pipe([{"audio": row["audio"], "text": row["instruction"]} for row in rows], batch_size=3, max_new_tokens=3)
+    records = SelectionRecords.from_records(collected, adapted, [row["task"] for row in rows])
+    assert torch.equal(records.indices, expected.indices)
+    torch.testing.assert_close(records.queries, expected.queries)
+
+
+def test_a_text_model_is_recorded_in_evaluation_and_left_in_training(make_llm, make_tokenizer) -> None:
+    tokenizer = make_tokenizer()
+    model = get_peft_model(make_llm("llama"), ListenConfig(pool_size=8, prompt_length=2)).train()
+    rows = [{"text": "a dog barks", "task": "one"}, {"text": "two", "task": "two"}, {"text": "a car", "task": "one"}]
+
+    def collator(batch):
+        return tokenizer([row["text"] for row in batch], return_tensors="pt", padding=True)
+
+    step = int(find_listen_layer(model).listen_step["default"])
+    records = record_dataset(model, rows, collator=collator, batch_size=2)
+    # In training 1 to 8 prompts would have been drawn, and the step's queries kept.
+    assert records.prompt_length == 2
+    assert model.training
+    assert int(find_listen_layer(model).listen_step["default"]) == step
+    assert records.inputs == ["a dog barks", "two", "a car"]
+
+
+def test_bad_arguments_are_refused(pipe, adapted, rows) -> None:
+    with pytest.raises(ValueError, match="A model needs `collator=`"):
+        record_dataset(adapted, rows)
+    with pytest.raises(ValueError, match="takes no `collator`"):
+        record_dataset(pipe, rows, collator=list)
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
+        record_dataset(pipe, rows, batch_size=0)
+    with pytest.raises(ValueError, match="There are no rows to record"):
+        record_dataset(pipe, [])
+    with pytest.raises(ValueError, match="Row 1 has no task: expected a mapping with a string `task`"):
+        record_dataset(pipe, [rows[0], {"audio": rows[0]["audio"], "instruction": "Who?"}])
+
+
+def test_a_model_without_an_active_adapter_is_refused(adapted, pipe, rows, make_model, make_processor) -> None:
+    bare = pipeline("audio-text-to-text", model=make_model(), processor=make_processor())
+    with pytest.raises(ValueError, match="There is no LISTEN adapter in AudioListenForCausalLM"):
+        record_dataset(bare, rows)
+    with (
+        adapted.disable_adapter(),
+        pytest.raises(ValueError, match="No selection was recorded. Is the adapter active"),
+    ):
+        record_dataset(pipe, rows[:1])
+
+
+def test_records_of_unlike_numbers_of_prompts_are_refused(adapted, pipe, rows) -> None:
+    with adapted.record_selections() as collected:
+        pipe(rows[0], max_new_tokens=1)
+        with adapted.use_prompt_length(5):
+            pipe(rows[1], max_new_tokens=1)
+    with pytest.raises(ValueError, match=r"different numbers of prompts, \[3, 5\]"):
+        SelectionRecords.from_records(collected, adapted, ["one", "two"])
