@@ -227,7 +227,9 @@ def encoder_fingerprint(model: AudioListenForCausalLM) -> str:
     Returns:
         `str`: 16 hexadecimal digits.
     """
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = model
+    if hasattr(base, "get_base_model"):
+        base = base.get_base_model()
     digest = hashlib.sha256()
     towers = {"speech": base.model.speech_tower, "sound": base.model.sound_tower}
     for tower_name, tower in towers.items():

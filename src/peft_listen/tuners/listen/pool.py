@@ -102,7 +102,8 @@ def initial_pool(config: ListenConfig, embedding: nn.Module, model_config: objec
     mean = torch.zeros(size)
 
     def normal(scale: float) -> InitialPool:
-        return InitialPool(*(scale * torch.randn(count, size, generator=generator) for count in counts), mean)
+        keys, values, shared = (scale * torch.randn(count, size, generator=generator) for count in counts)
+        return InitialPool(keys, values, shared, mean)
 
     if config.init_weights is False:
         return normal(1.0)
