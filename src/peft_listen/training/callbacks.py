@@ -17,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..tuners.listen import ListenModel, SelectionRecord
 from ..tuners.listen.running_statistics import gather_rows
+from .checks import check_trainer_arguments
 from .collapse import MIN_ROWS, collapse_measures, collapse_warnings
 
 
@@ -30,6 +31,7 @@ class ListenCallback(TrainerCallback):
 
     - Tells the adapter the optimizer step, from which the stochastic prompt length follows, so that a resumed run draws
       what the uninterrupted one would have drawn.
+    - Warns of trainer options that drop or distort the key loss.
     - Starts the keys at real queries after a few steps, and again later if asked, since the projector that makes the
       queries moves (ours).
     - Logs `key_loss`, `prompt_length`, `live_prompts` (how many of the pool were chosen since the last log) and the
@@ -79,6 +81,7 @@ class ListenCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._tuner = find_tuner(kwargs["model"])
+        check_trainer_arguments(args)
         collator = getattr(kwargs.get("train_dataloader"), "collate_fn", None)
         if hasattr(args, "packing") and getattr(collator, "supervised_logits_only", False):
             raise ValueError(
