@@ -41,7 +41,11 @@ def read_config(path: Path, overrides: list[str]) -> dict[str, Any]:
         for part in path_to:
             section = section.get(part, {}) if isinstance(section, dict) else {}
         # Options of the adapter and of the Trainer need not be in the file.
-        if not equals or not isinstance(section, dict) or (last not in section and path_to not in (["listen"], ["training"])):
+        if (
+            not equals
+            or not isinstance(section, dict)
+            or (last not in section and path_to not in (["listen"], ["training"]))
+        ):
             raise ValueError(
                 f"--set {override}: expected NAME=VALUE with a name that {path} has, such as training.max_steps=100."
             )

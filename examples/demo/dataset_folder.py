@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -44,8 +43,9 @@ def write_dataset(
     In each `.jsonl` file the tasks alternate. The audio is mono, 16-bit PCM, 16 kHz.
 
     The folder appears only when it is complete, with a `manifest.json` of the request and a hash of what was made. A
-    folder whose manifest and hash agree is left as it is; one with another manifest, or changed since, is made anew. A
-    call that was interrupted is taken up by the next equal one, whose result is the same as without the interruption.
+    folder whose manifest and hash agree is left as it is; for one with another manifest, or changed since, the data are
+    made anew, and the folder is only replaced where they differ. A call that was interrupted is taken up by the next
+    equal one, whose result is the same as without the interruption.
 
     Args:
         output_dir: Folder of the data set.
@@ -65,7 +65,9 @@ def write_dataset(
     if output_dir.exists() and any(output_dir.iterdir()):
         manifest = _read_json(output_dir / "manifest.json")
         if not isinstance(manifest, dict) or "sha256" not in manifest:
-            raise FileExistsError(f"{output_dir} is no data set of this kind. Name another folder, or remove this one.")
+            raise FileExistsError(
+                f"{output_dir} is no data set of this kind. Name another folder, or remove this one."
+            )
         if manifest == {**request, "sha256": _content_hash(output_dir)}:
             print(f"reusing {output_dir}")
             return output_dir
@@ -83,7 +85,7 @@ def write_dataset(
 
 
 def describe_request(
-    seed: int, counts: Mapping[str, int], packages: Iterable[str], modules: Iterable[ModuleType]
+    seed: int, counts: Mapping[str, int], packages: Iterable[str], sources: Iterable[str | Path | None]
 ) -> dict[str, Any]:
     """All that the bytes of a data set depend on: what was asked for, versions, and a hash of the code.
 
@@ -91,14 +93,14 @@ def describe_request(
         seed: Of all random choices.
         counts: Clips of each task, by split.
         packages: Names of the distributions whose version matters.
-        modules: Modules whose source makes the data, beside this one.
+        sources: Source files that make the data, beside this one.
     """
-    sources = [__file__, *(str(module.__file__) for module in modules)]
+    code = b"".join(Path(str(source)).read_bytes() for source in (__file__, *sources))
     return {
         "seed": seed,
         "clips_per_task": dict(counts),
         "versions": {name: importlib.metadata.version(name) for name in packages},
-        "code_sha256": hashlib.sha256(b"".join(Path(source).read_bytes() for source in sources)).hexdigest(),
+        "code_sha256": hashlib.sha256(code).hexdigest(),
     }
 
 
@@ -144,6 +146,11 @@ def _finish(
     write_atomically(unfinished / "manifest.json", _to_json(manifest, indent=2))
     for name in ["request.json", *(f"{split}-{task}.jsonl" for split, task in plans)]:
         (unfinished / name).unlink()
+    if output_dir.exists() and _content_hash(output_dir) == manifest["sha256"]:
+        # The same bytes made by other code: what reads the folder is not disturbed.
+        os.replace(unfinished / "manifest.json", output_dir / "manifest.json")
+        shutil.rmtree(unfinished)
+        return output_dir
     if output_dir.exists():
         shutil.rmtree(output_dir)
     os.replace(unfinished, output_dir)

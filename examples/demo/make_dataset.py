@@ -22,28 +22,20 @@ The voices are those of eSpeak NG that a small speech recogniser understands; a 
 """
 
 import argparse
-import hashlib
-import importlib.metadata
-import io
-import json
-import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from examples.demo import sound_synthesis, speech_synthesis
+from examples.demo.dataset_folder import SAMPLING_RATE, SPLITS, balanced, describe_request, write_dataset
 from examples.demo.sound_synthesis import SOUND_CLASSES
 from examples.demo.speech_synthesis import EspeakSynthesizer
 
 
-SAMPLING_RATE = 16_000
 DURATION_LIMITS = (1.0, 3.0)  # seconds
-SPLITS = ("train", "validation", "test")
 
 INSTRUCTIONS = {
     "keyword": [
@@ -150,6 +142,10 @@ class Clip:
     speech: dict[str, Any]
     seed: int
 
+    def row(self) -> dict[str, Any]:
+        """Its line of the data file."""
+        return {"audio": self.path, "instruction": self.instruction, "answer": self.answer, "task": self.task}
+
 
 def plan_clips(task: str, split: str, count: int, seed: int = 0) -> list[Clip]:
     """Draw the clips of one task and split, in random order, classes and wordings in equal numbers.
@@ -175,9 +171,9 @@ def plan_clips(task: str, split: str, count: int, seed: int = 0) -> list[Clip]:
         "emotion": list(EMOTIONS),
         "sound": SOUNDS,
     }[task]
-    instructions = _balanced(rng, INSTRUCTIONS[task], count)
+    instructions = balanced(rng, INSTRUCTIONS[task], count)
     clips = []
-    for index, answer in enumerate(_balanced(rng, answers, count)):
+    for index, answer in enumerate(balanced(rng, answers, count)):
         text = ""
         speech: dict[str, Any] = {}
         if task != "sound":
@@ -235,7 +231,7 @@ def render_clip(clip: Clip, synthesizer: EspeakSynthesizer) -> np.ndarray:
 def make_dataset(
     output_dir: str | Path,
     seed: int = 0,
-    train_per_task: int = 100,
+    train_per_task: int = 240,
     validation_per_task: int = 12,
     test_per_task: int = 16,
 ) -> Path:
@@ -262,121 +258,27 @@ def make_dataset(
         ImportError: If `espeakng-loader`, `soundfile` or `soxr` is missing.
         ValueError: If a count is below 1 or the seed below 0.
     """
-    output_dir = Path(output_dir).resolve()
     counts = {"train": train_per_task, "validation": validation_per_task, "test": test_per_task}
     plans = {(split, task): plan_clips(task, split, count, seed) for split, count in counts.items() for task in TASKS}
-    request = _request(seed, counts)
-    if output_dir.exists() and any(output_dir.iterdir()):
-        if not (output_dir / "manifest.json").is_file():
-            raise FileExistsError(f"{output_dir} is no data set of the demo. Name another folder, or remove this one.")
-        if _read_json(output_dir / "manifest.json") == {**request, "sha256": _content_hash(output_dir)}:
-            print(f"reusing {output_dir}")
-            return output_dir
-        print(f"{output_dir} was made otherwise or has changed: making it anew")
-
-    unfinished = output_dir.parent / f".{output_dir.name}.unfinished"
-    if unfinished.exists() and _read_json(unfinished / "request.json") != request:
-        shutil.rmtree(unfinished)
-    unfinished.mkdir(parents=True, exist_ok=True)
-    _write(unfinished / "request.json", _to_json(request, indent=2))
-    with tqdm(total=sum(map(len, plans.values())), desc="making clips", unit="clip") as progress:
-        for (split, task), clips in plans.items():
-            _make_part(unfinished, f"{split}-{task}.jsonl", clips, progress)
-    return _finish(unfinished, output_dir, request)
+    request = describe_request(
+        seed,
+        counts,
+        packages=("espeakng-loader", "numpy", "soundfile", "soxr"),
+        sources=(__file__, speech_synthesis.__file__, sound_synthesis.__file__),
+    )
+    return write_dataset(output_dir, plans, request, _make_renderer)
 
 
-def _make_part(folder: Path, name: str, clips: list[Clip], progress: tqdm) -> None:
-    if (folder / name).is_file():
-        progress.update(len(clips))
-        return
+def _make_renderer() -> Callable[[Clip], np.ndarray]:
     synthesizer = EspeakSynthesizer()  # a new one for each part: what it speaks depends on what it spoke before
-    for clip in clips:
-        _write(folder / clip.path, _to_wav(render_clip(clip, synthesizer)))
-        progress.update()
-    rows = [{"audio": c.path, "instruction": c.instruction, "answer": c.answer, "task": c.task} for c in clips]
-    _write(folder / name, b"".join(map(_to_json, rows)))
-
-
-def _finish(unfinished: Path, output_dir: Path, request: dict[str, Any]) -> Path:
-    for split in SPLITS:
-        parts = [(unfinished / f"{split}-{task}.jsonl") for task in TASKS]
-        lines = zip(*(part.read_bytes().splitlines(keepends=True) for part in parts), strict=True)
-        _write(unfinished / f"{split}.jsonl", b"".join(line for together in lines for line in together))
-    manifest = {**request, "sha256": _content_hash(unfinished)}
-    _write(unfinished / "manifest.json", _to_json(manifest, indent=2))
-    for name in ["request.json", *(f"{split}-{task}.jsonl" for split in SPLITS for task in TASKS)]:
-        (unfinished / name).unlink()
-    if output_dir.exists():
-        shutil.rmtree(output_dir)
-    os.replace(unfinished, output_dir)
-    return output_dir
-
-
-def _request(seed: int, counts: dict[str, int]) -> dict[str, Any]:
-    """All that the bytes of the data set depend on."""
-    sources = (__file__, speech_synthesis.__file__, sound_synthesis.__file__)
-    return {
-        "seed": seed,
-        "clips_per_task": counts,
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("espeakng-loader", "numpy", "soundfile", "soxr")
-        },
-        "code_sha256": hashlib.sha256(b"".join(Path(source).read_bytes() for source in sources)).hexdigest(),
-    }
-
-
-def _content_hash(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in _content(folder):
-        digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _content(folder: Path) -> Iterator[Path]:
-    yield from (folder / f"{split}.jsonl" for split in SPLITS if (folder / f"{split}.jsonl").is_file())
-    yield from sorted((folder / "audio").rglob("*.wav"))
-
-
-def _balanced(rng: np.random.Generator, choices: list[str], count: int) -> list[str]:
-    """`count` of the choices in random order, each as often as any other, to within one."""
-    rounds = [rng.permutation(len(choices)) for _ in range(-(-count // len(choices)))]
-    return [choices[index] for index in rng.permutation(np.concatenate(rounds)[:count])]
-
-
-def _to_wav(samples: np.ndarray) -> bytes:
-    try:
-        import soundfile
-    except ImportError as error:
-        raise ImportError('Writing WAV files needs soundfile: pip install "peft-listen[audio]"') from error
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, SAMPLING_RATE, format="WAV", subtype="PCM_16")
-    return buffer.getvalue()
-
-
-def _to_json(value: dict[str, Any], indent: int | None = None) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, indent=indent) + "\n").encode("utf-8")
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    return lambda clip: render_clip(clip, synthesizer)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the demo's data set of spoken and sounded WAV files.")
     parser.add_argument("output_dir", type=Path, help="folder of the data set")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train-per-task", type=int, default=100, metavar="COUNT")
+    parser.add_argument("--train-per-task", type=int, default=240, metavar="COUNT")
     parser.add_argument("--validation-per-task", type=int, default=12, metavar="COUNT")
     parser.add_argument("--test-per-task", type=int, default=16, metavar="COUNT")
     print(make_dataset(**vars(parser.parse_args())))

@@ -47,7 +47,9 @@ def shorten_context(whisper_dir: str | os.PathLike, output_dir: str | os.PathLik
     model.save_pretrained(temporary)
     for path in Path(whisper_dir).glob("*token*"):
         shutil.copy(path, temporary)
-    sizes = {name: getattr(feature_extractor, name) for name in ("feature_size", "sampling_rate", "hop_length", "n_fft")}
+    sizes = {
+        name: getattr(feature_extractor, name) for name in ("feature_size", "sampling_rate", "hop_length", "n_fft")
+    }
     WhisperFeatureExtractor(**sizes, chunk_length=seconds).save_pretrained(temporary)
     temporary.rename(output_dir)
 

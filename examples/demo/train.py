@@ -15,11 +15,23 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from peft_listen import AudioListenForCausalLM, AudioListenProcessor, ListenConfig
 from peft_listen.data import read_examples
-from peft_listen.training import AudioListenCollator, FeatureCache, ListenCallback, parameter_groups
+from peft_listen.training import (
+    AudioListenCollator,
+    FeatureCache,
+    ListenCallback,
+    chat_template_token_ids,
+    parameter_groups,
+)
 
 
 # A value learns only in the steps in which it is chosen: a run of a few hundred steps wants a small pool.
-LISTEN_CONFIG = {"pool_size": 64, "prompt_length": 8, "max_train_prompt_length": 16}
+LISTEN_CONFIG = {
+    "pool_size": 64,
+    "prompt_length": 8,
+    "max_train_prompt_length": 16,
+    "num_shared_prompts": 8,
+    "query_pooling": "modality_mean",
+}
 INIT_KEYS_AT_STEPS = (8, 40)
 
 
@@ -29,8 +41,8 @@ def train(
     output_dir: Path,
     steps: int = 200,
     batch_size: int = 8,
-    learning_rate: float = 1e-3,
-    value_learning_rate: float = 1e-2,
+    learning_rate: float = 5e-4,
+    value_learning_rate: float = 5e-3,
     seed: int = 0,
 ) -> None:
     """Train on `data_dir/train.jsonl` and save the adapter to `output_dir/adapter`.
@@ -54,7 +66,13 @@ def train(
     if features.build(model, processor, [example["audio"] for example in examples]) == 0:
         print(f"reusing {features.folder} ({len(features)} clips)")
 
-    config = ListenConfig(**LISTEN_CONFIG, modules_to_save=["multi_modal_projector"], task_type="CAUSAL_LM", seed=seed)
+    config = ListenConfig(
+        **LISTEN_CONFIG,
+        query_ignored_token_ids=chat_template_token_ids(processor),
+        modules_to_save=["multi_modal_projector"],
+        task_type="CAUSAL_LM",
+        seed=seed,
+    )
     adapted = get_peft_model(model, config)
     adapted.print_trainable_parameters()
     groups = parameter_groups(adapted, learning_rate, value_learning_rate=value_learning_rate)
@@ -92,8 +110,8 @@ def main() -> None:
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of projector and keys")
-    parser.add_argument("--value-learning-rate", type=float, default=1e-2)
+    parser.add_argument("--learning-rate", type=float, default=5e-4, help="of projector and keys")
+    parser.add_argument("--value-learning-rate", type=float, default=5e-3)
     parser.add_argument("--seed", type=int, default=0)
     train(**vars(parser.parse_args()))
 

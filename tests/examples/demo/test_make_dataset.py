@@ -108,15 +108,16 @@ def test_a_folder_that_was_changed_or_made_otherwise_is_made_anew(
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letters.txt").write_text("dear")
-    with pytest.raises(FileExistsError, match="is no data set of the demo"):
+    with pytest.raises(FileExistsError, match="is no data set of this kind"):
         make_dataset(tmp_path, **SMALL)
     assert contents(tmp_path).keys() == {"letters.txt"}
 
 
 KILLED_RUN = """
 import os, sys
-from examples.demo import make_dataset as module
-write, written = module._write, 0
+from examples.demo import dataset_folder
+from examples.demo.make_dataset import make_dataset
+write, written = dataset_folder.write_atomically, 0
 def dying_write(path, data):
     global written
     written += 1
@@ -125,8 +126,8 @@ def dying_write(path, data):
         path.with_name(f".{path.name}.part").write_bytes(data[: len(data) // 2])
         os._exit(9)
     write(path, data)
-module._write = dying_write
-module.make_dataset(sys.argv[1], train_per_task=9, validation_per_task=2, test_per_task=4)
+dataset_folder.write_atomically = dying_write
+make_dataset(sys.argv[1], train_per_task=9, validation_per_task=2, test_per_task=4)
 """
 
 

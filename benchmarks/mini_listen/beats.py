@@ -1,0 +1,244 @@
+"""Trains the small BEATs encoder of the benchmark and writes it as an original checkpoint.
+
+    python -m benchmarks.mini_listen.beats DATA_DIR CHECKPOINT.pt
+
+It learns, from training clips alone, which sounds are heard and how loud, whose voice it is, and the emotion: one label
+each, several to a clip. The released BEATs checkpoints were trained on AudioSet, which is not at hand here.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from examples.demo.dataset_folder import write_atomically
+from peft_listen.audio import load_audio
+from peft_listen.models.beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification
+from peft_listen.models.beats.convert_beats_original_checkpoint import to_original_checkpoint
+
+from .data import CAPTIONS, EMOTIONS, GENDERS, LOUDNESS, VOICES
+
+
+# Names of the labels by what they tell.
+LABELS = {
+    "sound": [words.format(loudness) for words in CAPTIONS.values() for loudness in LOUDNESS],
+    "emotion": list(EMOTIONS),
+    "voice": [voice for gender in GENDERS for voice in VOICES["train"][gender]],
+}
+ALL_LABELS = [label for labels in LABELS.values() for label in labels]
+# The task on which each kind of label is tested.
+TESTED_ON = {"sound": "acap", "emotion": "er", "voice": "er"}
+# No voice of training speaks in validation, so every tenth training clip of its task is kept for testing the voices.
+KEPT_EVERY = 10
+
+
+@dataclass(frozen=True)
+class BeatsTraining:
+    """Settings of the training.
+
+    Args:
+        epochs: Passes over the training clips.
+        batch_size: Clips of one step.
+        learning_rate: Highest learning rate; 10 % of the steps warm up to it, then it falls to 0 along a cosine.
+        weight_decay: Of AdamW.
+        tasks: Tasks whose clips are used.
+        seed: Of the initial weights and the order of the clips.
+        model: Fields of `BeatsConfig` that differ from those of the released checkpoints.
+    """
+
+    epochs: int = 5
+    batch_size: int = 8
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    tasks: tuple[str, ...] = ("er", "acap")
+    seed: int = 0
+    model: dict[str, Any] = field(
+        default_factory=lambda: {
+            "hidden_size": 144,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "intermediate_size": 384,
+            "patch_embedding_size": 128,
+            "num_conv_pos_embeddings": 32,
+            "relative_attention_num_buckets": 64,
+            "relative_attention_max_distance": 160,
+            "layerdrop": 0.0,
+            "deep_norm": False,
+            "layer_norm_first": True,
+            "initializer_range": 0.08,
+        }
+    )
+
+
+@dataclass(frozen=True)
+class LabelledClip:
+    """Filter bank of a clip, float32 of shape (frames, mel bins), its labels, and its task."""
+
+    features: torch.Tensor
+    labels: torch.Tensor
+    task: str
+
+
+def train_beats(
+    data_dir: str | Path, checkpoint_path: str | Path, settings: BeatsTraining | None = None
+) -> dict[str, float]:
+    """Train the encoder and write it in the original format, `{"cfg", "model", "label_dict"}`, or reuse it.
+
+    Beside the checkpoint appears a `.json` of the same name with the settings, the accuracies and the hash of the data;
+    a checkpoint whose `.json` was made from the same data by the same settings is left as it is.
+
+    Args:
+        data_dir: Folder that `make_data` wrote.
+        checkpoint_path: File to write, for `AudioListenForCausalLM.from_encoders_and_llm(sound=...)` among others.
+        settings: Settings of the training; the defaults when None. The same settings and library versions on the same
+            number of threads give the same weights.
+
+    Returns:
+        Accuracies: of "sound" (all sounds of a clip right, loudness included) and "emotion" on the validation clips,
+        and of "voice" on training clips that were kept aside; only of what the tasks of the settings teach.
+
+    Raises:
+        OSError: If the data cannot be read or the checkpoint not written.
+        ValueError: If the data have no clips to train on.
+    """
+    settings = settings or BeatsTraining()
+    data_dir, checkpoint_path = Path(data_dir), Path(checkpoint_path)
+    manifest = json.loads((data_dir / "manifest.json").read_text(encoding="utf-8"))
+    request = json.loads(json.dumps({"data_sha256": manifest["sha256"], "settings": asdict(settings)}))
+    record_path = checkpoint_path.with_suffix(".json")
+    if checkpoint_path.is_file() and record_path.is_file():
+        record = json.loads(record_path.read_text(encoding="utf-8"))
+        if {name: record.get(name) for name in request} == request:
+            print(f"reusing {checkpoint_path}")
+            return record["accuracy"]
+
+    start = time.perf_counter()
+    clips = _read_clips(data_dir, "train", settings.tasks)
+    kept = [clip for clip in clips if clip.task == TESTED_ON["voice"]][::KEPT_EVERY]
+    kept_ids = {id(clip) for clip in kept}
+    clips = [clip for clip in clips if id(clip) not in kept_ids]
+    if not clips:
+        raise ValueError(
+            f"{data_dir} has no training clips of {', '.join(settings.tasks)}: see `BeatsTraining.tasks`."
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        model = _fit(clips, settings)
+    tests = {kind: _read_clips(data_dir, "validation", (TESTED_ON[kind],)) for kind in ("sound", "emotion")}
+    tests["voice"] = kept
+    accuracy = {
+        kind: _accuracy(model, test, kind, settings.batch_size)
+        for kind, test in tests.items()
+        if TESTED_ON[kind] in settings.tasks
+    }
+
+    checkpoint_path.parent.mkdir(parents=True, exist_ok=True)
+    record_path.unlink(missing_ok=True)  # until the new checkpoint is there, none is to be reused
+    to_original_checkpoint(model, checkpoint_path)
+    seconds = round(time.perf_counter() - start)
+    record = {**request, "accuracy": accuracy, "parameters": model.num_parameters(), "seconds": seconds}
+    write_atomically(record_path, (json.dumps(record, indent=1) + "\n").encode())
+    return accuracy
+
+
+def _read_clips(data_dir: Path, split: str, tasks: Sequence[str]) -> list[LabelledClip]:
+    extractor = BeatsFeatureExtractor()
+    clips = []
+    rows = [json.loads(line) for line in (data_dir / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if row["task"] in tasks]
+    for row in tqdm(rows, desc=f"filter banks of the {split} clips", unit="clip"):
+        features = extractor(load_audio(str(data_dir / row["audio"])), sampling_rate=16_000, return_tensors="pt")
+        names = {*row["sounds"], *row["voices"], row.get("emotion")}
+        labels = torch.tensor([float(label in names) for label in ALL_LABELS])
+        clips.append(LabelledClip(features["input_values"][0], labels, row["task"]))
+    return clips
+
+
+def _fit(clips: list[LabelledClip], settings: BeatsTraining) -> BeatsForAudioClassification:
+    config = BeatsConfig(
+        **settings.model,
+        id2label=dict(enumerate(ALL_LABELS)),
+        label2id={label: index for index, label in enumerate(ALL_LABELS)},
+        problem_type="multi_label_classification",
+    )
+    model = BeatsForAudioClassification(config).train()
+    # Most labels are absent from most clips; learning that first would take as long as learning the rest.
+    share = torch.stack([clip.labels for clip in clips]).mean(0).clamp(0.001, 0.999)
+    model.classifier.bias.data.copy_(share.logit())
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
+    )
+    steps = settings.epochs * -(-len(clips) // settings.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=steps, pct_start=0.1)
+    rng = np.random.default_rng(settings.seed)
+    with tqdm(total=steps, desc="training BEATs", unit="step") as progress:
+        for _ in range(settings.epochs):
+            for batch in _batches(clips, settings.batch_size, rng):
+                inputs, mask = _pad(batch)
+                labels = torch.stack([clip.labels for clip in batch])
+                loss = model(inputs, attention_mask=mask, labels=labels).loss
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
+                progress.set_postfix(loss=f"{loss.item():.3f}")
+                progress.update()
+    return model.eval()
+
+
+def _batches(
+    clips: list[LabelledClip], batch_size: int, rng: np.random.Generator | None = None
+) -> Iterator[list[LabelledClip]]:
+    """Batches of clips of similar length; with a generator both lengths of one kind and batches come in random order."""
+    jitter = rng.uniform(0.9, 1.1, len(clips)) if rng is not None else np.ones(len(clips))
+    order = np.argsort([len(clip.features) * factor for clip, factor in zip(clips, jitter, strict=True)])
+    starts = np.arange(0, len(clips), batch_size)
+    for start in rng.permutation(starts) if rng is not None else starts:
+        yield [clips[index] for index in order[start : start + batch_size]]
+
+
+def _pad(batch: list[LabelledClip]) -> tuple[torch.Tensor, torch.Tensor]:
+    lengths = torch.tensor([len(clip.features) for clip in batch])
+    silence = BeatsFeatureExtractor().padding_value
+    inputs = torch.nn.utils.rnn.pad_sequence(
+        [clip.features for clip in batch], batch_first=True, padding_value=silence
+    )
+    return inputs, (torch.arange(inputs.shape[1]) < lengths[:, None]).long()
+
+
+@torch.no_grad()
+def _accuracy(model: BeatsForAudioClassification, clips: list[LabelledClip], kind: str, batch_size: int) -> float:
+    """Share of the clips of which all labels of this kind score above all others of the kind."""
+    columns = [ALL_LABELS.index(label) for label in LABELS[kind]]
+    right = []
+    for batch in _batches(clips, batch_size):
+        inputs, mask = _pad(batch)
+        logits = model(inputs, attention_mask=mask).logits[:, columns]
+        wanted = torch.stack([clip.labels for clip in batch])[:, columns].bool()
+        for scores, labels in zip(logits, wanted, strict=True):
+            right.append(bool(scores[labels].min() > scores[~labels].max()))
+    return sum(right) / len(right)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data_dir", type=Path, help="folder of the benchmark's data")
+    parser.add_argument("checkpoint", type=Path, help="file to write, .pt")
+    parser.add_argument("--epochs", type=int, default=BeatsTraining.epochs)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    settings = BeatsTraining(epochs=arguments.epochs, seed=arguments.seed)
+    for kind, value in train_beats(arguments.data_dir, arguments.checkpoint, settings).items():
+        print(f"{kind}: {value:.3f}")
+
+
+if __name__ == "__main__":
+    main()

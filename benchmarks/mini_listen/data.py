@@ -1,0 +1,438 @@
+"""The data of the benchmark: six tasks of short WAV files, after those of LiSTEN (arXiv 2505.18517).
+
+    python -m benchmarks.mini_listen.data FOLDER [--smoke]
+
+- "asr": a spoken sentence is transcribed (lower case, no punctuation);
+- "en2zh": the same sentences, translated into Chinese;
+- "er": a sentence is spoken calmly, happily, sadly or angrily (rate, pitch, pitch range and loudness); how?
+- "sv": two sentences with a pause of 0.4 s between them; the same speaker? (Yes or No, equally often; of the pairs of
+  different speakers one half is of one gender);
+- "sqa": a question about a spoken sentence, which differs from example to example, answered by one or two words;
+- "acap": one or two sounds, each loud or soft, are described in order: "a loud siren, then a soft bell".
+
+Disjoint between train, validation and test are the sentences, the voices, the wordings of the instructions, and the
+parameters of the sounds, which are drawn from different stripes of their ranges (see `StripedGenerator`). The words of
+the sentences, the emotions' settings and the kinds of sounds are common: they are what is to be learnt.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from examples.demo import sound_synthesis, speech_synthesis
+from examples.demo.dataset_folder import SAMPLING_RATE, balanced, describe_request, write_dataset
+from examples.demo.sound_synthesis import SOUND_CLASSES
+from examples.demo.speech_synthesis import EspeakSynthesizer
+
+from . import instructions, questions, sentences
+from .instructions import INSTRUCTIONS
+from .questions import KINDS, WORDINGS, ask
+from .sentences import SPLITS, Sentence, sentences_of
+from .settings import TASKS
+
+
+# Clips of each task.
+SIZES = {"train": 800, "validation": 60, "test": 120}
+SMOKE_SIZES = {"train": 8, "validation": 4, "test": 4}
+
+# Variants of eSpeak NG that a small speech recogniser understands and that differ in their long-term spectrum.
+VOICES = {
+    "train": {
+        "woman": ["f1", "f2", "f4", "Annie", "belinda", "steph"],
+        "man": [
+            *("adam", "david", "Denis", "edward", "Henrique", "iven4", "klatt"),
+            *("Michael", "Mike", "m2", "rob", "sandro", "Storm"),
+        ],
+    },
+    "validation": {"woman": ["f5", "linda"], "man": ["m5", "paul", "quincy"]},
+    "test": {
+        "woman": ["f3", "Andrea", "grandma"],
+        "man": ["announcer", "grandpa", "gustave", "ian", "m8", "Nguyen"],
+    },
+}
+GENDERS = ("woman", "man")
+
+# Ranges of the settings of `EspeakSynthesizer.speak`.
+NEUTRAL = {"rate": (165, 195), "pitch": (45, 55), "pitch_range": (40, 60), "volume": (60, 110)}
+EMOTIONS = {
+    "calm": {"rate": (168, 182), "pitch": (45, 55), "pitch_range": (20, 35), "volume": (55, 75)},
+    "happy": {"rate": (195, 220), "pitch": (80, 95), "pitch_range": (90, 100), "volume": (90, 110)},
+    "sad": {"rate": (148, 160), "pitch": (10, 25), "pitch_range": (0, 10), "volume": (25, 40)},
+    "angry": {"rate": (240, 265), "pitch": (25, 40), "pitch_range": (60, 85), "volume": (170, 200)},
+}
+
+# Shares of the patterns among the sentences of a task. Where two utterances or slow speech must be short, so are the
+# sentences.
+PATTERN_SHARES = {
+    "asr": {"counted": 0.3, "coloured": 0.3, "located": 0.1, "acting": 0.15, "timed": 0.15},
+    "en2zh": {"counted": 0.3, "coloured": 0.3, "located": 0.1, "acting": 0.15, "timed": 0.15},
+    "er": {"counted": 0.6, "timed": 0.4},
+    "sv": {"counted": 0.6, "timed": 0.4},
+    "sqa": {"counted": 0.3, "coloured": 0.3, "located": 0.1, "acting": 0.15, "timed": 0.15},
+}
+
+# Words of a caption for each sound class; {} is "loud" or "soft".
+CAPTIONS = {
+    "a siren": "a {} siren",
+    "beeps": "{} beeps",
+    "a bell": "a {} bell",
+    "an engine": "a {} engine",
+    "the wind": "{} wind",
+    "rain": "{} rain",
+    "knocking": "{} knocking",
+    "birds": "{} birds",
+}
+# Ranges of the largest sample.
+LOUDNESS = {"loud": (0.5, 0.9), "soft": (0.03, 0.07)}
+
+SPEECH_LIMITS = (0.8, 2.4)  # seconds of one utterance with the silence before and after it
+SOUND_LIMITS = (1.0, 1.4)
+SPEAKER_GAP, SOUND_GAP = 0.4, 0.1
+SILENCE = 0.01  # share of the largest sample below which the ends of an utterance are cut off
+
+STRIPES = 20
+# Which stripes of a parameter's range belong to a split; the rest belong to training.
+HELD_OUT_STRIPES = {"validation": (3, 13), "test": (6, 9, 16, 19)}
+
+
+class StripedGenerator(np.random.Generator):
+    """A generator whose single uniform numbers, hence the parameters of a sound, keep to the stripes of a split.
+
+    A range is cut into 20 stripes of equal width: 14 are for training, 2 for validation, 4 for test. Arrays of uniform
+    numbers (the times of rain drops) and noise are drawn as ever.
+
+    Args:
+        seed: Of the generator.
+        split: "train", "validation" or "test".
+    """
+
+    def __init__(self, seed: int, split: str) -> None:
+        super().__init__(np.random.PCG64(seed))
+        held_out = {stripe for stripes in HELD_OUT_STRIPES.values() for stripe in stripes}
+        self.stripes = HELD_OUT_STRIPES.get(split) or [stripe for stripe in range(STRIPES) if stripe not in held_out]
+
+    def uniform(self, low: float = 0.0, high: float = 1.0, size: Any = None) -> Any:  # type: ignore[override]
+        if size is not None:
+            return super().uniform(low, high, size)
+        stripe = self.stripes[int(self.integers(len(self.stripes)))]
+        return low + (high - low) * (stripe + self.random()) / STRIPES
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A sentence to be spoken, and the arguments of `EspeakSynthesizer.speak`."""
+
+    text: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A class of `SOUND_CLASSES`, and "loud" or "soft"."""
+
+    name: str
+    loudness: str
+
+    @property
+    def caption(self) -> str:
+        return CAPTIONS[self.name].format(self.loudness)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One example before it is made audible.
+
+    Attributes:
+        path: Where its audio goes, relative to the data set's folder.
+        split: "train", "validation" or "test".
+        instruction, answer, task: As in the data set.
+        parts: What is heard, in order.
+        details: Further fields of its line in the data file.
+        seed: Of the generator for all that is drawn while the audio is made.
+    """
+
+    path: str
+    split: str
+    instruction: str
+    answer: str
+    task: str
+    parts: tuple[Utterance | Sound, ...]
+    details: dict[str, Any]
+    seed: int
+
+    def row(self) -> dict[str, Any]:
+        """Its line of the data file."""
+        return {
+            "audio": self.path,
+            "instruction": self.instruction,
+            "answer": self.answer,
+            "task": self.task,
+            "sentences": [part.text for part in self.parts if isinstance(part, Utterance)],
+            "voices": [part.settings["variant"] for part in self.parts if isinstance(part, Utterance)],
+            "sounds": [part.caption for part in self.parts if isinstance(part, Sound)],
+            **self.details,
+        }
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Planning
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a task decides about a clip."""
+
+    answer: str
+    parts: tuple[Utterance | Sound, ...]
+    details: dict[str, Any]
+    instruction: str | None = None  # None: one of `INSTRUCTIONS`
+
+
+Planner = Callable[[str, int, int, np.random.Generator], list[Draft]]
+
+
+def plan_clips(task: str, split: str, count: int, seed: int = 0) -> list[Clip]:
+    """Draw the clips of one task and split; classes, wordings and kinds of questions occur in equal numbers.
+
+    Args:
+        task: One of `TASKS`.
+        split: "train", "validation" or "test".
+        count: Number of clips.
+        seed: The same seed gives the same clips, whatever the other tasks and splits.
+
+    Raises:
+        ValueError: If there is no such task or split, or the count is below 1 or the seed below 0.
+    """
+    for name, value, known in (("task", task, TASKS), ("split", split, SPLITS)):
+        if value not in known:
+            raise ValueError(f"There is no {name} {value!r}, expected one of {', '.join(known)}.")
+    if count < 1 or seed < 0:
+        raise ValueError(f"count={count} and seed={seed}: expected a count of 1 or more and a seed of 0 or more.")
+    rng = np.random.default_rng([seed, list(PLANNERS).index(task), SPLITS.index(split)])
+    drafts = PLANNERS[task](split, count, seed, rng)
+    wordings = balanced(rng, INSTRUCTIONS[task][split], count) if task in INSTRUCTIONS else [""] * count
+    return [
+        Clip(
+            path=f"audio/{split}/{task}-{index:04d}.wav",
+            split=split,
+            instruction=draft.instruction or wording,
+            answer=draft.answer,
+            task=task,
+            parts=draft.parts,
+            details=draft.details,
+            seed=int(rng.integers(2**31)),
+        )
+        for index, (draft, wording) in enumerate(zip(drafts, wordings, strict=True))
+    ]
+
+
+def _plan_asr(split: str, count: int, seed: int, rng: np.random.Generator) -> list[Draft]:
+    return [
+        Draft(sentence.english, (_utterance(sentence, _any_voice(split, rng), NEUTRAL, rng),), {})
+        for sentence in _draw_sentences("asr", split, count, seed, rng)
+    ]
+
+
+def _plan_en2zh(split: str, count: int, seed: int, rng: np.random.Generator) -> list[Draft]:
+    return [
+        Draft(sentence.chinese, (_utterance(sentence, _any_voice(split, rng), NEUTRAL, rng),), {})
+        for sentence in _draw_sentences("en2zh", split, count, seed, rng)
+    ]
+
+
+def _plan_er(split: str, count: int, seed: int, rng: np.random.Generator) -> list[Draft]:
+    drawn = _draw_sentences("er", split, count, seed, rng)
+    return [
+        Draft(emotion, (_utterance(sentence, _any_voice(split, rng), EMOTIONS[emotion], rng),), {"emotion": emotion})
+        for sentence, emotion in zip(drawn, balanced(rng, list(EMOTIONS), count), strict=True)
+    ]
+
+
+def _plan_sv(split: str, count: int, seed: int, rng: np.random.Generator) -> list[Draft]:
+    drawn = _draw_sentences("sv", split, 2 * count, seed, rng)
+    drafts = []
+    # Two kinds of pairs of one speaker and two of different speakers, so that the answers are balanced.
+    for index, kind in enumerate(balanced(rng, ["same", "same", "same gender", "other gender"], count)):
+        gender = str(rng.choice(GENDERS))
+        first = second = str(rng.choice(VOICES[split][gender]))
+        if kind != "same":
+            other = gender if kind == "same gender" else next(name for name in GENDERS if name != gender)
+            second = str(rng.choice([voice for voice in VOICES[split][other] if voice != first]))
+        parts = tuple(
+            _utterance(sentence, voice, NEUTRAL, rng)
+            for sentence, voice in zip(drawn[2 * index : 2 * index + 2], (first, second), strict=True)
+        )
+        drafts.append(Draft("Yes" if kind == "same" else "No", parts, {"pair": kind}))
+    return drafts
+
+
+def _plan_sqa(split: str, count: int, seed: int, rng: np.random.Generator) -> list[Draft]:
+    drafts = []
+    kinds: dict[str, list[str]] = {}  # of each pattern, those still to be asked in this round
+    for sentence in _draw_sentences("sqa", split, count, seed, rng):
+        waiting = kinds.setdefault(sentence.pattern, [])
+        if not waiting:
+            waiting += rng.permutation(KINDS[sentence.pattern]).tolist()
+        kind = waiting.pop()
+        question, answer = ask(sentence, kind, str(rng.choice(WORDINGS[kind][split])))
+        utterance = _utterance(sentence, _any_voice(split, rng), NEUTRAL, rng)
+        drafts.append(Draft(answer, (utterance,), {"question": kind}, instruction=question))
+    return drafts
+
+
+def _plan_acap(split: str, count: int, seed: int, rng: np.random.Generator) -> list[Draft]:
+    names = iter(balanced(rng, list(CAPTIONS), 2 * count))
+    loudnesses = iter(balanced(rng, list(LOUDNESS), 2 * count))
+    drafts = []
+    for number in balanced(rng, [1, 2], count):
+        first = next(names)
+        chosen = [first]
+        if number == 2:
+            second = next(names)
+            # Two sounds of a kind would be heard as one.
+            chosen.append(second if second != first else str(rng.choice([n for n in CAPTIONS if n != first])))
+        parts = tuple(Sound(name, next(loudnesses)) for name in chosen)
+        drafts.append(Draft(", then ".join(part.caption for part in parts), parts, {}))
+    return drafts
+
+
+PLANNERS: dict[str, Planner] = {
+    "asr": _plan_asr,
+    "en2zh": _plan_en2zh,
+    "er": _plan_er,
+    "sv": _plan_sv,
+    "sqa": _plan_sqa,
+    "acap": _plan_acap,
+}
+
+
+def _draw_sentences(task: str, split: str, count: int, seed: int, rng: np.random.Generator) -> list[Sentence]:
+    """Sentences of the task's patterns in random order, none again before all of its pattern were drawn."""
+    shares = PATTERN_SHARES[task]
+    ends = np.round(np.cumsum(list(shares.values())) * count).astype(int)
+    drawn: list[Sentence] = []
+    for pattern, end in zip(shares, ends, strict=True):
+        drawn += balanced(rng, sentences_of(pattern, split, seed), end - len(drawn)) if end > len(drawn) else []
+    return [drawn[index] for index in rng.permutation(count)]
+
+
+def _any_voice(split: str, rng: np.random.Generator) -> str:
+    return str(rng.choice(VOICES[split][str(rng.choice(GENDERS))]))
+
+
+def _utterance(
+    sentence: Sentence, voice: str, ranges: Mapping[str, tuple[int, int]], rng: np.random.Generator
+) -> Utterance:
+    settings = {name: int(rng.integers(low, high + 1)) for name, (low, high) in ranges.items()}
+    return Utterance(sentence.spoken, {"voice": "en-us", "variant": voice, **settings})
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Making audible
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def render_clip(clip: Clip, synthesizer: EspeakSynthesizer) -> np.ndarray:
+    """Make a clip audible: float32 samples of shape [samples] at 16 kHz, 0.8 to 5.2 s.
+
+    Raises:
+        ImportError: If `soxr` is missing.
+        RuntimeError: If an utterance takes more than 2.4 s.
+    """
+    rng = StripedGenerator(clip.seed, clip.split)
+    rendered = [
+        _render_utterance(part, rng, synthesizer)
+        if isinstance(part, Utterance)
+        else _level(SOUND_CLASSES[part.name](rng, rng.uniform(*SOUND_LIMITS), SAMPLING_RATE), part.loudness, rng)
+        for part in clip.parts
+    ]
+    gap = np.zeros(round((SOUND_GAP if clip.task == "acap" else SPEAKER_GAP) * SAMPLING_RATE), np.float32)
+    joined = [piece for samples in rendered for piece in (gap, samples)][1:]
+    return np.concatenate(joined).clip(-1, 1)
+
+
+def _render_utterance(utterance: Utterance, rng: np.random.Generator, synthesizer: EspeakSynthesizer) -> np.ndarray:
+    try:
+        import soxr
+    except ImportError as error:
+        raise ImportError('Resampling needs soxr: pip install "peft-listen[audio]"') from error
+    spoken, sampling_rate = synthesizer.speak(utterance.text, **utterance.settings)
+    spoken = soxr.resample(spoken, sampling_rate, SAMPLING_RATE)
+    heard = np.flatnonzero(np.abs(spoken) > SILENCE * np.abs(spoken).max())
+    spoken = spoken[heard[0] : heard[-1] + 1]
+    shortest, longest = (round(seconds * SAMPLING_RATE) for seconds in SPEECH_LIMITS)
+    if spoken.size > longest:
+        seconds = spoken.size / SAMPLING_RATE
+        raise RuntimeError(
+            f"{utterance.text!r} takes {seconds:.1f} s with {utterance.settings}, more than {SPEECH_LIMITS[1]} s: say "
+            "less or faster."
+        )
+    before = min(round(rng.uniform(0.02, 0.12) * SAMPLING_RATE), longest - spoken.size)
+    after = min(round(0.05 * SAMPLING_RATE), longest - spoken.size - before)
+    return np.pad(spoken, (before, max(after, shortest - spoken.size - before)))
+
+
+def _level(samples: np.ndarray, loudness: str, rng: np.random.Generator) -> np.ndarray:
+    return (samples * rng.uniform(*LOUDNESS[loudness]) / np.abs(samples).max()).astype(np.float32)
+
+
+def make_data(folder: str | Path, sizes: Mapping[str, int] | None = None, seed: int = 0) -> Path:
+    """Write the benchmark's WAV files and `train.jsonl`, `validation.jsonl`, `test.jsonl`, or reuse them.
+
+    Each line is `{"audio": path relative to the folder, "instruction", "answer", "task", "sentences", "voices",
+    "sounds", ...}`; the first four are what `peft_listen.data.read_examples` reads. The tasks alternate. The folder
+    appears only when it is complete; a call that was interrupted is taken up by the next equal one; the same arguments
+    and library versions give the same bytes.
+
+    Args:
+        folder: Folder of the data set.
+        sizes: Clips of each of the six tasks by split; `SIZES` when None. `SMOKE_SIZES` is a few of each.
+        seed: Of all random choices.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: If the folder exists but was not made by this function.
+        ImportError: If `espeakng-loader`, `soundfile` or `soxr` is missing.
+        ValueError: If a split is missing or unknown, a count is below 1 or the seed below 0.
+    """
+    sizes = SIZES if sizes is None else sizes
+    if set(sizes) != set(SPLITS):
+        raise ValueError(f"Expected a size for each of {', '.join(SPLITS)}, got {dict(sizes)}.")
+    plans = {(split, task): plan_clips(task, split, sizes[split], seed) for split in SPLITS for task in TASKS}
+    modules = (instructions, questions, sentences, speech_synthesis, sound_synthesis)
+    request = describe_request(
+        seed,
+        {split: sizes[split] for split in SPLITS},
+        packages=("espeakng-loader", "numpy", "soundfile", "soxr"),
+        sources=(__file__, *(module.__file__ for module in modules)),
+    )
+    return write_dataset(folder, plans, request, _make_renderer)
+
+
+def _make_renderer() -> Callable[[Clip], np.ndarray]:
+    synthesizer = EspeakSynthesizer()  # what it speaks depends on what it spoke before
+    return lambda clip: render_clip(clip, synthesizer)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the data of the benchmark: six tasks of short WAV files.")
+    parser.add_argument("folder", type=Path, help="folder of the data set")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true", help="a few clips of each task only")
+    for split, size in SIZES.items():
+        parser.add_argument(f"--{split}", type=int, metavar="COUNT", help=f"clips of each task (default: {size})")
+    arguments = parser.parse_args()
+    sizes = SMOKE_SIZES if arguments.smoke else SIZES
+    sizes = {split: getattr(arguments, split) or size for split, size in sizes.items()}
+    print(make_data(arguments.folder, sizes, arguments.seed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The methods that are compared: each puts its adapter on the base model, and says how it is trained.
+
+With embeddings of size 576, a pool of 400 keys and values has as many parameters as LoRA of rank 8 on `q_proj` and
+`v_proj` of SmolLM2-135M: 460 800. The projector is trained by every method and not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from transformers import TrainerCallback
+
+from peft_listen import AudioListenForCausalLM, AudioListenProcessor, ListenConfig
+from peft_listen.training import ListenCallback, chat_template_token_ids
+
+
+PROJECTOR = "multi_modal_projector"
+# Whisper has projections of these names too.
+LANGUAGE_MODEL_PROJECTIONS = r".*language_model\..*\.(q_proj|v_proj)"
+
+
+@dataclass
+class Adapted:
+    """
+    A model that is ready to be trained.
+
+    Args:
+        model (`torch.nn.Module`): the base model with its adapter.
+        callbacks (`list[TrainerCallback]`): what the trainer needs for it.
+    """
+
+    model: torch.nn.Module
+    callbacks: list[TrainerCallback] = field(default_factory=list)
+
+    def num_adapter_parameters(self) -> int:
+        """Trainable parameters outside the projector."""
+        return sum(
+            parameter.numel()
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and PROJECTOR not in name
+        )
+
+
+Method = Callable[..., Adapted]
+METHODS: dict[str, Method] = {}
+
+
+def register_method(name: str) -> Callable[[Method], Method]:
+    """Decorator that makes a function `(base, processor, seed, **options) -> Adapted` the method `name`."""
+
+    def register(function: Method) -> Method:
+        METHODS[name] = function
+        return function
+
+    return register
+
+
+@register_method("connector")
+def connector(base: AudioListenForCausalLM, processor: AudioListenProcessor, seed: int) -> Adapted:
+    """The projector alone."""
+    return Adapted(base)
+
+
+@register_method("lora")
+def lora(base: AudioListenForCausalLM, processor: AudioListenProcessor, seed: int, rank: int = 8) -> Adapted:
+    """LoRA on the query and value projections of the language model, scaled as SALMONN does (alpha = 4 r)."""
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=4 * rank,
+        lora_dropout=0.1,
+        target_modules=LANGUAGE_MODEL_PROJECTIONS,
+        modules_to_save=[PROJECTOR],
+        task_type="CAUSAL_LM",
+    )
+    return Adapted(get_peft_model(base, config))
+
+
+@register_method("soft_prompt")
+def soft_prompt(
+    base: AudioListenForCausalLM, processor: AudioListenProcessor, seed: int, prompt_length: int = 40
+) -> Adapted:
+    """
+    One soft prompt for all inputs, as in prompt tuning (Lester et al., arXiv 2104.08691).
+
+    It stands where the pool's prompts stand: PEFT's own `PromptTuningConfig` prepends before the padding. The pool of
+    one prompt that comes with it is the least there can be.
+    """
+    config = ListenConfig(
+        pool_size=1,
+        prompt_length=1,
+        num_shared_prompts=prompt_length - 1,
+        key_loss_weight=1e-6,
+        stochastic_prompt_length=False,
+        modules_to_save=[PROJECTOR],
+        task_type="CAUSAL_LM",
+        seed=seed,
+    )
+    return Adapted(get_peft_model(base, config), [ListenCallback(collapse_threshold=2.0)])
+
+
+@register_method("listen")
+def listen(
+    base: AudioListenForCausalLM,
+    processor: AudioListenProcessor,
+    seed: int,
+    init_keys_at_steps: list[int] | None = None,
+    ignore_template: bool = False,
+    lora_rank: int | None = None,
+    **config: Any,
+) -> Adapted:
+    """
+    Dynamic prompt selection, with options of [`ListenConfig`].
+
+    Args:
+        init_keys_at_steps: steps before which the keys are started from real queries.
+        ignore_template: leave the tokens of the chat template out of the query.
+        lora_rank: put LoRA of this rank beside the pool.
+    """
+    if ignore_template:
+        config["query_ignored_token_ids"] = chat_template_token_ids(processor)
+    listen_config = ListenConfig(**config, modules_to_save=[PROJECTOR], task_type="CAUSAL_LM", seed=seed)
+    model = get_peft_model(base, listen_config)
+    if lora_rank is not None:
+        lora_config = LoraConfig(
+            r=lora_rank, lora_alpha=4 * lora_rank, lora_dropout=0.1, target_modules=LANGUAGE_MODEL_PROJECTIONS
+        )
+        inject_adapter_in_model(lora_config, model.get_base_model(), adapter_name="lora")
+    return Adapted(model, [ListenCallback(init_keys_at_steps=init_keys_at_steps or ())])

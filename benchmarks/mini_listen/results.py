@@ -1,0 +1,189 @@
+"""Tables and plots of the stored runs; needs neither models nor data.
+
+    python -m benchmarks.mini_listen.results [--results FOLDER] [--write benchmarks/RESULTS.md] [--plots FOLDER]
+
+With `--write`, the tables replace what stands between the markers of that file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .experiments import GROUPS, Experiment
+from .run import add_settings, settings_of
+from .settings import TASKS
+
+
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+
+Run = dict[str, Any]
+
+
+def load_runs(experiment: Experiment, results_dir: Path) -> list[Run]:
+    """The stored results of an experiment's runs; those that have not been run are left out."""
+    paths = [results_dir / settings.name / "run.json" for settings in experiment.runs()]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+
+
+def spread(values: Iterable[float]) -> str:
+    """Mean and, of several values, their standard deviation, times 100."""
+    values = [100 * value for value in values]
+    mean = statistics.fmean(values)
+    return f"{mean:.1f}" if len(values) < 2 else f"{mean:.1f} ± {statistics.stdev(values):.1f}"
+
+
+def task_means(runs: list[Run]) -> dict[str, float]:
+    """Mean score of each task over the seeds."""
+    return {task: statistics.fmean(run["test"][task]["score"] for run in runs) for task in TASKS}
+
+
+def group_table(group: str, experiments: list[Experiment], results_dir: Path) -> str:
+    """One table: a line an experiment, a column a task."""
+    rows = []
+    for experiment in experiments:
+        runs = load_runs(experiment, results_dir)
+        if not runs:
+            rows.append([experiment.label, *["not run"], *[""] * (len(TASKS) + 6)])
+            continue
+        by_run = [[run["test"][task]["score"] for task in TASKS] for run in runs]
+        selections = [run["selections"] for run in runs if "selections" in run]
+        rows.append(
+            [
+                experiment.label,
+                f"{len(runs)} of {len(experiment.seeds)}",
+                f"{runs[0]['adapter_parameters']:,}".replace(",", " "),
+                *(spread(column) for column in zip(*by_run, strict=True)),
+                spread(statistics.fmean(scores) for scores in by_run),
+                spread(min(scores) for scores in by_run),
+                spread(s["mean_overlap"] for s in selections) if selections else "",
+                f"{statistics.fmean(s['live_prompts'] for s in selections):.0f} of {selections[0]['pool_size']}"
+                if selections
+                else "",
+                f"{statistics.fmean(run['training_seconds'] for run in runs) / 60:.0f}",
+            ]
+        )
+    header = ["method", "seeds", "parameters", *TASKS, "mean", "worst task", "overlap", "live prompts", "minutes"]
+    lines = [f"**{group}**: {(GROUPS[group].__doc__ or '').strip()}", ""]
+    lines += [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def sweep_table(experiments: list[Experiment], results_dir: Path) -> str:
+    """Mean loss of the right answers at each prompt length."""
+    lines = []
+    for experiment in experiments:
+        for run in load_runs(experiment, results_dir):
+            losses = run.get("losses_by_prompt_length") or {}
+            if losses and not lines:
+                lines = [f"| loss at k = | {' | '.join(losses)} |", "|" + "---|" * (len(losses) + 1)]
+            if losses:
+                means = [f"{statistics.fmean(by_task.values()):.3f}" for by_task in losses.values()]
+                lines.append(f"| {experiment.label} | {' | '.join(means)} |")
+    return "\n".join(lines)
+
+
+def wins(experiments: list[Experiment], results_dir: Path) -> list[str]:
+    """For each experiment, on how many tasks it is at or above the first one (LoRA), and the goals of the comparison."""
+    reference = load_runs(experiments[0], results_dir)
+    lines = []
+    for experiment in experiments[1:]:
+        runs = load_runs(experiment, results_dir)
+        if reference and runs:
+            ours, theirs = task_means(runs), task_means(reference)
+            won = [task for task in TASKS if ours[task] >= theirs[task]]
+            names = f" ({', '.join(won)})" if won else ""
+            lines.append(
+                f"- {experiment.label}: at or above {experiments[0].label} on {len(won)} of {len(TASKS)} tasks{names}."
+            )
+    return lines
+
+
+def report(arguments: argparse.Namespace) -> str:
+    """All tables in Markdown."""
+    base = settings_of(arguments)
+    parts = [
+        f"{base.steps} steps of {base.batch_size} clips; learning rate {base.learning_rate:g}, of soft prompts and "
+        f"values {base.value_learning_rate:g}. Scores times 100, mean ± standard deviation over the seeds: "
+        "word accuracy (asr), chrF (en2zh), right answers (er, sv, sqa), ROUGE-L (acap). Overlap: share of the ten most "
+        "chosen prompts that two tasks have in common, mean over pairs, times 100."
+    ]
+    for group in arguments.groups:
+        experiments = list(GROUPS[group](base))
+        parts.append(group_table(group, experiments, arguments.results))
+        if group == "methods":
+            parts.append("\n".join(wins(experiments, arguments.results)))
+        parts.append(sweep_table(experiments, arguments.results))
+    return "\n\n".join(part for part in parts if part)
+
+
+def plot(arguments: argparse.Namespace, folder: Path) -> list[Path]:
+    """Training loss of the methods, and their scores by task, as SVG files."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    experiments = list(GROUPS["methods"](settings_of(arguments)))
+    stored = [(e, runs) for e in experiments if (runs := load_runs(e, arguments.results))]
+    paths = [folder / "training_loss.svg", folder / "scores.svg"]
+
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for experiment, _ in stored:
+        settings = next(s for s in experiment.runs() if (arguments.results / s.name).is_dir())
+        log = [json.loads(line) for line in (arguments.results / settings.name / "log.jsonl").read_text().splitlines()]
+        points = [(row["step"], row["loss"]) for row in log if "loss" in row]
+        axes.plot(*zip(*points, strict=True), label=experiment.label)
+    axes.set(xlabel="optimizer step", ylabel="training loss (with the key loss)", yscale="log")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(paths[0])
+
+    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    width = 0.8 / max(1, len(stored))
+    for number, (experiment, runs) in enumerate(stored):
+        means = task_means(runs)
+        places = [index + (number - (len(stored) - 1) / 2) * width for index in range(len(TASKS))]
+        axes.bar(places, [100 * means[task] for task in TASKS], width, label=experiment.label)
+    axes.set_xticks(range(len(TASKS)), TASKS)
+    axes.set(ylabel="score, times 100", ylim=(0, 100))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, ncols=2)
+    figure.savefig(paths[1])
+    return paths
+
+
+def write_between_markers(path: Path, content: str) -> None:
+    """Replaces what stands between the markers of a Markdown file."""
+    text = path.read_text(encoding="utf-8")
+    before, marker, rest = text.partition(BEGIN)
+    _, end_marker, after = rest.partition(END)
+    if not marker or not end_marker:
+        raise ValueError(f"{path} has no place for the tables: expected the lines {BEGIN} and {END}.")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(f"{before}{BEGIN}\n\n{content}\n\n{END}{after}", encoding="utf-8")
+    temporary.replace(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_settings(parser)
+    parser.add_argument("--write", type=Path, help="Markdown file with markers, such as benchmarks/RESULTS.md")
+    parser.add_argument("--plots", type=Path, help="folder for the plots")
+    arguments = parser.parse_args()
+    tables = report(arguments)
+    print(tables)
+    if arguments.write:
+        write_between_markers(arguments.write, tables)
+    if arguments.plots:
+        print("\n".join(map(str, plot(arguments, arguments.plots))))
+
+
+if __name__ == "__main__":
+    main()

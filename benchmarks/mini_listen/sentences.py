@@ -1,0 +1,236 @@
+"""A grammar of short English sentences with their Chinese translations, several thousand in all.
+
+Every sentence fills the slots of one of five patterns, so that questions can be asked about its parts:
+
+- "counted": my sister found three flowers
+- "coloured": the girl lost a red table
+- "located": the horse is in the garden
+- "acting": the boy sings in the park
+- "timed": my uncle works every day
+
+The words were chosen among those that a small speech recogniser understands when eSpeak NG says them, and the Chinese
+among short words, since small English tokenizers spend two or three tokens on a character.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+
+SPLITS = ("train", "validation", "test")
+# Share of each pattern's sentences that belongs to each split.
+SPLIT_SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
+
+
+class Verb(NamedTuple):
+    """A verb in the third person, its plain form, the auxiliary of its questions, and its translation."""
+
+    form: str
+    base: str
+    auxiliary: str
+    chinese: str
+
+
+class Noun(NamedTuple):
+    """A noun, its plural, its translation, and the Chinese measure word it is counted with."""
+
+    singular: str
+    plural: str
+    chinese: str
+    measure: str
+
+
+PEOPLE = {
+    "my mother": "母亲",
+    "my sister": "姐姐",
+    "my brother": "弟弟",
+    "my uncle": "叔叔",
+    "the girl": "女孩",
+    "the boy": "男孩",
+    "the student": "学生",
+    "the driver": "司机",
+    "the woman": "女人",
+    "the farmer": "农民",
+}
+TRANSITIVE_VERBS = (
+    Verb("found", "find", "did", "找到"),
+    Verb("painted", "paint", "did", "画了"),
+    Verb("lost", "lose", "did", "丢了"),
+    Verb("sold", "sell", "did", "卖了"),
+    Verb("wants", "want", "does", "要"),
+    Verb("needs", "need", "does", "需要"),
+)
+ACTIVITIES = (
+    Verb("sleeps", "sleep", "does", "睡觉"),
+    Verb("works", "work", "does", "工作"),
+    Verb("sings", "sing", "does", "唱歌"),
+    Verb("waits", "wait", "does", "等"),
+    Verb("plays", "play", "does", "玩"),
+)
+NOUNS = (
+    Noun("flower", "flowers", "花", "朵"),
+    Noun("dog", "dogs", "狗", "只"),
+    Noun("horse", "horses", "马", "匹"),
+    Noun("table", "tables", "桌子", "张"),
+    Noun("tree", "trees", "树", "棵"),
+    Noun("boat", "boats", "船", "条"),
+    Noun("fish", "fish", "鱼", "条"),
+    Noun("book", "books", "书", "本"),
+    Noun("box", "boxes", "盒子", "个"),
+    Noun("egg", "eggs", "蛋", "个"),
+    Noun("picture", "pictures", "画", "张"),
+)
+NUMBERS = {"two": "两", "three": "三", "four": "四", "five": "五", "six": "六", "seven": "七", "ten": "十"}
+COLOURS = {"red": "红", "green": "绿", "yellow": "黄", "black": "黑", "white": "白"}
+PLACES = {
+    "house": "屋里",
+    "garden": "花园",
+    "school": "学校",
+    "park": "公园",
+    "market": "市场",
+    "forest": "森林",
+    "city": "城里",
+}
+TIMES = {"today": "今天", "tonight": "今晚", "at noon": "中午", "every day": "每天"}
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One sentence and what fills its slots; a slot that its pattern lacks is empty.
+
+    Attributes:
+        pattern: "counted", "coloured", "located", "acting" or "timed".
+        english: The words in lower case, without punctuation.
+        chinese: Its translation, without punctuation.
+        subject: Who or what it is about, such as "my sister"; in "located" also a thing, "the horse".
+        verb: What is done.
+        noun: What it is done to.
+        number, colour, place, time: As they are said, such as "three", "red", "garden", "every day".
+    """
+
+    pattern: str
+    english: str
+    chinese: str
+    subject: str
+    verb: Verb | None = None
+    noun: Noun | None = None
+    number: str = ""
+    colour: str = ""
+    place: str = ""
+    time: str = ""
+
+    @property
+    def spoken(self) -> str:
+        """The sentence as written English, with a capital letter and a full stop."""
+        return f"{self.english[0].upper()}{self.english[1:]}."
+
+
+@cache
+def _counted() -> tuple[Sentence, ...]:
+    return tuple(
+        Sentence(
+            "counted",
+            f"{subject} {verb.form} {number} {noun.plural}",
+            f"{PEOPLE[subject]}{verb.chinese}{NUMBERS[number]}{noun.measure}{noun.chinese}",
+            subject,
+            verb=verb,
+            noun=noun,
+            number=number,
+        )
+        for subject, verb, number, noun in product(PEOPLE, TRANSITIVE_VERBS, NUMBERS, NOUNS)
+    )
+
+
+@cache
+def _coloured() -> tuple[Sentence, ...]:
+    return tuple(
+        Sentence(
+            "coloured",
+            f"{subject} {verb.form} a {colour} {noun.singular}",
+            f"{PEOPLE[subject]}{verb.chinese}{COLOURS[colour]}{noun.chinese}",
+            subject,
+            verb=verb,
+            noun=noun,
+            colour=colour,
+        )
+        for subject, verb, colour, noun in product(PEOPLE, TRANSITIVE_VERBS, COLOURS, NOUNS)
+    )
+
+
+@cache
+def _located() -> tuple[Sentence, ...]:
+    subjects = {**PEOPLE, **{f"the {noun.singular}": noun.chinese for noun in NOUNS}}
+    return tuple(
+        Sentence(
+            "located", f"{subject} is in the {place}", f"{chinese}在{PLACES[place]}", subject=subject, place=place
+        )
+        for (subject, chinese), place in product(subjects.items(), PLACES)
+    )
+
+
+@cache
+def _acting() -> tuple[Sentence, ...]:
+    return tuple(
+        Sentence(
+            "acting",
+            f"{subject} {verb.form} in the {place}",
+            f"{PEOPLE[subject]}在{PLACES[place]}{verb.chinese}",
+            subject,
+            verb=verb,
+            place=place,
+        )
+        for subject, verb, place in product(PEOPLE, ACTIVITIES, PLACES)
+    )
+
+
+@cache
+def _timed() -> tuple[Sentence, ...]:
+    return tuple(
+        Sentence(
+            "timed",
+            f"{subject} {verb.form} {time}",
+            f"{PEOPLE[subject]}{TIMES[time]}{verb.chinese}",
+            subject,
+            verb=verb,
+            time=time,
+        )
+        for subject, verb, time in product(PEOPLE, ACTIVITIES, TIMES)
+    )
+
+
+PATTERNS: dict[str, Callable[[], tuple[Sentence, ...]]] = {
+    "counted": _counted,
+    "coloured": _coloured,
+    "located": _located,
+    "acting": _acting,
+    "timed": _timed,
+}
+
+
+def sentences_of(pattern: str, split: str, seed: int = 0) -> list[Sentence]:
+    """The sentences of one pattern that belong to one split, in random order.
+
+    The splits share words but no sentence: 70 % of each pattern are for training, 10 % for validation, 20 % for test.
+
+    Args:
+        pattern: One of `PATTERNS`.
+        split: "train", "validation" or "test".
+        seed: Of the partition and the order.
+
+    Raises:
+        ValueError: If there is no such pattern or split, or the seed is below 0.
+    """
+    for name, value, known in (("pattern", pattern, PATTERNS), ("split", split, SPLITS)):
+        if value not in known:
+            raise ValueError(f"There is no {name} {value!r}, expected one of {', '.join(known)}.")
+    if seed < 0:
+        raise ValueError(f"seed={seed}: expected 0 or more.")
+    sentences = PATTERNS[pattern]()
+    order = np.random.default_rng([seed, list(PATTERNS).index(pattern)]).permutation(len(sentences))
+    ends = np.round(np.cumsum(list(SPLIT_SHARES.values())) * len(sentences)).astype(int)
+    place = SPLITS.index(split)
+    return [sentences[index] for index in order[ends[place - 1] if place else 0 : ends[place]]]

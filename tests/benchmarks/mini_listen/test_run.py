@@ -1,0 +1,189 @@
+"""The benchmark in its smoke form: every method trains, answers and leaves a result, once; tables come from the results."""
+
+import json
+import shutil
+from argparse import Namespace
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.mini_listen import run as run_module
+from benchmarks.mini_listen.experiments import GROUPS, IMPROVED, PAPER, Experiment
+from benchmarks.mini_listen.methods import METHODS
+from benchmarks.mini_listen.results import BEGIN, END, group_table, load_runs, plot, report, write_between_markers
+from benchmarks.mini_listen.run import chosen_experiments, prepare, run
+from benchmarks.mini_listen.settings import TASKS, RunSettings
+from benchmarks.mini_listen.training import mixture
+from peft_listen import AudioListenForCausalLM, AudioListenProcessor
+
+
+ANSWERS = {
+    "asr": ["the quick brown fox", "a lazy dog"],
+    "en2zh": ["敏捷的狐狸", "懒狗"],
+    "er": ["happy", "sad"],
+    "sv": ["Yes", "No"],
+    "sqa": ["fox", "dog"],
+    "acap": ["a loud bell", "a soft bell, then rain"],
+}
+SMALL_POOL = {"pool_size": 20, "prompt_length": 3, "max_train_prompt_length": 5}
+OPTIONS = {
+    "connector": {},
+    "lora": {"rank": 2},
+    "soft_prompt": {"prompt_length": 4},
+    "listen": {**IMPROVED, **SMALL_POOL, "init_keys_at_steps": [2], "num_shared_prompts": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory, parts, clips):
+    folder = tmp_path_factory.mktemp("mini_listen")
+    rows = [
+        {"audio": clips[index % len(clips)], "instruction": f"What is it? {task}", "answer": answer, "task": task}
+        for task, answers in ANSWERS.items()
+        for index, answer in enumerate(answers)
+    ]
+    for split in ("train", "validation", "test"):
+        path = folder / f"{split}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    processor = AudioListenProcessor.from_pretrained_parts(**parts)
+    qformer = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    base = AudioListenForCausalLM.from_encoders_and_llm(**parts, tokenizer=processor.tokenizer, qformer_config=qformer)
+    base.save_pretrained(folder / "base", save_frozen=False)
+    processor.save_pretrained(folder / "base")
+    return prepare(folder, folder / "base", folder, {"train": 2, "validation": 1, "test": 2})
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return RunSettings(method="connector", steps=3, batch_size=6, train_per_task=2)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, material, settings):
+    folder = tmp_path_factory.mktemp("results")
+    for method, options in OPTIONS.items():
+        lengths = (1, 4) if method == "listen" else ()
+        run(
+            replace(settings, method=method, options=options, prompt_lengths=lengths),
+            material,
+            folder / "work",
+            folder,
+        )
+    both = {**OPTIONS["listen"], "lora_rank": 2}
+    run(replace(settings, method="listen", options=both), material, folder / "work", folder)
+    return folder
+
+
+def read(folder, settings):
+    return json.loads((folder / settings.name / "run.json").read_text())
+
+
+def test_every_method_leaves_a_result(results, settings):
+    assert set(OPTIONS) == set(METHODS)
+    for method, options in OPTIONS.items():
+        lengths = (1, 4) if method == "listen" else ()
+        settings_of_method = replace(settings, method=method, options=options, prompt_lengths=lengths)
+        result = read(results, settings_of_method)
+        assert result["settings"]["method"] == method
+        assert set(result["test"]) == set(result["validation_loss"]) == set(TASKS)
+        assert all(0 <= values["score"] <= 1 for values in result["test"].values())
+        assert 0 <= result["test"]["sv"]["eer"] <= 1
+        folder = results / settings_of_method.name
+        predictions = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        assert len(predictions) == 12
+        assert (predictions[0]["selected"] is not None) == (method in ("listen", "soft_prompt"))
+        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        assert any("train_loss" in row for row in log)
+        assert not (results / "work" / settings_of_method.name).exists()
+
+
+def test_selections_and_the_sweep_of_prompt_lengths_are_kept(results, settings):
+    listen = replace(settings, method="listen", options=OPTIONS["listen"], prompt_lengths=(1, 4))
+    result = read(results, listen)
+    assert 3 <= result["selections"]["live_prompts"] <= 20
+    assert len(result["selections"]["overlap"]) == 15
+    assert set(result["losses_by_prompt_length"]) == {"1", "4"}
+    assert result["adapter_parameters"] == (2 * 20 + 2) * 32
+
+
+def test_lora_beside_the_pool_is_trained(results, settings):
+    both = replace(settings, method="listen", options={**OPTIONS["listen"], "lora_rank": 2})
+    lora = replace(settings, method="lora", options={"rank": 2})
+    expected = (2 * 20 + 2) * 32 + read(results, lora)["adapter_parameters"]
+    assert read(results, both)["adapter_parameters"] == expected
+
+
+def test_a_run_that_has_a_result_is_not_run_again(results, settings, monkeypatch):
+    monkeypatch.setattr(run_module, "train", lambda *args: pytest.fail("it was run again"))
+    lora = replace(settings, method="lora", options={"rank": 2})
+    assert run(lora, None, results / "work", results) == results / lora.name
+
+
+def test_an_interrupted_run_ends_where_the_uninterrupted_one_does(results, material, settings, tmp_path, monkeypatch):
+    listen = replace(settings, method="listen", options=OPTIONS["listen"], prompt_lengths=(1, 4))
+    monkeypatch.setattr(run_module.Evaluator, "answers", _interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(listen, material, tmp_path / "work", tmp_path / "results")
+    assert not list(tmp_path.glob("results/*"))
+    monkeypatch.undo()
+    (checkpoint,) = (tmp_path / "work" / listen.name).glob("checkpoint-*")
+    assert checkpoint.name == "checkpoint-3"
+    run(listen, material, tmp_path / "work", tmp_path / "results")
+    assert read(tmp_path / "results", listen)["validation_loss"] == pytest.approx(
+        read(results, listen)["validation_loss"], rel=1e-4
+    )
+
+
+def _interrupt(*args):
+    raise KeyboardInterrupt
+
+
+def test_all_methods_see_the_same_balanced_batches():
+    examples = [{"task": task, "id": f"{task}{index}"} for task in "ab" for index in range(5)]
+    stream = mixture(examples, batch_size=4, steps=5, seed=1)
+    assert stream == mixture(examples, batch_size=4, steps=5, seed=1)
+    assert stream != mixture(examples, batch_size=4, steps=5, seed=2)
+    for start in range(0, 20, 4):
+        assert sorted(example["task"] for example in stream[start : start + 4]) == ["a", "a", "b", "b"]
+    assert len({example["id"] for example in stream[:10]}) == 10
+
+
+def test_no_two_runs_share_a_folder(settings):
+    experiments = list(chosen_experiments(list(GROUPS), replace(settings, steps=600), None))
+    names: dict[str, RunSettings] = {}
+    for experiment in experiments:
+        for one in experiment.runs():
+            assert names.setdefault(one.name, one) == one
+    assert len(names) > 40
+    assert [e.seeds for e in chosen_experiments(["methods"], settings, [1])] == [(1,)] * 6
+    assert PAPER["paper_form"]
+
+
+def test_tables_name_what_was_run_and_what_was_not(results, settings, tmp_path):
+    lora = Experiment("LoRA", replace(settings, method="lora", options={"rank": 2}), seeds=(0, 1))
+    missing = Experiment("missing", replace(settings, method="lora", options={"rank": 3}))
+    assert len(load_runs(lora, results)) == 1
+    table = group_table("methods", [lora, missing], results)
+    assert "| LoRA | 1 of 2 |" in table
+    assert "| missing | not run |" in table
+
+    shutil.copytree(results, tmp_path / "results")
+    for experiment in GROUPS["methods"](settings):
+        # Stands in for the stored run of an experiment, whatever it has measured.
+        for one in experiment.runs()[:2]:
+            shutil.copytree(results / lora.runs()[0].name, tmp_path / "results" / one.name, dirs_exist_ok=True)
+    arguments = Namespace(groups=["methods"], steps=3, batch_size=6, train_per_task=2, results=tmp_path / "results")
+    text = report(arguments)
+    assert "at or above LoRA, r = 8 on q, v on 6 of 6 tasks" in text
+    paths = plot(arguments, tmp_path / "plots")
+    assert all(path.read_text().rstrip().endswith("</svg>") for path in paths)
+
+    markdown = tmp_path / "RESULTS.md"
+    markdown.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_between_markers(markdown, text)
+    assert markdown.read_text() == f"before\n{BEGIN}\n\n{text}\n\n{END}\nafter\n"
+    markdown.write_text("nothing")
+    with pytest.raises(ValueError, match="has no place for the tables"):
+        write_between_markers(markdown, text)
