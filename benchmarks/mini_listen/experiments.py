@@ -33,6 +33,7 @@ UNREMEDIED = {
     "max_train_prompt_length": 40,
     "key_loss_weight": 0.1,
     "center_queries": False,
+    "query_pooling": "mean",
 }
 IMPROVED = {
     "pool_size": 400,

@@ -25,13 +25,7 @@ from peft_listen.training import (
 
 
 # A value learns only in the steps in which it is chosen: a run of a few hundred steps wants a small pool.
-LISTEN_CONFIG = {
-    "pool_size": 64,
-    "prompt_length": 8,
-    "max_train_prompt_length": 16,
-    "num_shared_prompts": 8,
-    "query_pooling": "modality_mean",
-}
+LISTEN_CONFIG = {"pool_size": 64, "prompt_length": 8, "max_train_prompt_length": 16, "num_shared_prompts": 8}
 INIT_KEYS_AT_STEPS = (8, 40)
 
 

@@ -136,7 +136,8 @@ def attach():
     """Attaches a pool that visibly acts to a copy of a base model."""
 
     def attach(base, adapter_name="default", **changes):
-        settings = {"pool_size": 12, "prompt_length": 4, "init_weights": False, "center_queries": False, **changes}
+        plain = {"center_queries": False, "query_pooling": "mean"}
+        settings = {"pool_size": 12, "prompt_length": 4, "init_weights": False, **plain, **changes}
         return get_peft_model(copy.deepcopy(base), ListenConfig(**settings), adapter_name=adapter_name).eval()
 
     return attach

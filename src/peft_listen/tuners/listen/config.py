@@ -25,8 +25,8 @@ class ListenConfig(PeftConfig):
         pool_size (`int`, defaults to 400):
             Number of key-value pairs in the pool, P in the paper.
         selector (`str`, defaults to `"similarity"`):
-            Name of a registered selector: `"similarity"`, `"attention"`, `"residual"`, or one that you added with
-            [`register_selector`].
+            Name of a registered selector: `"similarity"`, `"attention"`, `"residual"`, `"hybrid"`, or one that you
+            added with [`register_selector`].
         selector_kwargs (`dict`, *optional*):
             Keyword arguments for the selector's constructor.
         prompt_length (`int`, defaults to 10):
@@ -55,10 +55,11 @@ class ListenConfig(PeftConfig):
         standardize_queries (`bool`, defaults to `False`):
             Divide the centred query by the running standard deviation of the training queries, dimension by
             dimension: a whitening that needs as many numbers as the mean. *(ours)*
-        query_pooling (`"mean"` or `"modality_mean"`, defaults to `"mean"`):
-            `"mean"` averages all positions of the prompt, as in the paper. `"modality_mean"` averages the positions of
-            audio (and of images and video, if the model has them) and those of text apart, and takes the mean of both
-            at equal length, so that a long clip or a loud projector does not drown the instruction. *(ours)*
+        query_pooling (`"modality_mean"` or `"mean"`, defaults to `"modality_mean"`):
+            `"modality_mean"` averages the positions of audio (and of images and video, if the model has them) and those
+            of text apart, and takes the mean of both at equal length, so that a long clip or a loud projector does not
+            drown the instruction. For text alone it is the plain mean. *(ours)* `"mean"` averages all positions of the
+            prompt, as in the paper.
         query_ignored_token_ids (`list[int]`, *optional*):
             Tokens left out of the query: those of the chat template, which are the same in every input; see
             [`~peft_listen.training.chat_template_token_ids`]. *(ours)*
@@ -128,8 +129,8 @@ class ListenConfig(PeftConfig):
         default=False, metadata={"help": "Divide the centred query by the queries' running standard deviation."}
     )
     query_pooling: Literal["mean", "modality_mean"] = field(
-        default="mean",
-        metadata={"help": "One mean over the whole prompt ('mean'), or one each of audio and text ('modality_mean')."},
+        default="modality_mean",
+        metadata={"help": "One mean each of audio and text ('modality_mean'), or one over the whole prompt ('mean')."},
     )
     query_ignored_token_ids: Optional[list[int]] = field(
         default=None, metadata={"help": "Tokens left out of the query, such as those of the chat template."}
