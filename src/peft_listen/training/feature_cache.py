@@ -101,7 +101,7 @@ class FeatureCache:
         return self._open_shards[path]
 
     def key(self, clip: Any) -> str:
-        """Hash of the clip's samples, after mixing down and resampling."""
+        """Hash of the samples of a clip, `clip` being whatever [`load_audio`] takes, after mixing down and resampling."""
         identity = _file_identity(clip)
         if identity is not None and identity in self._keys_of_files:
             return self._keys_of_files[identity]
@@ -127,7 +127,7 @@ class FeatureCache:
         Args:
             model ([`AudioListenForCausalLM`]): runs on its own device and in its own dtype.
             processor ([`AudioListenProcessor`]): its processor.
-            clips: whatever [`load_audio`] takes, `sampling_rate` included.
+            clips (`Iterable`): whatever [`load_audio`] takes, `sampling_rate` included.
             batch_size (`int`, defaults to 8): clips that pass the encoders at once.
             shard_size (`int`, defaults to 128): clips of one shard.
 
@@ -205,7 +205,16 @@ class FeatureCache:
 
     @staticmethod
     def batch(features: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Joins the chunks of several clips to one batch, padded with zeros on the right."""
+        """
+        Joins the chunks of several clips to one batch, padded with zeros on the right.
+
+        Args:
+            features (`Sequence[Mapping[str, torch.Tensor]]`):
+                Of each clip, by name, tensors of shape `(chunks, frames, ...)`.
+
+        Returns:
+            `dict[str, torch.Tensor]`: by name, of shape `(all chunks, most frames, ...)`.
+        """
         return {
             name: pad_sequence([chunk for clip in features for chunk in clip[name]], batch_first=True)
             for name in features[0]

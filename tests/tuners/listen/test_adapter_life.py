@@ -84,6 +84,15 @@ def test_two_pools_at_once_are_refused(build, attach):
         model.base_model.set_adapter(["default", "other"])
 
 
+@pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])
+def test_different_adapters_for_the_rows_of_a_batch_are_refused(task_type, build, attach, tokens):
+    model = attach(build(), task_type=task_type)
+    model.add_adapter("other", ListenConfig(pool_size=8, prompt_length=2))
+    for call in (model, model.generate):
+        with pytest.raises(ValueError, match=r"`adapter_names`.*Call `set_adapter`"):
+            call(input_ids=tokens(), adapter_names=["default", "other"])
+
+
 def test_a_deleted_adapter_leaves_no_tensor_behind(build, attach, tokens):
     model = attach(build())
     before, names = model(tokens()).logits, set(model.state_dict())
@@ -332,11 +341,45 @@ def test_a_model_can_be_cast(dtype, build, attach, tokens):
     assert model.generate(tokens(), max_new_tokens=2).shape == (2, 8)
 
 
-def test_the_pool_can_be_kept_in_the_bases_precision(build):
-    model = get_peft_model(
-        build().bfloat16(), ListenConfig(pool_size=8, prompt_length=2), autocast_adapter_dtype=False
-    )
-    assert model.layer.listen_values["default"].dtype in (torch.bfloat16, torch.float32)
+def test_the_pool_can_be_kept_in_the_bases_precision(build, attach, tokens, tmp_path):
+    base, config = build().bfloat16(), ListenConfig(pool_size=8, prompt_length=2, num_shared_prompts=1)
+    model = get_peft_model(copy.deepcopy(base), config, autocast_adapter_dtype=False)
+    names = [name for name, _ in model.named_parameters() if ".listen_" in name]
+    assert len(names) == 3
+    assert {model.get_parameter(name).dtype for name in names} == {torch.bfloat16}
+    assert model.layer.listen_query_mean["default"].dtype == torch.float32
+    model.train()(input_ids=tokens(), labels=tokens()).loss.backward()
+    for name in names:
+        assert model.get_parameter(name).grad.isfinite().all()
+    model.add_adapter("wide", config)
+    assert model.layer.listen_keys["wide"].dtype == torch.float32
+    assert model.layer.listen_keys["default"].dtype == torch.bfloat16
+    model.save_pretrained(tmp_path)
+    for autocast, dtype in ((False, torch.bfloat16), (True, torch.float32)):
+        loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path, autocast_adapter_dtype=autocast)
+        assert {loaded.get_parameter(name).dtype for name in names} == {dtype}
+        torch.testing.assert_close(loaded.eval()(tokens()).logits, model.eval()(tokens()).logits, atol=2e-2, rtol=2e-2)
+
+
+def test_every_parameter_is_in_the_graph_of_any_loss(build, attach, tokens):
+    for mode in (True, False):
+        model = attach(build()).train(mode)
+        model(tokens(), listen_query_mask=torch.ones(2, 6)).logits.sum().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_requires_grad_can_be_set_for_each_adapter(build, attach):
+    model = attach(build())
+    model.add_adapter("other", ListenConfig(pool_size=8, prompt_length=2))
+    for trained in (["default", "other"], ["other"]):
+        model.set_requires_grad(["default", "other"], requires_grad=False)
+        model.set_requires_grad(trained)
+        found = {name.rsplit(".", 1)[1] for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert found == set(trained)
+
+
+def test_prompts_are_no_change_of_weights_that_lora_could_be(attach, build):
+    assert not attach(build()).supports_lora_conversion()
 
 
 # ------------------------------------------------------------------------------------------------------ beside LoRA

@@ -113,7 +113,6 @@ def test_logits_to_keep_keeps_the_last_logits_of_the_input(architecture, build, 
     torch.testing.assert_close(kept, full[:, [0, 3]], **CLOSE)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "bloom", "llava"])
 def test_attentions_have_a_row_per_token_and_a_column_per_prompt_and_token(
     architecture, build, attach, by_hand, tokens
 ):
@@ -127,7 +126,6 @@ def test_attentions_have_a_row_per_token_and_a_column_per_prompt_and_token(
         torch.testing.assert_close(attention, by_hand_attention[:, :, 4:], **CLOSE)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "llava"])
 def test_a_tuple_is_returned_when_asked_for(architecture, build, attach, tokens):
     model = attach(build(architecture))
     input_ids = tokens()
@@ -149,8 +147,8 @@ def test_a_tuple_holds_the_key_loss_too(build, attach, tokens):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_half_precision_base_keeps_a_float32_pool(dtype, build, attach, tokens):
-    base = build().to(dtype)
+def test_a_half_precision_base_keeps_a_float32_pool(architecture, dtype, build, attach, tokens):
+    base = build(architecture).to(dtype)
     model = attach(base, stochastic_prompt_length=False).train()
     layer = model.base_model.layer
     assert layer.listen_keys["default"].dtype == layer.listen_values["default"].dtype == torch.float32
@@ -162,7 +160,7 @@ def test_a_half_precision_base_keeps_a_float32_pool(dtype, build, attach, tokens
     for pool in (layer.listen_keys, layer.listen_values):
         assert pool["default"].grad.dtype == torch.float32
         assert pool["default"].grad.abs().max() > 0
-    full = attach(build().to(dtype).float(), stochastic_prompt_length=False)
+    full = attach(build(architecture).to(dtype).float(), stochastic_prompt_length=False)
     full(input_ids=input_ids)
     model.eval()(input_ids=input_ids)
     assert torch.equal(model.base_model.last_selection.indices, full.base_model.last_selection.indices)

@@ -105,33 +105,39 @@ def test_trainers_gradient_is_the_full_batchs(accumulation, task_type, build, at
     model = attach(build(), max_train_prompt_length=6, center_queries=True, task_type=task_type).train()
     expected, callback = by_hand(model), Gradients()
     sizes = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
-    args = arguments(TrainingArguments, tmp_path, **sizes)
-    Trainer(model, args, train_dataset=Rows(), data_collator=collate, callbacks=[callback]).train()
+    make_trainer("Trainer", model, tmp_path, [callback], **sizes).train()
     check(callback.gradients, expected)
+
+
+def make_trainer(kind, model, folder, callbacks, **changes):
+    """HF's `Trainer`, or TRL's `SFTTrainer`."""
+    if kind == "Trainer":
+        args = arguments(TrainingArguments, folder, **changes)
+        return Trainer(model, args, train_dataset=Rows(), data_collator=collate, callbacks=callbacks)
+    import datasets
+    import trl
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({str(i): i for i in range(61)}, unk_token="0")), pad_token="0"
+    )
+    settings = {"dataset_kwargs": {"skip_prepare_dataset": True}, "bf16": False, "gradient_checkpointing": False}
+    rows = datasets.Dataset.from_list([Rows()[i] for i in range(len(LENGTHS))])
+    return trl.SFTTrainer(
+        model,
+        arguments(trl.SFTConfig, folder, **settings, **changes),
+        train_dataset=rows,
+        data_collator=collate,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
 
 
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
 def test_supervised_fine_tuning_gives_the_gradient_of_the_trainer(accumulation, model, tmp_path):
-    trl = pytest.importorskip("trl")
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel({str(i): i for i in range(61)}, unk_token="0")), pad_token="0"
-    )
+    pytest.importorskip("trl")
     expected, callback = by_hand(model), Gradients()
-    args = arguments(
-        trl.SFTConfig,
-        tmp_path,
-        per_device_train_batch_size=4 // accumulation,
-        gradient_accumulation_steps=accumulation,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        bf16=False,
-        gradient_checkpointing=False,
-    )
-    datasets = pytest.importorskip("datasets")
-    rows = datasets.Dataset.from_list([Rows()[i] for i in range(len(LENGTHS))])
-    trainer = trl.SFTTrainer(
-        model, args, train_dataset=rows, data_collator=collate, processing_class=tokenizer, callbacks=[callback]
-    )
-    trainer.train()
+    sizes = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
+    make_trainer("SFTTrainer", model, tmp_path, [callback], **sizes).train()
     check(callback.gradients, expected)
 
 
@@ -150,30 +156,28 @@ def test_log_probabilities_of_other_trainers_stay_what_they_are(build, attach):
     torch.testing.assert_close(output.loss, expected, atol=1e-5, rtol=1e-5)
 
 
+# Judged by the files that the processes write: gloo at times aborts when they exit.
 WORKER = """
 import sys, torch
 sys.path[:0] = {paths!r}
 import conftest, test_trainers
-import transformers
 from safetensors.torch import save_file
-from transformers import Trainer, TrainingArguments
 
 torch.set_num_threads(1)
-for size, accumulation in ((2, 1), (1, 2)):
+for kind, size, accumulation in {runs!r}:
     build, attach = conftest.build.__wrapped__(), conftest.attach.__wrapped__()
     model = attach(build(), max_train_prompt_length=6, center_queries=True).train()
     callback = test_trainers.Gradients()
     sizes = {{"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}}
-    args = test_trainers.arguments(TrainingArguments, {folder!r}, **sizes)
-    trainer = Trainer(model, args, train_dataset=test_trainers.Rows(), data_collator=test_trainers.collate,
-                      callbacks=[callback])
+    trainer = test_trainers.make_trainer(kind, model, {folder!r}, [callback], **sizes)
     with model.record_selections() as records:
         trainer.train()
     lengths = torch.tensor([record.indices.shape[1] for record in records])
     mean = model.base_model.layer.listen_query_mean["default"].clone()
-    file = {folder!r} + f"/{{size}}-rank{{trainer.args.process_index}}.safetensors"
+    file = {folder!r} + f"/{{kind}}-{{accumulation}}-rank{{trainer.args.process_index}}.safetensors"
     save_file({{**callback.gradients, "lengths": lengths, "mean": mean}}, file)
 """
+TWO_PROCESSES = [("Trainer", 2, 1), ("Trainer", 1, 2), ("SFTTrainer", 2, 1), ("SFTTrainer", 1, 2)]
 
 
 def free_port():
@@ -184,7 +188,7 @@ def free_port():
 
 def run_two_processes(folder):
     script = folder / "worker.py"
-    script.write_text(WORKER.format(paths=[str(Path(__file__).parent)], folder=str(folder)))
+    script.write_text(WORKER.format(paths=[str(Path(__file__).parent)], runs=TWO_PROCESSES, folder=str(folder)))
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     processes = []
@@ -198,16 +202,19 @@ def run_two_processes(folder):
 
 
 def test_two_processes_give_the_gradient_of_one(model, tmp_path):
+    pytest.importorskip("trl")
     expected = by_hand(model)
     run_two_processes(tmp_path)
-    for size in (2, 1):  # rows on each rank at a time, with accumulation of 1 and 2
-        # Judged by the files alone: gloo at times aborts when the processes exit.
-        files = [tmp_path / f"{size}-rank{rank}.safetensors" for rank in (0, 1)]
+    for kind, _, accumulation in TWO_PROCESSES:
+        files = [tmp_path / f"{kind}-{accumulation}-rank{rank}.safetensors" for rank in (0, 1)]
         assert all(file.exists() for file in files), (tmp_path / "stderr0").read_text()[-2000:]
         results = [load_file(file) for file in files]
         for rank in results:
             check({name: rank[name] for name in expected}, expected)
+        # Every micro-batch of a step, on every rank, had as many prompts; those of the second step differ.
         assert torch.equal(results[0]["lengths"], results[1]["lengths"])
+        assert len(results[0]["lengths"]) == 2 * accumulation
+        assert len(results[0]["lengths"].unique()) == 2
         torch.testing.assert_close(results[0]["mean"], results[1]["mean"])
 
 
@@ -238,3 +245,29 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(build, attach, tmp_
     assert state.keys() == expected.keys()
     for name, tensor in state.items():
         assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "message"),
+    [
+        ("Trainer", {"label_smoothing_factor": 0.1}, "`label_smoothing_factor`=0.1.*key loss is dropped"),
+        ("SFTTrainer", {"loss_type": "dft"}, "`loss_type='dft'` weighs every token's loss"),
+    ],
+)
+def test_an_option_that_distorts_the_key_loss_is_warned_of_when_training_begins(
+    kind, option, message, model, tmp_path
+):
+    pytest.importorskip("trl")
+    trainer = make_trainer(kind, model, tmp_path, [ListenCallback()], **option)
+    with pytest.warns(UserWarning, match=message):
+        trainer.train()
+
+
+def test_a_loss_function_that_takes_the_labels_away_is_warned_of(model, tmp_path):
+    def loss_function(outputs, labels, num_items_in_batch=None):
+        return outputs.logits.float().mean()
+
+    trainer = make_trainer("Trainer", model, tmp_path, [])
+    trainer.compute_loss_func = loss_function
+    with pytest.warns(UserWarning, match=r"in training mode got no `labels`.*no key loss is added"):
+        trainer.train()

@@ -134,6 +134,14 @@ class ListenLayer(nn.Module, BaseTunerLayer):
             if adapter_name in buffers:
                 buffers[adapter_name] = buffers[adapter_name].to(device)
 
+    def cast_pool(self, adapter_name: str, dtype: torch.dtype) -> None:
+        """Casts an adapter's parameters. What runs along with the training, such as the query mean, stays in float32."""
+        for attribute in self.adapter_layer_names:
+            pool: nn.ParameterDict = getattr(self, attribute)
+            if adapter_name in pool:
+                parameter = pool[adapter_name]
+                pool[adapter_name] = nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad)
+
     def set_adapter(self, adapter_names: Union[str, list[str]], inference_mode: bool = False) -> None:
         """Activates an adapter. Only one can be: prompts of several pools have no order among themselves.
 
@@ -269,6 +277,7 @@ class ListenLayer(nn.Module, BaseTunerLayer):
             if self.is_training_step:
                 self._add_to_step(name, query, selection)
                 self.key_loss_per_row = self._key_loss(state.config, matched, keys.float(), selection)
+            if torch.is_grad_enabled() and keys.requires_grad:
                 # Keeps the keys in the graph of any loss: DistributedDataParallel wants every parameter used.
                 prompts = prompts + 0.0 * keys.sum()
         self._remember(selection, query)
@@ -361,7 +370,8 @@ class ListenLayer(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def init_keys_from(self, adapter_name: str, queries: torch.Tensor) -> None:
-        """Sets the keys to the centres of a k-means clustering of real queries, and the query mean to theirs."""
+        """Sets the keys to the centres of a k-means clustering of real queries, and the query mean to theirs; see
+        [`ListenModel.init_keys_from`]."""
         state = self.states[adapter_name]
         keys, mean = self.listen_keys[adapter_name], self.listen_query_mean[adapter_name]
         if queries.ndim != 2 or queries.shape[-1] != keys.shape[-1] or len(queries) == 0:

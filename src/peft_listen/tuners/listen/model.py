@@ -106,6 +106,13 @@ class ListenModel(BaseTuner):
                 stacklevel=2,
             )
 
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """The pool is in float32, unless the caller wants it in the base model's precision."""
+        if autocast_adapter_dtype:
+            super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype=True)
+        else:
+            self.layer.cast_pool(adapter_name, self.layer.hooks.backbone.get_input_embeddings().weight.dtype)
+
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
@@ -156,6 +163,21 @@ class ListenModel(BaseTuner):
             layer.generation.remove()
         delattr(self.model.get_submodule(self._backbone_name), POOL_NAME)
         return super()._unload_and_optionally_merge(merge=False, progressbar=progressbar)  # type: ignore[return-value]
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # Of the base model only `modules_to_save` are ever replaced, and these need not have a weight of their own, which
+        # PEFT would copy.
+        setattr(parent, child_name, new_module)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        # PEFT calls this around forward and generate, and drops the argument afterwards.
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                "LISTEN does not support `adapter_names`: the rows of one batch choose their prompts from one pool. "
+                "Call `set_adapter` and run the rows of each adapter as a batch of their own."
+            )
+        yield
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's `generate`, with prompts. It takes `listen_query_mask`, `(batch_size, sequence_length)`, besides:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Optional
 
 import torch
+import torch.nn.functional as F
 
 from .query import leading_padding
 
@@ -43,8 +44,16 @@ class PromptPlacement:
         return self._insert(inputs_embeds, prompts.to(inputs_embeds))
 
     def insert_mask(self, mask: torch.Tensor, value: bool = True) -> torch.Tensor:
-        """`(batch_size, length)` to `(batch_size, k + length)`, with `value` for the prompts."""
-        return self._insert(mask, mask.new_full((mask.shape[0], self.prompt_length), value))
+        """`(batch_size, length)` to `(batch_size, k + length)`, with `value` for the prompts. The mask is 0 wherever the
+        attention mask begins with padding."""
+        if self.offset is None:
+            return self._insert(mask, mask.new_full((mask.shape[0], self.prompt_length), value))
+        # Each decoding step comes here. As all before the prompts is 0, nothing needs to be gathered.
+        shifted = F.pad(mask, (self.prompt_length, 0))
+        if not value:
+            return shifted
+        distance = torch.arange(shifted.shape[1], device=mask.device) - self.offset  # [batch, k + length]
+        return shifted.masked_fill((distance >= 0) & (distance < self.prompt_length), 1)
 
     def repeat_rows(self, batch_size: int) -> PromptPlacement:
         """The placement in a batch that has each row several times in a row, for its beams or return sequences."""

@@ -22,6 +22,8 @@ from typing import Any, Optional, TypeVar
 import torch
 import torch.nn.functional as F
 
+from .pursuit import MatchingPursuit
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -98,6 +100,9 @@ def register_selector(name: str) -> Callable[[SelectorType], SelectorType]:
     >>> config = ListenConfig(selector="euclidean")
 
     ```
+
+    Args:
+        name (`str`): what `ListenConfig(selector=...)` and [`get_selector`] find it by.
 
     Raises:
         ValueError: if another class is registered under this name.
@@ -210,25 +215,15 @@ class ResidualSelector(Selector):
     chosen before have left unexplained, `k` times over.
 
     The similarity is signed: a key opposite to the residual is no match, so the first choice is that of
-    [`SimilaritySelector`]. Works on the Gram matrix of the keys, with O(pool_size) per row and choice.
+    [`SimilaritySelector`]. Works on the Gram matrix of the keys, with O(pool_size) per row and choice; see
+    [`MatchingPursuit`].
     """
+
+    def __init__(self) -> None:
+        self._pursuit = MatchingPursuit()
 
     def select(
         self, query: torch.Tensor, keys: torch.Tensor, k: int, bias: Optional[torch.Tensor] = None
     ) -> Selection:
-        unit_keys = F.normalize(keys, dim=-1)
-        gram = unit_keys @ unit_keys.T  # [pool_size, pool_size]
-        correlation = F.normalize(query, dim=-1) @ unit_keys.T  # [batch, pool_size], with the residual
-        residual_norm = torch.ones_like(correlation[:, :1])
-        available = torch.ones_like(correlation, dtype=torch.bool)
-        chosen, scores = [], []
-        for _ in range(k):
-            ranked = correlation if bias is None else correlation + bias * residual_norm
-            best = ranked.masked_fill(~available, -torch.inf).argmax(dim=-1, keepdim=True)  # [batch, 1]
-            coefficient = correlation.gather(-1, best)
-            chosen.append(best)
-            scores.append(coefficient / residual_norm.clamp_min(1e-6))
-            correlation = correlation - coefficient * gram[best.squeeze(-1)]
-            residual_norm = (residual_norm.square() - coefficient.square()).clamp_min(0).sqrt()
-            available = available.scatter(-1, best, False)
-        return Selection(indices=torch.cat(chosen, dim=-1), scores=torch.cat(scores, dim=-1))
+        indices, scores = self._pursuit(query, keys, k, bias)
+        return Selection(indices=indices, scores=scores)

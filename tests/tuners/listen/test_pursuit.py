@@ -1,0 +1,92 @@
+"""The pursuit keeps what it knows of the keys, and never for longer than they are the same."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from peft_listen.tuners.listen.pursuit import MatchingPursuit
+
+
+def draw(seed, pool_size=12, size=16):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(3, size, generator=generator), torch.randn(pool_size, size, generator=generator)
+
+
+def check(pursuit, query, keys, k=5):
+    for ours, expected in zip(
+        pursuit(query, keys, k), MatchingPursuit(pursuit.step_size)(query, keys, k), strict=True
+    ):
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("step_size", [0.0, 0.5, 1.0])
+def test_keys_that_change_are_seen_however_they_are_changed(step_size):
+    pursuit = MatchingPursuit(step_size)
+    query, keys = draw(0)
+    keys = torch.nn.Parameter(keys)
+    check(pursuit, query, keys)
+    with torch.no_grad():
+        keys.add_(draw(1)[1])
+    check(pursuit, query, keys)
+    keys.data.copy_(draw(2)[1])  # counted by no version
+    check(pursuit, query, keys)
+    keys.data[3, 2] += 5.0
+    check(pursuit, query, keys)
+    check(pursuit, query, draw(3, pool_size=9)[1])
+    check(pursuit, *(tensor.double() for tensor in draw(4, pool_size=9)))
+    check(pursuit, *draw(0))
+
+
+def test_the_gram_matrix_is_made_once_for_the_same_keys():
+    pursuit = MatchingPursuit()
+    query, keys = draw(0)
+    pursuit(query, keys, 3)
+    geometry = pursuit._geometry
+    pursuit(query + 1, keys.clone(), 7)
+    assert pursuit._geometry is geometry
+    pursuit(query, keys + 1, 3)
+    assert pursuit._geometry is not geometry
+
+
+def test_it_can_be_used_in_training_after_inference_mode():
+    pursuit = MatchingPursuit()
+    query, keys = draw(0)
+    keys.requires_grad_()
+    with torch.inference_mode():
+        expected, _ = pursuit(query, keys, 4)
+    indices, scores = pursuit(query.requires_grad_(), keys, 4)
+    assert torch.equal(indices, expected)
+    assert not scores.requires_grad
+
+
+def test_copies_hold_no_tensors():
+    pursuit = MatchingPursuit(0.5)
+    query, keys = draw(0)
+    pursuit(query, keys, 3)
+    for duplicate in (copy.deepcopy(pursuit), pickle.loads(pickle.dumps(pursuit))):
+        assert duplicate._geometry is None
+        assert duplicate.step_size == 0.5
+        check(duplicate, query, keys)
+
+
+def test_a_bias_is_added_to_the_cosines():
+    query, keys = draw(0)
+    bias = torch.zeros(12).index_fill(0, torch.tensor([7]), 10.0)
+    for step_size in (0.0, 0.5, 1.0):
+        pursuit = MatchingPursuit(step_size)
+        indices, scores = pursuit(query, keys, 12, bias)
+        assert (indices[:, 0] == 7).all()
+        torch.testing.assert_close(
+            scores[:, 0], torch.nn.functional.cosine_similarity(query, keys[7:8], dim=-1)
+        )  # without the bias
+        assert torch.equal(pursuit(query, keys, 12, bias - 10.0)[0], indices)
+        assert (pursuit(query, keys, 12, -bias)[0][:, -1] == 7).all()
+
+
+def test_a_query_that_is_explained_leaves_scores_finite():
+    keys = torch.eye(4)
+    indices, scores = MatchingPursuit()(keys[2:3] * 3, keys, 4)
+    assert indices.tolist() == [[2, 0, 1, 3]]
+    assert scores.tolist() == [[1.0, 0.0, 0.0, 0.0]]
