@@ -1,0 +1,83 @@
+"""Writes `docs/peft_conformance.md`, on which of PEFT's tests run for LISTEN and which do not apply, when it is run as
+`python -m tests.conformance.peft_table`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import textwrap
+from pathlib import Path
+
+from tests.conformance import peft_applicability, peft_suite
+from tests.conformance.peft_applicability import PeftTest
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "peft_conformance.md"
+VERSION = importlib.metadata.version("peft")
+
+_INTRODUCTION = """\
+# PEFT's own tests, run for LISTEN
+
+PEFT holds each of its methods to one suite: `PeftCommonTester`, and for language models `test_decoder_models.py`. Both
+are in the source distribution of PEFT. `tests/conformance` downloads that of the installed version, {version}, once, and
+runs the tests for LISTEN with their bodies as they are:
+
+```bash
+pytest tests/conformance/test_peft.py
+```
+
+{models}
+
+A test that PEFT itself skips for LISTEN fails here, unless it is among those below that do not apply. One skip is lifted:
+PEFT spares GPT-2 the methods that wrap no `Conv1D` layers, and LISTEN wraps no layers at all. A test that a later version
+of PEFT adds runs without being listed. `python -m tests.conformance.peft_table` writes this page.
+"""
+
+_MODELS = (
+    "The models that they load from the Hub are tiny ones with random weights here, made by the tests under the same "
+    "names: {names}. Beside the default selector on all of them, two further configurations run on Llama: attention "
+    "weights without key loss, and residual selection with shared prompts and remedies for collapse."
+)
+
+
+def page() -> str:
+    """The text of the page."""
+    decoder, common = (peft_suite.load(name) for name in ("test_decoder_models", "testing_common"))
+    decoder_tests = peft_applicability.decoder_tests(decoder.TestDecoderModels)
+    common_tests = peft_applicability.common_tests(common.PeftCommonTester, decoder.TestDecoderModels)
+    names = _listed([f"`{name.rpartition('/')[2]}`" for name in decoder.PEFT_DECODER_MODELS_TO_TEST])
+    models = textwrap.fill(_MODELS.format(names=names), width=120, break_on_hyphens=False)
+    return "\n".join(
+        [
+            _INTRODUCTION.format(version=VERSION, models=models),
+            *_run("Run: `TestDecoderModels`", decoder_tests),
+            *_run("Run: what `PeftCommonTester` checks besides", common_tests),
+            *_not_applicable(decoder_tests + common_tests),
+        ]
+    )
+
+
+def _run(title: str, tests: list[PeftTest]) -> list[str]:
+    rows = [
+        f"| `{test.name}` | {', '.join(f'`{check}`' for check in test.checks if check != test.name) or 'itself'} |"
+        for test in tests
+        if test.reason is None
+    ]
+    return [f"## {title} ({len(rows)})\n", "| test | check of `PeftCommonTester` |", "|---|---|", *rows, ""]
+
+
+def _not_applicable(tests: list[PeftTest]) -> list[str]:
+    by_reason: dict[str, list[str]] = {}
+    for test in tests:
+        if test.reason is not None:
+            by_reason.setdefault(test.reason, []).append(f"`{test.name}`")
+    rows = [f"| {', '.join(names)} | {reason} |" for reason, names in by_reason.items()]
+    count = sum(map(len, by_reason.values()))
+    return [f"## Do not apply ({count})\n", "| tests | why |", "|---|---|", *rows, ""]
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
