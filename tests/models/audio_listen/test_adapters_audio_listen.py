@@ -1,7 +1,6 @@
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-
 from transformers import AutoModelForMultimodalLM, pipeline
 
 from peft_listen import AudioListenForCausalLM, ListenConfig

@@ -219,8 +219,17 @@ def test_a_missing_file_is_refused(processor) -> None:
 def test_other_modalities_and_tensor_types_are_refused(processor, clip) -> None:
     with pytest.raises(ValueError, match="takes text and audio only"):
         processor.prepare_inputs_layout(images=[1], text="a")
-    with pytest.raises(ValueError, match="supports `return_tensors='pt'` only"):
-        processor(text="a", return_tensors="np")
+    with pytest.raises(ValueError, match=r"`return_tensors` must be 'pt' .* or 'np' .*, got 'tf'"):
+        processor(text="a", return_tensors="tf")
+
+
+def test_numpy_arrays_are_returned_on_request(processor, clip) -> None:
+    inputs = processor(text=AUDIO, audio=clip(1.0), sampling_rate=16000)
+    arrays = processor(text=AUDIO, audio=clip(1.0), sampling_rate=16000, return_tensors="np")
+    assert arrays.keys() == inputs.keys()
+    for name, array in arrays.items():
+        assert isinstance(array, np.ndarray)
+        assert np.array_equal(array, inputs[name].numpy())
 
 
 def test_truncating_audio_tokens_away_is_refused(processor, clip) -> None:

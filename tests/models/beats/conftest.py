@@ -1,6 +1,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -8,10 +9,30 @@ import torch
 
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "beats"
-BATCHES = {
-    "batch_pad2short": ["short_0.3s", "min_2800"],
-    "batch_pad3": ["speech_4.4s", "speech_1s_odd", "noise_2.37s"],
-}
+CASES = sorted(path.stem for path in (FIXTURES / "cases").glob("*.npz"))
+
+
+class GoldenCase(NamedTuple):
+    """
+    What the original made of a clip or a batch.
+
+    Args:
+        variant (`str`): The checkpoint.
+        clips (`list[str]`): Names of the waveforms.
+        fbank (`torch.Tensor` of shape `(batch, frames, 128)`): Its filter bank.
+        arrays (`dict[str, np.ndarray]`): Its hidden states, masks and probabilities.
+    """
+
+    variant: str
+    clips: list[str]
+    fbank: torch.Tensor
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def attention_mask(self) -> torch.Tensor | None:
+        """The mask of the frames, for batches."""
+        padding = self.arrays.get("frame_padding_mask")
+        return None if padding is None else torch.from_numpy(~padding).long()
 
 
 @pytest.fixture(autouse=True)
@@ -36,20 +57,28 @@ def waveforms() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def golden_batches(waveforms: dict[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
-    """The waveforms of each golden clip and batch, by name."""
-    singles = {name: [waveform] for name, waveform in waveforms.items()}
-    return singles | {name: [waveforms[clip] for clip in clips] for name, clips in BATCHES.items()}
-
-
-@pytest.fixture
 def golden_fbank() -> dict[str, np.ndarray]:
     return dict(np.load(FIXTURES / "fbank.npz"))
 
 
+@pytest.fixture(params=CASES)
+def golden_case(request, golden_fbank: dict[str, np.ndarray]) -> GoldenCase:
+    variant, _, clip = request.param.partition("__")
+    arrays = dict(np.load(FIXTURES / "cases" / f"{request.param}.npz"))
+    fbank = torch.from_numpy(golden_fbank[clip.replace("batch_", "batch__")])
+    fbank = fbank if fbank.ndim == 3 else fbank[None]
+    return GoldenCase(variant, [str(name) for name in arrays.pop("waves")], fbank, arrays)
+
+
 @pytest.fixture
-def golden_cases() -> dict[str, np.ndarray]:
-    return dict(np.load(FIXTURES / "cases.npz"))
+def golden_batches(waveforms: dict[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
+    """The waveforms of every golden filter bank, by its name."""
+    singles = {name: [waveform] for name, waveform in waveforms.items()}
+    batches = {
+        path.stem.partition("__")[2].replace("batch_", "batch__"): [waveforms[name] for name in np.load(path)["waves"]]
+        for path in (FIXTURES / "cases").glob("*batch_*.npz")
+    }
+    return singles | batches
 
 
 @pytest.fixture

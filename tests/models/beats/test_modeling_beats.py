@@ -17,7 +17,6 @@ from peft_listen import (
 
 
 VARIANTS = ["iter3plus", "finetuned", "postnorm_nogate", "prenorm"]
-CLIPS = ["short_0.3s", "speech_0.5s", "batch_pad2short"]
 
 
 def tiny_config(**fields):
@@ -65,45 +64,61 @@ def test_relative_position_buckets_equal_the_original(golden_buckets):
         assert np.array_equal(buckets.numpy(), expected)
 
 
-@pytest.mark.parametrize("clip", CLIPS)
+@torch.no_grad()
+def test_hidden_states_equal_the_original(checkpoints, golden_case):
+    model = BeatsModel.from_original_checkpoint(checkpoints[golden_case.variant])
+    assert not model.training
+    mask = golden_case.attention_mask
+    outputs = model(golden_case.fbank, attention_mask=mask, output_hidden_states=True)
+    golden = {name: torch.from_numpy(array) for name, array in golden_case.arrays.items()}
+    assert_close(outputs.last_hidden_state, golden["last_hidden_state"], 2e-5)
+    stride = int(golden.get("hidden_states_stride", 1))
+    assert_close(torch.stack(outputs.hidden_states)[:, :, ::stride], golden["hidden_states"], 2e-5)
+    if mask is not None:
+        assert torch.equal(~model.get_patch_attention_mask(mask), golden["padding_mask_out"])
+
+
+@torch.no_grad()
+def test_waveforms_give_the_original_features(checkpoints, waveforms, golden_case):
+    clips = [waveforms[name] for name in golden_case.clips]
+    inputs = BeatsFeatureExtractor()(clips, sampling_rate=16000, return_tensors="pt")
+    features = BeatsModel.from_original_checkpoint(checkpoints[golden_case.variant])(**inputs).last_hidden_state
+    assert_close(features, torch.from_numpy(golden_case.arrays["last_hidden_state"]), 5e-4)
+
+
+@torch.no_grad()
+def test_class_probabilities_equal_the_original(checkpoints, golden_case):
+    assert ("probs" in golden_case.arrays) == (golden_case.variant == "finetuned")
+    if "probs" in golden_case.arrays:
+        model = BeatsForAudioClassification.from_original_checkpoint(checkpoints["finetuned"])
+        probabilities = model(golden_case.fbank, attention_mask=golden_case.attention_mask).logits.sigmoid()
+        assert_close(probabilities, torch.from_numpy(golden_case.arrays["probs"]), 1e-5)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_hidden_states_equal_the_original(checkpoints, golden_fbank, golden_cases, variant, clip):
-    golden = {key.rpartition("/")[2]: value for key, value in golden_cases.items() if f"{variant}/{clip}/" in key}
-    input_values = torch.from_numpy(golden_fbank[clip.replace("batch_", "batch__")])
-    attention_mask = torch.from_numpy(~golden["frame_padding_mask"]).long() if "frame_padding_mask" in golden else None
-    input_values = input_values if input_values.ndim == 3 else input_values.unsqueeze(0)
-
+def test_converted_weights_survive_saving_and_both_attentions_agree(checkpoints, golden_fbank, tmp_path, variant):
     model = BeatsModel.from_original_checkpoint(checkpoints[variant])
-    assert not model.training
-    outputs = model(input_values, attention_mask=attention_mask, output_hidden_states=True)
-    assert_close(outputs.last_hidden_state, torch.from_numpy(golden["last_hidden_state"]), 2e-5)
-    if "hidden_states" in golden:
-        assert_close(torch.stack(outputs.hidden_states), torch.from_numpy(golden["hidden_states"]), 2e-5)
-    if attention_mask is not None:
-        token_mask = model.get_patch_attention_mask(attention_mask)
-        assert np.array_equal(~token_mask.numpy(), golden["padding_mask_out"])
+    input_values = torch.from_numpy(golden_fbank["noise_2.37s"])[None]
+    model.save_pretrained(tmp_path)
+    eager, sdpa = (
+        BeatsModel.from_pretrained(tmp_path, attn_implementation=implementation)(input_values).last_hidden_state
+        for implementation in ("eager", "sdpa")
+    )
+    assert torch.equal(sdpa, model(input_values).last_hidden_state)
+    assert_close(eager, sdpa, 2e-5)
 
 
-@pytest.mark.parametrize("variant", ["iter3plus", "finetuned"])
 @torch.no_grad()
-def test_a_padded_batch_of_waveforms_gives_the_original_features(checkpoints, golden_batches, golden_cases, variant):
-    inputs = BeatsFeatureExtractor()(golden_batches["batch_pad3"], sampling_rate=16000, return_tensors="pt")
-    model = BeatsModel.from_original_checkpoint(checkpoints[variant])
-    features = model(**inputs).last_hidden_state[:, ::8]
-    golden = golden_cases[f"{variant}/batch_pad3/last_hidden_state_every_8th_token"]
-    assert_close(features, torch.from_numpy(golden), 5e-4)
-    token_mask = model.get_patch_attention_mask(inputs["attention_mask"])
-    assert np.array_equal(~token_mask.numpy(), golden_cases[f"{variant}/batch_pad3/padding_mask_out"])
-
-
-@pytest.mark.parametrize("clip", [*CLIPS, "batch_pad3"])
-@torch.no_grad()
-def test_class_probabilities_equal_the_original(checkpoints, golden_batches, golden_cases, clip):
-    inputs = BeatsFeatureExtractor()(golden_batches[clip], sampling_rate=16000, return_tensors="pt")
-    model = BeatsForAudioClassification.from_original_checkpoint(checkpoints["finetuned"])
-    probabilities = model(**inputs).logits.sigmoid()
-    assert_close(probabilities, torch.from_numpy(golden_cases[f"finetuned/{clip}/probs"]), 5e-5)
+def test_clips_of_one_length_and_a_mask_of_ones_change_nothing(checkpoints, waveforms):
+    model = BeatsModel.from_original_checkpoint(checkpoints["iter3plus"])
+    clips = [waveforms[name][:9000] for name in ("noise_2.37s", "chord_5s", "speech_4.4s")]
+    inputs = BeatsFeatureExtractor()(clips, sampling_rate=16000, return_tensors="pt")
+    batch = model(inputs["input_values"]).last_hidden_state
+    assert_close(model(**inputs).last_hidden_state, batch, 1e-5)
+    for index in range(3):
+        alone = model(inputs["input_values"][index : index + 1]).last_hidden_state
+        assert_close(alone, batch[index : index + 1], 1e-5)
 
 
 # Tokens and masks
@@ -202,7 +217,7 @@ def test_attention_probabilities_leave_out_padded_keys():
 @torch.no_grad()
 def test_the_position_bias_of_a_query_and_a_key_depends_on_their_distance():
     encoder = tiny_model().encoder
-    bias = encoder._position_bias(50)[0]
+    bias = encoder._position_bias(50, torch.device("cpu"))[0]
     query, key = torch.meshgrid(torch.arange(50), torch.arange(50), indexing="ij")
     buckets = relative_position_bucket(key - query, 16, 40)
     assert torch.equal(bias, encoder.relative_attention_bias(buckets).permute(2, 0, 1))
@@ -314,6 +329,17 @@ def test_the_encoder_loads_from_a_saved_classifier(tmp_path):
     model.save_pretrained(tmp_path)
     encoder = BeatsModel.from_pretrained(tmp_path)
     assert torch.equal(encoder(**tiny_inputs())[0], model.beats(**tiny_inputs())[0])
+
+
+def test_the_input_embedding_is_the_patch_embedding():
+    classifier = tiny_model(BeatsForAudioClassification)
+    embedding = classifier.beats.embeddings.patch_embedding
+    assert classifier.get_input_embeddings() is classifier.beats.get_input_embeddings() is embedding
+    assert classifier.get_output_embeddings() is None
+    # What adapters and gradient checkpointing need of a frozen model.
+    classifier.requires_grad_(False)
+    classifier.enable_input_require_grads()
+    assert classifier(**tiny_inputs()).logits.requires_grad
 
 
 def test_new_positional_convolutions_have_taps_of_the_intended_size():

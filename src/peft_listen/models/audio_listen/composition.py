@@ -20,10 +20,11 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from ..beats.configuration_beats import BeatsConfig
 from ..beats.modeling_beats import BeatsModel
 from .audio_tokens import add_audio_token
 from .configuration_audio_listen import AudioListenConfig
-from .language_head import check_language_model
+from .language_head import check_language_model, input_device
 from .modeling_window_qformer import WindowQFormerProjector
 
 
@@ -60,7 +61,7 @@ def load_speech_encoder(speech: Any, **kwargs: Any) -> WhisperEncoder:
         config = AutoConfig.from_pretrained(speech, **select(kwargs, HUB_ARGUMENTS + FILE_ARGUMENTS))
         if not isinstance(config, WhisperConfig):
             raise ValueError(f"`speech` must be a Whisper checkpoint, but {speech} holds a {config.model_type} model.")
-        speech = WhisperModel.from_pretrained(speech, **kwargs)
+        speech = _load_whole(WhisperModel, "speech", speech, kwargs)
     if not isinstance(speech, (WhisperModel, WhisperForConditionalGeneration)):
         raise ValueError(f"`speech` must be a Whisper model, got a {type(speech).__name__}.")
     return speech.get_encoder()
@@ -75,7 +76,24 @@ def load_sound_encoder(sound: Any, **kwargs: Any) -> Any:
     if os.path.isfile(sound):
         model: nn.Module = BeatsModel.from_original_checkpoint(sound)
         return model.to(kwargs["dtype"]) if isinstance(kwargs.get("dtype"), torch.dtype) else model
-    return BeatsModel.from_pretrained(sound, **kwargs)
+    config = AutoConfig.from_pretrained(sound, **select(kwargs, HUB_ARGUMENTS + FILE_ARGUMENTS))
+    if not isinstance(config, BeatsConfig):
+        raise ValueError(f"`sound` must be a BEATs checkpoint, but {sound} holds a {config.model_type} model.")
+    return _load_whole(BeatsModel, "sound", sound, kwargs)
+
+
+def _load_whole(model_class: type[PreTrainedModel], argument: str, source: Source, kwargs: dict[str, Any]) -> Any:
+    """Loads an encoder without gaps: its weights are never trained, so that those missing would stay random."""
+    loaded: Any = model_class.from_pretrained(source, output_loading_info=True, **kwargs)
+    model, info = loaded
+    # A checkpoint of the encoder alone lacks the decoder, which is dropped.
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith("decoder."))
+    if missing:
+        raise ValueError(
+            f"`{argument}`: {os.fspath(source)} lacks {len(missing)} of the encoder's weights: {', '.join(missing)}. Get "
+            "the checkpoint from its publisher again."
+        )
+    return model
 
 
 def load_language_model(llm: Any, **kwargs: Any) -> PreTrainedModel:
@@ -116,10 +134,18 @@ def fit_vocabulary(language_model: Any, vocab_size: int) -> None:
     """
     Gives the embeddings and the head of a language model at least `vocab_size` rows. New rows are the mean of the old
     ones, so that the logits of new tokens never stand out.
+
+    Raises:
+        `ValueError`: if they are offloaded.
     """
     old_size = language_model.get_input_embeddings().weight.shape[0]
     if vocab_size <= old_size:
         return
+    if language_model.get_input_embeddings().weight.is_meta:
+        raise ValueError(
+            "The embeddings of the language model are offloaded, so that they cannot be enlarged by the audio token. Give "
+            "them a device in `device_map`, or enlarge the vocabulary of the saved language model first."
+        )
     language_model.resize_token_embeddings(vocab_size, mean_resizing=False)
     head = language_model.get_output_embeddings()
     for rows in (language_model.get_input_embeddings().weight, head.weight, getattr(head, "bias", None)):
@@ -131,7 +157,7 @@ def fit_vocabulary(language_model: Any, vocab_size: int) -> None:
 def embedding_scale(language_model: PreTrainedModel) -> float:
     """Root mean square of the language model's input embeddings, over a thousand tokens spread over its vocabulary."""
     embedding: Any = language_model.get_input_embeddings()
-    token_ids = torch.linspace(0, embedding.num_embeddings - 1, 1000, device=embedding.weight.device).long()
+    token_ids = torch.linspace(0, embedding.num_embeddings - 1, 1000, device=input_device(embedding)).long()
     return float(embedding(token_ids).float().square().mean().sqrt())
 
 
@@ -162,9 +188,10 @@ def assemble(
     for name in _QUANTISATION_ATTRIBUTES:
         if hasattr(language_model, name):
             setattr(model, name, getattr(language_model, name))
+    device = next((w.device for w in language_model.parameters() if not w.is_meta), torch.device("cpu"))
     for part in (model.model.multi_modal_projector, model.model.speech_tower, model.model.sound_tower):
         if part is not None:
-            part.to(language_model.device)
+            part.to(device)
     model.freeze()
     return model.eval()
 

@@ -7,6 +7,7 @@ from transformers import AutoConfig, WhisperConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from ..beats.configuration_beats import BeatsConfig
+from ..model_type import check_model_type
 
 
 # SALMONN's Q-Former: of the width of BERT base, two layers, both with cross-attention.
@@ -90,6 +91,11 @@ class AudioListenConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     tie_word_embeddings: bool | None = None
     frozen_references: dict[str, dict[str, str | None]] | None = None
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        check_model_type(cls, config_dict)
+        return super().from_dict(config_dict, **kwargs)
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.qformer_config, dict):

@@ -34,7 +34,9 @@ class AudioListenGenerationMixin(AudioListenPreTrainedModel, GenerationMixin):
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any], model_input_name: str | None, *args: Any
     ) -> dict[str, Any]:
         audio = {name: model_kwargs.pop(name, None) for name in AUDIO_INPUT_NAMES}
-        audio = {name: tensor.to(self.device) for name, tensor in audio.items() if tensor is not None}
+        audio = {name: tensor for name, tensor in audio.items() if tensor is not None}
+        if self.device.type != "meta":  # as it is where accelerate offloaded the weights, and moves the inputs itself
+            audio = {name: tensor.to(self.device) for name, tensor in audio.items()}
         if audio:
             model_kwargs["mm_encoder_outputs"] = {"audio": self.model.get_audio_features(**audio, return_dict=True)}
         elif model_input_name == "input_ids" and not model_kwargs.get("mm_encoder_outputs"):
@@ -72,6 +74,10 @@ class AudioListenGenerationMixin(AudioListenPreTrainedModel, GenerationMixin):
         mm_encoder_outputs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
+        is_empty = past_key_values is None or past_key_values.get_seq_length() == 0
+        if mm_encoder_outputs and inputs_embeds is None and is_empty:
+            # For transformers the first step of an assistant model is none, and only the first gets audio.
+            is_first_iteration = True
         if mm_encoder_outputs and next_sequence_length is not None and is_first_iteration:
             # Continuing from a filled cache: the audio tokens that it holds already are cut from `input_ids`.
             is_audio = self._is_audio(input_ids)

@@ -70,6 +70,12 @@ def check_linear_head(language_model: PreTrainedModel, head: nn.Module | None) -
         )
 
 
+def input_device(module: nn.Module) -> torch.device:
+    """Where the input of a module goes: to its weights or, where accelerate offloaded them, to the hook that waits."""
+    device = next(module.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
 @torch.no_grad()
 def check_language_model(language_model: Any) -> None:
     """
@@ -83,13 +89,13 @@ def check_language_model(language_model: Any) -> None:
     check_text_config(language_model.config)
     check_linear_head(language_model, language_model.get_output_embeddings())
     embeddings = language_model.get_input_embeddings()
-    input_ids = torch.arange(4, device=embeddings.weight.device)[None] + 1
+    input_ids = torch.arange(4, device=input_device(embeddings))[None] + 1
     was_training = language_model.training
     language_model.eval()
     expected = language_model(input_ids=input_ids, use_cache=False).logits
     hidden_states = language_model.base_model(inputs_embeds=embeddings(input_ids), use_cache=False).last_hidden_state
     head = language_model.get_output_embeddings()
-    logits = scale_logits(head(hidden_states.to(head.weight.device)), language_model.config)
+    logits = scale_logits(head(hidden_states.to(input_device(head))), language_model.config)
     language_model.train(was_training)
     difference = (logits.to(expected.device) - expected).abs().max()
     if difference > _TOLERATED_ROUNDING * torch.finfo(language_model.dtype).eps * expected.abs().max():

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 
 from ..beats.modeling_beats import BeatsModel
 from .audio_tokens import num_audio_windows, num_encoder_frames, window_reach
@@ -47,10 +50,13 @@ class AudioEncoderModel(AudioListenPreTrainedModel):
 
     def train(self, mode: bool = True) -> "Self":
         super().train(mode)
-        for tower in (self.speech_tower, self.sound_tower):
-            if tower is not None and _is_frozen(tower):
-                tower.eval()
+        self._let_frozen_towers_rest()
         return self
+
+    def _let_frozen_towers_rest(self) -> None:
+        for tower in (self.speech_tower, self.sound_tower):
+            if tower is not None and tower.training != (mode := self.training and not _is_frozen(tower)):
+                tower.train(mode)
 
     def get_encoder_features(
         self,
@@ -79,8 +85,8 @@ class AudioEncoderModel(AudioListenPreTrainedModel):
         Raises:
             `ValueError`: if a feature has the wrong size, or the sound encoder's input is missing or unexpected.
         """
-        batches = list(self._encode(input_features, input_features_mask, sound_input_values, sound_attention_mask))
-        speech, sound, mask = zip(*batches, strict=True)
+        batches = self._encode(input_features, input_features_mask, sound_input_values, sound_attention_mask)
+        speech, sound, mask = zip(*(features for features, _ in batches), strict=True)
         return AudioFeatures(
             _concatenate(speech), None if self.sound_tower is None else _concatenate(sound), _concatenate(mask)
         )
@@ -91,8 +97,12 @@ class AudioEncoderModel(AudioListenPreTrainedModel):
         input_features_mask: torch.Tensor | None,
         sound_input_values: torch.Tensor | None,
         sound_attention_mask: torch.Tensor | None,
-    ) -> Iterator[AudioFeatures]:
-        """Encodes `config.encoder_batch_size` chunks at a time."""
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Iterator[tuple[AudioFeatures, BaseModelOutput]]:
+        """
+        Encodes `config.encoder_batch_size` chunks at a time. `kwargs` are the speech encoder's, whose whole output comes
+        beside the features.
+        """
         expected = (self.config.speech_config.num_mel_bins, 2 * self.config.speech_config.max_source_positions)
         if tuple(input_features.shape[1:]) != expected:
             raise ValueError(
@@ -107,19 +117,21 @@ class AudioEncoderModel(AudioListenPreTrainedModel):
             )
         if input_features_mask is None:
             input_features_mask = torch.ones_like(input_features[:, 0], dtype=torch.long)
+        # Parameters may have been frozen or freed since `train()`.
+        self._let_frozen_towers_rest()
         for rows in torch.arange(len(input_features)).split(self.config.encoder_batch_size):
             rows = slice(int(rows[0]), int(rows[-1]) + 1)
             num_frames = num_encoder_frames(input_features_mask[rows].sum(-1))
             windows = (self.config.window_length, self.config.window_stride)
             num_needed = int(window_reach(self._num_windows(num_frames), *windows).max())
             with _grad_mode(self.speech_tower):
-                speech = self.speech_tower(input_features[rows].to(self.speech_tower.dtype)).last_hidden_state
+                speech = self.speech_tower(input_features[rows].to(self.speech_tower.dtype), **kwargs)
             sound = None
             if self.sound_tower is not None and sound_input_values is not None:
                 mask = None if sound_attention_mask is None else sound_attention_mask[rows]
                 sound = self._encode_sound(self.sound_tower, sound_input_values[rows], mask)[:, :num_needed]
             sounds = torch.arange(num_needed, device=num_frames.device) < num_frames[:, None]
-            yield AudioFeatures(speech[:, :num_needed], sound, sounds.long())
+            yield AudioFeatures(speech.last_hidden_state[:, :num_needed], sound, sounds.long()), speech
 
     def _encode_sound(
         self, tower: BeatsModel, input_values: torch.Tensor, attention_mask: torch.Tensor | None
@@ -139,6 +151,11 @@ class AudioEncoderModel(AudioListenPreTrainedModel):
     def _num_windows(self, num_frames: torch.Tensor) -> torch.Tensor:
         max_frames = self.config.speech_config.max_source_positions
         return num_audio_windows(num_frames, self.config.window_length, self.config.window_stride, max_frames)
+
+
+def join_chunks(layers: list[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...] | None:
+    """What each layer gave for some chunks at a time, put together for all chunks. `None` if there is nothing."""
+    return tuple(torch.cat(chunks) for chunks in zip(*layers, strict=True)) if layers else None
 
 
 def _is_frozen(module: nn.Module) -> bool:

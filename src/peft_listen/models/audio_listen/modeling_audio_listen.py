@@ -17,10 +17,10 @@ from transformers.utils.generic import can_return_tuple, is_flash_attention_requ
 from ..beats.modeling_beats import BeatsModel
 from .audio_tokens import check_token_count
 from .configuration_audio_listen import AudioListenConfig
-from .frozen_references import load_config
+from .frozen_references import load_config, resolve_adapter
 from .generation_audio_listen import AudioListenGenerationMixin
 from .language_head import build_language_head, scale_logits
-from .modeling_audio_encoders import AudioEncoderModel, AudioFeatures
+from .modeling_audio_encoders import AudioEncoderModel, AudioFeatures, join_chunks
 from .modeling_composed import ComposedModel
 from .modeling_pretrained import AudioListenPreTrainedModel
 from .modeling_window_qformer import WindowQFormerProjector
@@ -90,7 +90,8 @@ class AudioListenModel(AudioEncoderModel):
     ) -> Any:
         """Loads a checkpoint of this model or of [`AudioListenForCausalLM`], see there."""
         if pretrained_model_name_or_path is not None:
-            if load_config(pretrained_model_name_or_path, kwargs).frozen_references:
+            base, _ = resolve_adapter(pretrained_model_name_or_path, kwargs)
+            if load_config(base, kwargs).frozen_references:
                 return AudioListenForCausalLM.from_pretrained(pretrained_model_name_or_path, **kwargs).model
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
@@ -112,9 +113,15 @@ class AudioListenModel(AudioEncoderModel):
         Takes either chunks of audio (the first four arguments, see [`~AudioListenModel.get_encoder_features`]) or what
         the encoders made of them (the last three, see [`AudioFeatures`]).
 
+        Args:
+            kwargs: `output_hidden_states` and `output_attentions` ask for those of the speech encoder. They are kept
+                for all chunks at once, so that memory grows with the length of the audio.
+
         Returns:
             `BaseModelOutputWithPooling`: whose `pooler_output` of shape `(num_audio_tokens, hidden_size)` holds one
-            embedding for each audio token, chunk after chunk.
+            embedding for each audio token, chunk after chunk. `hidden_states` of shape `(chunks, frames, speech_size)`
+            and `attentions` of shape `(chunks, heads, frames, frames)` hold those of each layer of the speech encoder,
+            if asked for; the last hidden state is the encoder's output.
 
         Raises:
             `ValueError`: if both kinds of input or none are given, or a feature has the wrong size.
@@ -127,10 +134,23 @@ class AudioListenModel(AudioEncoderModel):
         if speech_features is not None:
             if audio_features_mask is None:
                 raise ValueError("`speech_features` was given without `audio_features_mask`, which belongs to it.")
-            batches = iter([AudioFeatures(speech_features, sound_features, audio_features_mask)])
-        elif input_features is not None:
-            batches = self._encode(input_features, input_features_mask, sound_input_values, sound_attention_mask)
-        return BaseModelOutputWithPooling(pooler_output=torch.cat([self._project(batch) for batch in batches]))
+            features = AudioFeatures(speech_features, sound_features, audio_features_mask)
+            return BaseModelOutputWithPooling(pooler_output=self._project(features))
+        assert input_features is not None
+        projected, hidden_states, attentions = [], [], []
+        for features, speech in self._encode(
+            input_features, input_features_mask, sound_input_values, sound_attention_mask, **kwargs
+        ):
+            projected.append(self._project(features))
+            if speech.hidden_states is not None:
+                hidden_states.append(speech.hidden_states)
+            if speech.attentions is not None:
+                attentions.append(speech.attentions)
+        return BaseModelOutputWithPooling(
+            pooler_output=torch.cat(projected),
+            hidden_states=join_chunks(hidden_states),
+            attentions=join_chunks(attentions),
+        )
 
     def _project(self, features: AudioFeatures) -> torch.Tensor:
         speech, sound, mask = features
@@ -154,7 +174,8 @@ class AudioListenModel(AudioEncoderModel):
             `torch.BoolTensor` of the shape of `inputs_embeds`.
 
         Raises:
-            `ValueError`: if there are not as many audio tokens as `audio_features`; the message names both numbers.
+            `ValueError`: if there are not as many audio tokens as `audio_features`, or these are of another width; the
+                message names both numbers.
         """
         if self.config.audio_token_id is None:
             raise ValueError(
@@ -166,6 +187,12 @@ class AudioListenModel(AudioEncoderModel):
         else:
             is_audio = (input_ids == self.config.audio_token_id).to(inputs_embeds.device)
         check_token_count(int(is_audio.sum()), len(audio_features))
+        if audio_features.shape[-1] != inputs_embeds.shape[-1]:
+            raise ValueError(
+                f"The audio embeddings are {audio_features.shape[-1]} wide, but those of this language model "
+                f"{inputs_embeds.shape[-1]}. They were made by another model; an assistant model must be of the same "
+                "width, or a language model of text alone."
+            )
         return is_audio.unsqueeze(-1).expand_as(inputs_embeds)
 
     @can_return_tuple
@@ -212,8 +239,8 @@ class AudioListenModel(AudioEncoderModel):
             inputs_embeds = inputs_embeds.masked_scatter(
                 is_audio, audio_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
             )
-        elif input_ids is not None and (past_key_values is None or past_key_values.get_seq_length() == 0):
-            if self.config.audio_token_id is not None:
+        elif input_ids is not None and self.config.audio_token_id is not None and not torch.compiler.is_compiling():
+            if past_key_values is None or past_key_values.get_seq_length() == 0:
                 check_token_count(int((input_ids == self.config.audio_token_id).sum()), 0)
 
         outputs = self.language_model(
@@ -248,6 +275,8 @@ class AudioListenForCausalLM(ComposedModel, AudioListenGenerationMixin):
     Raises:
         `ValueError`: if `config.text_config` is not of a causal language model of text with a linear head.
     """
+
+    _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: AudioListenConfig) -> None:
         super().__init__(config)

@@ -35,6 +35,13 @@ class AudioListenPreTrainedModel(PreTrainedModel):
         if isinstance(module, WindowQFormerProjector):
             init.normal_(module.query_tokens, mean=0.0, std=self.config.initializer_range)
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # transformers passes over modules without parameters of their own in the initialisation of custom code, and so
+        # over the encoder of Whisper, which gives its positions their sinusoids. All initialisation here and in the
+        # parts is by `transformers.initialization`, which needs no such care.
+        return cls.is_remote_code()
+
     def freeze(self) -> None:
         """Takes the gradients from the encoders, and with `config.freeze_language_model` from the language model."""
         for name, parameter in self.named_parameters():

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel, LlamaConfig, WhisperConfig
+from transformers.modeling_utils import local_torch_dtype
 
 from ..beats.configuration_beats import BeatsConfig
 from .configuration_audio_listen import AudioListenConfig
@@ -31,11 +32,14 @@ class WindowQFormerProjector(nn.Module):
         self.window_length = config.window_length
         self.window_stride = config.window_stride
         self.num_queries = config.num_queries
-        self.speech_layer_norm = nn.LayerNorm(config.speech_config.hidden_size)
-        self.sound_layer_norm = nn.LayerNorm(config.sound_config.hidden_size) if config.sound_config else None
-        self.query_tokens = nn.Parameter(config.initializer_range * torch.randn(1, config.num_queries, qformer_size))
-        self.qformer = Blip2QFormerModel(config.qformer_config)
-        self.linear = nn.Linear(qformer_size, config.text_config.hidden_size)
+        # It stays in float32 whatever the model around it is built in.
+        with local_torch_dtype(torch.float32):
+            self.speech_layer_norm = nn.LayerNorm(config.speech_config.hidden_size)
+            self.sound_layer_norm = nn.LayerNorm(config.sound_config.hidden_size) if config.sound_config else None
+            queries = config.initializer_range * torch.randn(1, config.num_queries, qformer_size)
+            self.query_tokens = nn.Parameter(queries)
+            self.qformer = Blip2QFormerModel(config.qformer_config)
+            self.linear = nn.Linear(qformer_size, config.text_config.hidden_size)
 
     @torch.no_grad()
     def scale_to(self, scale: float) -> None:

@@ -190,8 +190,8 @@ class AudioListenProcessor(ProcessorMixin):
                 The clips of all prompts in order, in a flat list or in one list per prompt. Each is whatever
                 [`~peft_listen.audio.load_audio`] takes: a path, URL, bytes, an array, a `datasets` row, ...
             kwargs:
-                Arguments of the tokenizer (`padding`, `padding_side`, ...), and `sampling_rate` (`int`), the rate in Hz
-                of clips given as bare arrays.
+                Arguments of the tokenizer (`padding`, `padding_side`, ...), `sampling_rate` (`int`), the rate in Hz of
+                clips given as bare arrays, and `return_tensors`, `"pt"` (the default) or `"np"`.
 
         Returns:
             [`BatchFeature`] with `input_ids` and `attention_mask` of shape `(batch_size, sequence_length)`, and for N
@@ -203,14 +203,20 @@ class AudioListenProcessor(ProcessorMixin):
                 finite or of unknown sampling rate (the message says which clip).
             `OSError`: if an audio file cannot be read.
         """
-        if kwargs.get("return_tensors", "pt") != "pt":
-            raise ValueError(f"{type(self).__name__} supports `return_tensors='pt'` only.")
+        tensor_type = kwargs.pop("return_tensors", "pt")
+        if tensor_type not in ("pt", "np"):
+            raise ValueError(
+                f"`return_tensors` must be 'pt' (torch tensors) or 'np' (NumPy arrays), got {tensor_type!r}."
+            )
         text_kwargs = kwargs.get("text_kwargs", {})
         if not any("padding_side" in group for group in (kwargs, text_kwargs, kwargs.get("common_kwargs", {}))):
             kwargs["text_kwargs"] = text_kwargs | {"padding_side": "left"}
         if text is not None and audio is not None:
             self._check_rows([text] if isinstance(text, str) else text, audio)
-        return super().__call__(text=text, audio=audio, **kwargs)
+        outputs = super().__call__(text=text, audio=audio, **kwargs)
+        if tensor_type == "np":
+            outputs.update({name: value.numpy() for name, value in outputs.items() if isinstance(value, torch.Tensor)})
+        return outputs
 
     def prepare_inputs_layout(  # type: ignore[override]
         self,
@@ -284,7 +290,7 @@ class AudioListenProcessor(ProcessorMixin):
         return int(self._num_windows(num_frames).sum()) * self.num_queries
 
     def num_frames_needed(self, num_frames: torch.Tensor) -> int:
-        """Frames of 20 ms that the windows of such a clip reach into, at most."""
+        """Frames of 20 ms that the windows of a clip reach into at most, for chunks of `num_frames` frames, `(chunks,)`."""
         return int(window_reach(self._num_windows(num_frames), self.window_length, self.window_stride).max())
 
     def _num_windows(self, num_frames: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
+from ..model_type import check_model_type
+
 
 # Key of an original checkpoint's `cfg` -> (our field, value the original code assumes where the key is absent).
 ORIGINAL_FIELDS: dict[str, tuple[str, Any]] = {
@@ -138,6 +140,11 @@ class BeatsConfig(PreTrainedConfig):
     use_gated_position_bias: bool = True
     deep_norm: bool = True
     layer_norm_first: bool = False
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        check_model_type(cls, config_dict)
+        return super().from_dict(config_dict, **kwargs)
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)

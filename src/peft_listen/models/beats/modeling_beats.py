@@ -250,7 +250,9 @@ class BeatsEncoder(nn.Module):
         attention_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=token_mask
         )
-        position_bias = self._position_bias(hidden_states.shape[1]) if self.config.use_relative_position_bias else None
+        position_bias = None
+        if self.config.use_relative_position_bias:
+            position_bias = self._position_bias(hidden_states.shape[1], hidden_states.device)
         # Sharded layers must run on every process, so none is skipped there.
         is_sharded = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(self)
         layerdrop = self.config.layerdrop if self.training and not is_sharded else 0.0
@@ -263,9 +265,9 @@ class BeatsEncoder(nn.Module):
             hidden_states = self.layer_norm(hidden_states)
         return hidden_states
 
-    def _position_bias(self, num_tokens: int) -> torch.Tensor:
+    def _position_bias(self, num_tokens: int, device: torch.device) -> torch.Tensor:
         """Bias of each head for every query and key, of shape `(1, heads, tokens, tokens)`."""
-        relative_position = torch.arange(1 - num_tokens, num_tokens, device=self.relative_attention_bias.weight.device)
+        relative_position = torch.arange(1 - num_tokens, num_tokens, device=device)
         buckets = relative_position_bucket(
             relative_position, self.config.relative_attention_num_buckets, self.config.relative_attention_max_distance
         )

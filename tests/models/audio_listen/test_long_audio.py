@@ -1,0 +1,84 @@
+"""Audio of minutes and hours: nothing is cut away, and memory does not grow with what has been encoded already."""
+
+import weakref
+
+import numpy as np
+import pytest
+import torch
+
+from peft_listen import AudioListenForCausalLM
+
+
+SAMPLING_RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def processor(make_processor):
+    return make_processor(sound=True)
+
+
+def audio_of(inputs) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in inputs.items() if name not in ("input_ids", "attention_mask")}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kept", ["audio embeddings", "generated tokens"])
+def test_no_more_than_two_batches_of_frames_are_alive_at_a_time(make_model, processor, clip, kept: str) -> None:
+    model = make_model(sound=True, encoder_batch_size=2)
+    inputs = processor(text="<|audio|>", audio=clip(7 * 30.0 + 2), sampling_rate=SAMPLING_RATE)
+    assert len(inputs["input_features"]) == 8
+    frames: list[weakref.ref] = []
+    alive = []
+
+    def watch(module, args, output) -> None:
+        frames.append(weakref.ref(output.last_hidden_state))
+        alive.append(sum(reference() is not None for reference in frames))
+
+    for tower in (model.model.speech_tower, model.model.sound_tower):
+        frames.clear()
+        alive.clear()
+        handle = tower.register_forward_hook(watch)
+        if kept == "audio embeddings":
+            model.get_audio_features(**audio_of(inputs))
+        else:
+            model.generate(**inputs, max_new_tokens=2)
+        handle.remove()
+        assert len(frames) >= 4
+        assert max(alive) <= 2
+        assert all(reference() is None for reference in frames)
+
+
+@torch.no_grad()
+def test_what_is_heard_in_a_chunk_does_not_depend_on_the_others(make_model, processor, clip) -> None:
+    model = make_model(sound=True)
+    audio = clip(95.0, seed=3)
+    whole = model.get_audio_features(
+        **audio_of(processor(text="<|audio|>", audio=audio, sampling_rate=SAMPLING_RATE))
+    ).pooler_output
+    chunks = [
+        model.get_audio_features(
+            **audio_of(processor(text="<|audio|>", audio=chunk, sampling_rate=SAMPLING_RATE))
+        ).pooler_output
+        for chunk in np.split(audio, range(30 * SAMPLING_RATE, len(audio), 30 * SAMPLING_RATE))
+    ]
+    # 88 windows in each of three full chunks, and 15 in the 5 s that are left.
+    assert [len(chunk) for chunk in chunks] == [88, 88, 88, 15]
+    torch.testing.assert_close(whole, torch.cat(chunks), atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_an_hour_is_heard_to_its_end(make_model, processor, clip) -> None:
+    model: AudioListenForCausalLM = make_model(sound=True)
+    audio = np.tile(clip(300.0, seed=1), 12)
+    audio[-SAMPLING_RATE:] = clip(1.0, seed=2)
+    inputs = processor(text="<|audio|>", audio=audio, sampling_rate=SAMPLING_RATE)
+    assert inputs["input_ids"].shape[1] == 120 * 88
+    embeddings = model.get_audio_features(**audio_of(inputs)).pooler_output
+    assert embeddings.shape == (120 * 88, 32)
+    last = processor(text="<|audio|>", audio=audio[-30 * SAMPLING_RATE :], sampling_rate=SAMPLING_RATE)
+    torch.testing.assert_close(
+        embeddings[-88:], model.get_audio_features(**audio_of(last)).pooler_output, atol=1e-5, rtol=0
+    )
+    output = model.generate(**inputs, max_new_tokens=1)
+    assert output.shape[1] == 120 * 88 + 1
