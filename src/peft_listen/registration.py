@@ -6,6 +6,7 @@ runs when `peft_listen` is imported, and may run any number of times.
 
 from __future__ import annotations
 
+from peft import PeftModel
 from peft.utils import PeftType, register_peft_method
 from transformers import (
     AutoConfig,
@@ -74,8 +75,16 @@ def register_pipelines() -> None:
         )
 
 
+def register_model_cards() -> None:
+    """Lets the model cards of this package's adapters say how to load them."""
+    from . import model_card
+
+    model_card.install(PeftModel)
+
+
 def register() -> None:
     """Registers everything; called by `import peft_listen`."""
     register_tuner()
     register_models()
     register_pipelines()
+    register_model_cards()

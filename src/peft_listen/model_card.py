@@ -1,0 +1,198 @@
+"""The model card of an adapter: what PEFT cannot know of it, above all that `import peft_listen` comes first."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from transformers import GenerationMixin
+
+from . import __version__
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+# What transformers says in a card that it made up itself, since the repository had none.
+_GENERATED = "This model card has been automatically generated."
+_SNIPPET_MARK = "import peft_listen"
+
+_TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ title }}
+
+{{ description }}
+
+## How to use it
+
+{{ snippet }}
+
+## Citation
+
+```bibtex
+@inproceedings{mousavi2025listen,
+  title = {LiSTEN: Learning Soft Token Embeddings for Neural Audio LLMs},
+  author = {Mousavi, Pooneh and Gupta, Shubham and Subakan, Cem and Ravanelli, Mirco},
+  booktitle = {Interspeech},
+  year = {2025}
+}
+```
+
+### Framework versions
+
+- peft-listen {{ version }}
+"""
+
+_AUDIO_SNIPPET = """\
+```bash
+pip install "peft-listen[audio]"
+```
+
+```python
+import peft_listen  # once, before the adapter is loaded
+from transformers import pipeline
+
+pipe = pipeline("audio-text-to-text", model="{name}")
+pipe("clip.wav", text="What do you hear?")
+```"""
+
+_TEXT_SNIPPET = """\
+```bash
+pip install peft-listen
+```
+
+```python
+import peft_listen  # once, before the adapter is loaded
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("{name}")
+```"""
+
+
+def install(peft_model_class: type[PeftModel]) -> None:
+    """
+    Lets `save_pretrained` and `push_to_hub` of a PEFT model write the cards of this module, for adapters of LISTEN and
+    for any adapter on a model of this package. Other adapters keep PEFT's cards.
+
+    PEFT writes all cards alike and asks no method for more, and `push_to_hub` puts a card of transformers in the place of
+    PEFT's.
+
+    Args:
+        peft_model_class (`type[PeftModel]`): The class; calling this again changes nothing.
+    """
+    write, upload = peft_model_class.create_or_update_model_card, peft_model_class._upload_modified_files
+    if write.__module__ == __name__:
+        return
+
+    @functools.wraps(write, assigned=("__name__", "__qualname__", "__doc__"))
+    def create_or_update_model_card(self: PeftModel, output_dir: str) -> None:
+        if _is_own(self):
+            _write_card(self, Path(output_dir) / "README.md", Path(output_dir).name, lambda: write(self, output_dir))
+        else:
+            write(self, output_dir)
+
+    @functools.wraps(upload, assigned=("__name__", "__qualname__", "__doc__"))
+    def _upload_modified_files(
+        self: PeftModel, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        if _is_own(self):
+            path = Path(working_dir) / "README.md"
+            _write_card(self, path, repo_id, lambda: write(self, str(working_dir)), for_hub=True)
+        return upload(self, working_dir, repo_id, *args, **kwargs)
+
+    peft_model_class.create_or_update_model_card = create_or_update_model_card  # type: ignore[method-assign]
+    peft_model_class._upload_modified_files = _upload_modified_files  # type: ignore[method-assign, assignment]
+
+
+def _is_own(model: PeftModel) -> bool:
+    own_base = type(model.get_base_model()).__module__.partition(".")[0] == __name__.partition(".")[0]
+    return own_base or _is_listen(model)
+
+
+def _is_listen(model: PeftModel) -> bool:
+    return any(config.peft_type == "LISTEN" for config in model.peft_config.values())
+
+
+def _write_card(model: PeftModel, path: Path, name: str, write: Callable[[], None], for_hub: bool = False) -> None:
+    """
+    A new card, or what an existing one lacks: around `write`, which is PEFT's own. `name` is for the snippet. On the Hub
+    no `base_model` may stand that is a folder here; PEFT writes it into the cards of saved adapters.
+    """
+    card = ModelCard.load(path) if path.exists() else None
+    if card is None or _GENERATED in card.text:
+        # Tags that were passed to `push_to_hub` are all that a generated card holds of its own.
+        card = ModelCard.from_template(
+            ModelCardData(tags=card and card.data.tags),
+            template_str=_TEMPLATE,
+            title=name,
+            description=_describe(model),
+            snippet=_snippet(model).format(name=name),
+            version=__version__,
+        )
+        card.save(path)
+    tags = set(card.data.tags or [])
+    write()
+    card = ModelCard.load(path)
+    base_models = _hub_names(model)
+    tags.update(tag for tag in card.data.tags or [] if not tag.startswith("base_model:adapter:"))
+    tags.update(f"base_model:adapter:{base_model}" for base_model in base_models)
+    card.data.tags = sorted(tags | ({"listen"} if _is_listen(model) else set()))
+    card.data.base_model = base_models or (None if for_hub else card.data.base_model)
+    # "text-generation" is PEFT's guess for every causal language model.
+    if card.data.pipeline_tag in (None, "text-generation") and isinstance(model.get_base_model(), GenerationMixin):
+        card.data.pipeline_tag = "audio-text-to-text" if _hears(model) else "text-generation"
+    if _SNIPPET_MARK not in card.text:
+        card.text = f"{card.text.rstrip()}\n\n## How to use it\n\n{_snippet(model).format(name=name)}\n"
+    card.save(path)
+
+
+def _hub_names(model: PeftModel) -> list[str]:
+    """
+    The base model's name on the Hub, which refuses cards with any other. For a base model that is a folder here, the
+    names of the published parts that it refers to.
+    """
+    base: Any = model.get_base_model()
+    names = [base.__dict__.get("name_or_path")]
+    if not _is_hub_name(names[0]):
+        names = [reference.get("name_or_path") for reference in getattr(base, "frozen_references", {}).values()]
+    return [name for name in names if _is_hub_name(name)]
+
+
+def _is_hub_name(name: str | None) -> bool:
+    if not name or os.path.exists(name):
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _hears(model: PeftModel) -> bool:
+    return "audio" in getattr(model.get_base_model(), "input_modalities", ())
+
+
+def _snippet(model: PeftModel) -> str:
+    return _AUDIO_SNIPPET if _hears(model) else _TEXT_SNIPPET
+
+
+def _describe(model: PeftModel) -> str:
+    config: Any = model.active_peft_config
+    base = " and ".join(f"[{name}](https://huggingface.co/{name})" for name in _hub_names(model)) or "a base model"
+    if config.peft_type == "LISTEN":
+        text = (
+            f"A [LiSTEN](https://arxiv.org/abs/2505.18517) adapter on {base}. For every input, {config.prompt_length} "
+            f"soft prompts are chosen from a pool of {config.pool_size} (`selector={config.selector!r}`) and prepended."
+        )
+    else:
+        text = f"A {config.peft_type.value} adapter on {base}."
+    modules = ", ".join(f"`{name}`" for name in getattr(config, "modules_to_save", None) or ())
+    return f"{text} It brings its own {modules}." if modules else text
