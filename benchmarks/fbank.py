@@ -8,15 +8,12 @@ machine meets both. The plain loop holds all frames of a clip at once and keeps 
 """
 
 import argparse
-import platform
 import statistics
-import time
 import warnings
-from collections.abc import Callable
 
 import numpy as np
 import torch
-import transformers
+from ratios import describe_machine, time_in_turns
 from transformers.audio_utils import mel_filter_bank
 
 from peft_listen import BeatsFeatureExtractor
@@ -43,12 +40,6 @@ def plain_fbank(waveform: torch.Tensor, mel_filters: torch.Tensor, window: torch
     power = torch.fft.rfft(frames).abs().pow(2.0)
     log_mel = torch.matmul(power, mel_filters).clamp(min=2.0**-23).log()
     return (log_mel - 15.41663) / (2 * 6.55582)
-
-
-def seconds_of(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def describe(values: list[float], unit: str, scale: float = 1.0) -> str:
@@ -87,13 +78,12 @@ def main() -> None:
         )
 
     difference = (ours() - plain()).abs().max().item()
-    times = [(seconds_of(ours), seconds_of(plain)) for _ in range(options.repeats)]
+    times = time_in_turns(ours, plain, repeats=options.repeats, warm_up=1)
     ratios = [plain_time / our_time for our_time, plain_time in times]
 
     print(f"clips: {options.clips} of {options.seconds:g} s, equal lengths, float32 noise")
-    print(f"machine: {platform.machine()}, {platform.python_implementation()} {platform.python_version()}")
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, CPU, threads: {options.threads}")
-    print(f"interleaved repeats: {options.repeats}, after one of each to warm up")
+    print(f"machine: {describe_machine('cpu')}")
+    print(f"repeats in turns: {options.repeats}, after one of each to warm up")
     print(f"largest difference of the two results: {difference:.1e}")
     print(f"BeatsFeatureExtractor: {describe([our_time for our_time, _ in times], ' ms', 1e3)}")
     filters = "mel filters rebuilt for each clip" if options.rebuild_filters else "mel filters built once"

@@ -7,36 +7,20 @@ quartiles, and the goal. Weights are random: only their sizes matter here.
 """
 
 import argparse
-import platform
+import itertools
+import re
 import resource
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-import transformers
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from ratios import Call, Ratio, describe_machine, header, time_in_turns
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-import peft_listen
 from peft_listen import ListenConfig, get_selector
-
-
-@dataclass
-class Result:
-    """One line of the table."""
-
-    name: str
-    ratios: list[float]
-    goal: float
-
-    def line(self) -> str:
-        first, median, third = statistics.quantiles(self.ratios, n=4) if len(self.ratios) > 1 else self.ratios * 3
-        verdict = "yes" if median <= self.goal else f"no, by {median / self.goal - 1:.0%}"
-        return f"| {self.name} | {median:.3f} | {first:.3f} to {third:.3f} | ≤ {self.goal} | {verdict} |"
 
 
 class Benchmark:
@@ -65,8 +49,9 @@ class Benchmark:
         with torch.device(self.device):
             return LlamaForCausalLM(self.config).to(self.dtype).eval()
 
-    def adapted(self, method: str) -> PeftModel:
-        """The LLM with an adapter: LISTEN at a fixed prompt length, prompt tuning of as many tokens, or LoRA."""
+    def adapted(self, method: str, llm: LlamaForCausalLM | None = None) -> PeftModel:
+        """The LLM, or a given one, with an adapter: LISTEN at a fixed prompt length, prompt tuning of as many tokens, or
+        LoRA."""
         configs = {
             "listen": lambda: ListenConfig(
                 pool_size=self.arguments.pool_size,
@@ -77,7 +62,7 @@ class Benchmark:
             "prompt_tuning": lambda: PromptTuningConfig(num_virtual_tokens=self.prompts, task_type="CAUSAL_LM"),
             "lora": lambda: LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
         }
-        return get_peft_model(self.llm(), configs[method]())
+        return get_peft_model(llm or self.llm(), configs[method]())
 
     def inputs(self, length: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(0)
@@ -85,31 +70,22 @@ class Benchmark:
         input_ids = input_ids.to(self.device)
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
 
-    def compare(self, name: str, call: Callable[[], None], peer: Callable[[], None], goal: float) -> Result:
-        for _ in range(self.arguments.warm_up):
-            call(), peer()
-        ratios = []
-        for repeat in range(self.arguments.repeats):
-            # Who goes first alternates, so that neither always finds the caches warm.
-            pair = [call, peer] if repeat % 2 == 0 else [peer, call]
-            seconds = {id(each): self._time(each) for each in pair}
-            ratios.append(seconds[id(call)] / seconds[id(peer)])
-        result = Result(name, ratios, goal)
+    def compare(
+        self, name: str, call: Call, peer: Call, goal: float, before: tuple[Call, Call] | None = None
+    ) -> Ratio:
+        turns = time_in_turns(
+            call,
+            peer,
+            repeats=self.arguments.repeats,
+            warm_up=self.arguments.warm_up,
+            device=self.device,
+            before=before,
+        )
+        result = Ratio(name, [seconds / peer_seconds for seconds, peer_seconds in turns], goal)
         print(result.line(), flush=True)
         return result
 
-    def _time(self, call: Callable[[], None]) -> float:
-        self._synchronize()
-        start = time.perf_counter()
-        call()
-        self._synchronize()
-        return time.perf_counter() - start
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def forward(self) -> Result:
+    def forward(self) -> Ratio:
         model, base = self.adapted("listen"), self.llm()
         short, long = self.inputs(self.length), self.inputs(self.length + self.prompts)
 
@@ -123,7 +99,7 @@ class Benchmark:
 
         return self.compare("forward / base on as many positions", listen, peer, 1.02)
 
-    def train_step(self, peer_method: str, goal: float) -> Result:
+    def train_step(self, peer_method: str, goal: float) -> Ratio:
         steps = [self._train_step(self.adapted(method)) for method in ("listen", peer_method)]
         peer = {"prompt_tuning": "PromptTuning of the same length", "lora": "LoRA r = 8 on q, v"}[peer_method]
         return self.compare(f"train step / {peer}", *steps, goal)
@@ -142,13 +118,21 @@ class Benchmark:
 
         return step
 
-    def decode(self) -> Result:
+    def decode(self) -> Ratio:
         model, base = self.adapted("listen"), self.llm()
         steps = self.arguments.decode_steps
         token = torch.ones(self.batch_size, 1, dtype=torch.long, device=self.device)
 
-        def decoder(llm: torch.nn.Module, length: int) -> Callable[[], None]:
+        def decoder(llm: torch.nn.Module, length: int) -> tuple[Call, Call]:
+            """Decoding from a cache, and the prefill that fills it: another line of the table."""
             inputs = self.inputs(length)
+            filled: list[DynamicCache] = []
+
+            @torch.no_grad()
+            def fill() -> None:
+                cache = DynamicCache(config=self.config)
+                llm(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                filled.append(cache)
 
             @torch.no_grad()
             def run() -> None:
@@ -158,61 +142,62 @@ class Benchmark:
                     mask = torch.cat([mask, mask[:, :1]], dim=1)
                     llm(input_ids=token, attention_mask=mask, past_key_values=cache, use_cache=True)
 
-            @torch.no_grad()
-            def fill() -> None:
-                cache = DynamicCache(config=self.config)
-                llm(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                filled.append(cache)
+            return fill, run
 
-            filled: list[DynamicCache] = []
-            run.fill = fill
-            return run
+        (fill, run), (fill_peer, run_peer) = (
+            decoder(model, self.length),
+            decoder(base, self.length + self.prompts),
+        )
+        name = "decoding step / base with as long a cache"
+        return self.compare(name, run, run_peer, 1.02, before=(fill, fill_peer))
 
-        run, peer = decoder(model, self.length), decoder(base, self.length + self.prompts)
-        ratios = []
-        for repeat in range(self.arguments.warm_up + self.arguments.repeats):
-            pair = [run, peer] if repeat % 2 == 0 else [peer, run]
-            for each in pair:
-                each.fill()  # outside the measurement: the prefill is another line of the table
-            seconds = {id(each): self._time(each) for each in pair}
-            if repeat >= self.arguments.warm_up:
-                ratios.append(seconds[id(run)] / seconds[id(peer)])
-        result = Result("decoding step / base with as long a cache", ratios, 1.02)
-        print(result.line(), flush=True)
-        return result
-
-    def selectors(self) -> Result:
+    def selectors(self, keys_change: bool) -> Ratio:
+        """The residual selector keeps the keys' Gram matrix while the keys are the same: between two optimizer steps,
+        and throughout evaluation and generation."""
         torch.manual_seed(0)
         size, pool_size = self.arguments.selector_size, 400
         query = torch.randn(self.batch_size, size, device=self.device)
-        keys = torch.randn(pool_size, size, device=self.device)
-        similarity, residual = get_selector("similarity"), get_selector("residual")
-        return self.compare(
-            f"residual / similarity selector, P = {pool_size}, d = {size}",
-            lambda: residual.select(query, keys, self.prompts),
-            lambda: similarity.select(query, keys, self.prompts),
-            1.5,
-        )
+        pools = [torch.randn(pool_size, size, device=self.device) for _ in range(2 if keys_change else 1)]
 
-    def memory(self) -> Result:
-        values = {}
-        for method in ("listen", "lora"):
-            command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", method]
-            values[method] = float(
-                subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
+        def selector(name: str) -> Callable[[], None]:
+            selector, turn = get_selector(name), itertools.cycle(pools)
+            return lambda: selector.select(query, next(turn), self.prompts)
+
+        when = "other keys each time" if keys_change else "the same keys"
+        name = f"residual / similarity selector, P = {pool_size}, d = {size}, {when}"
+        return self.compare(name, selector("residual"), selector("similarity"), 1.5)
+
+    def memory(self) -> Ratio:
+        command = [sys.executable, __file__, *sys.argv[1:], "--memory-of"]
+        ratios = []
+        for _ in range(self.arguments.memory_repeats):
+            listen, lora = (
+                float(subprocess.run([*command, method], check=True, capture_output=True, text=True).stdout)
+                for method in ("listen", "lora")
             )
-        result = Result("peak memory of a train step / LoRA r = 8", [values["listen"] / values["lora"]], 1.0)
-        print(result.line(), flush=True)
-        return result
+            ratios.append(listen / lora)
+        ratio = Ratio("peak memory of a train step, above the base model's / LoRA r = 8", ratios, 1.0)
+        print(ratio.line(), flush=True)
+        return ratio
 
     def print_peak_memory(self, method: str) -> None:
-        """Peak of a process that takes two training steps: allocated on CUDA, resident otherwise, in bytes."""
-        step = self._train_step(self.adapted(method))
+        """What an adapter and two training steps with it need at most above the base model, in bytes: allocated on
+        CUDA, resident otherwise."""
+        llm = self.llm()
+        before = self._peak_memory()  # building a model only adds to it
+        step = self._train_step(self.adapted(method, llm))
         step(), step()
-        on_cuda = self.device.type == "cuda"
-        print(
-            torch.cuda.max_memory_allocated() if on_cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        )
+        print(self._peak_memory() - before)
+
+    def _peak_memory(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        status = Path("/proc/self/status")
+        if status.exists():  # on Linux, `getrusage` counts in the memory of the process that started this one
+            kilobytes = re.search(r"VmHWM:\s*(\d+)", status.read_text())
+            assert kilobytes is not None
+            return int(kilobytes[1]) * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def main() -> None:
@@ -229,6 +214,7 @@ def main() -> None:
     parser.add_argument("--decode-steps", type=int, default=16)
     parser.add_argument("--selector-size", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--memory-repeats", type=int, default=5, help="pairs of processes")
     parser.add_argument("--warm-up", type=int, default=2)
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--memory-of", choices=["listen", "lora"], help=argparse.SUPPRESS)
@@ -239,22 +225,19 @@ def main() -> None:
     if arguments.memory_of:
         benchmark.print_peak_memory(arguments.memory_of)
         return
-    where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{platform.machine()} CPU"
-    print(
-        f"{where}, {torch.get_num_threads()} threads, {arguments.dtype}; Python {platform.python_version()}, ", end=""
-    )
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, peft-listen {peft_listen.__version__}")
+    print(f"{arguments.dtype}; {describe_machine(arguments.device)}")
     print(
         f"Llama of hidden size {arguments.hidden_size}, {arguments.layers} layers; {arguments.batch_size} rows of ",
         end="",
     )
     print(f"{arguments.length} tokens, k = {arguments.prompt_length} of P = {arguments.pool_size}; ", end="")
     print(f"{arguments.repeats} repeats in turn\n")
-    print("| ratio | median | quartiles | goal | met |\n|---|---|---|---|---|")
+    print(header(goals=True))
     benchmark.forward()
     benchmark.train_step("prompt_tuning", 1.02)
     benchmark.decode()
-    benchmark.selectors()
+    benchmark.selectors(keys_change=False)
+    benchmark.selectors(keys_change=True)
     benchmark.train_step("lora", 0.8)
     benchmark.memory()
 

@@ -1,6 +1,5 @@
 import io
 import os
-import shutil
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -365,13 +364,6 @@ class TestRefusals:
 
 
 class TestFfmpeg:
-    @pytest.fixture
-    def ffmpeg(self):
-        path = shutil.which("ffmpeg")
-        if path is None:
-            pytest.skip("ffmpeg is not installed")
-        return path
-
     @pytest.mark.parametrize("suffix", ["m4a", "webm", "mka"])
     def test_what_soundfile_cannot_read_is_read_by_ffmpeg(self, ffmpeg, tmp_path, suffix):
         wav, path = tmp_path / "clip.wav", tmp_path / f"clip.{suffix}"

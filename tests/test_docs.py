@@ -1,50 +1,150 @@
 """The code in README, docs and docstrings runs as it stands.
 
-A page's Python blocks run one after another in one namespace, in a folder where the models that they name by Hub id lie
-as small random ones under the same path.
+A page's Python blocks and `peft-listen` commands run one after another, the blocks in one namespace, in a folder where
+everything that they name lies as something small and random under the same path: models of the Hub, checkpoints, a base
+model, an adapter, clips and data files.
 """
 
 import doctest
 import importlib
+import json
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
+from peft import get_peft_model
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-from peft_listen import analysis
-from tests.models.audio_listen.conftest import make_llm, make_tokenizer, whisper_config  # noqa: F401
+from peft_listen import (
+    AudioListenConfig,
+    AudioListenForCausalLM,
+    AudioListenProcessor,
+    BeatsConfig,
+    BeatsModel,
+    ListenConfig,
+    WindowQFormerProjector,
+    analysis,
+)
+from peft_listen.cli import main
+from peft_listen.models.audio_listen.configuration_audio_listen import QFORMER_DEFAULTS
+from peft_listen.models.audio_listen.modeling_window_qformer import _convert_salmonn_state_dict
+from peft_listen.models.beats.convert_beats_original_checkpoint import to_original_checkpoint
+from tests.models.audio_listen.conftest import (  # noqa: F401
+    beats_config,
+    make_llm,
+    make_tokenizer,
+    one_thread,
+    whisper_config,
+)
 
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LLM, SPEECH = "HuggingFaceTB/SmolLM2-135M-Instruct", "openai/whisper-tiny.en"
+BEATS, SALMONN = "BEATs_iter3_plus_AS2M.pt", "salmonn_v1.pth"
+QFORMER = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
+EXAMPLES = [
+    {"audio": "dog.wav", "instruction": "What do you hear?", "answer": "a dog barking", "task": "sounds"},
+    {"audio": "cat.wav", "instruction": "Which animal is it?", "answer": "a cat", "task": "sounds"},
+    {"audio": "dog.wav", "instruction": "Is it loud?", "answer": "yes", "task": "questions"},
+    {"audio": None, "instruction": "What is the capital of France?", "answer": "Paris", "task": "questions"},
+]
 
 
-def python_blocks(page: Path) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+def blocks(page: Path, *languages: str) -> list[tuple[str, str]]:
+    """Language and content of a page's blocks, in their order."""
+    pattern = rf"^```({'|'.join(languages)})\n(.*?)^```"
+    return re.findall(pattern, page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.fixture
-def folder_of_small_models(tmp_path, monkeypatch, make_llm, make_tokenizer, whisper_config):  # noqa: F811
-    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
+def commands(block: str) -> list[list[str]]:
+    """The arguments of the `peft-listen` commands in a block for the shell."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("peft-listen ")]
 
-    monkeypatch.chdir(tmp_path)
-    make_llm("llama").save_pretrained(LLM)
-    make_tokenizer().save_pretrained(LLM)
-    config = whisper_config()
-    WhisperForConditionalGeneration(config).save_pretrained(SPEECH)
-    WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(SPEECH)
-    time = np.arange(16_000) / 16_000
-    soundfile.write("dog.wav", 0.3 * np.sin(2 * np.pi * 220 * time), 16_000)
+
+def write_salmonn_checkpoint() -> None:
+    """A checkpoint with SALMONN's names, and the sizes that docs/convert.md states."""
+    qformer = {"hidden_size": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+    config = AudioListenConfig(
+        speech_config=WhisperConfig(d_model=1280, encoder_attention_heads=1, decoder_attention_heads=1),
+        sound_config=BeatsConfig(),
+        qformer_config=qformer,
+    )
+    weights = WindowQFormerProjector(config).state_dict()
+    names = torch.load(ROOT / "tests/fixtures/qformer/tiny.pt", weights_only=True)["model"]
+    originals = _convert_salmonn_state_dict({name: name for name in names})
+    assert originals.keys() == weights.keys()
+    torch.save({"model": {original: weights[name] for name, original in originals.items()}}, SALMONN)
+
+
+@pytest.fixture(scope="session")
+def small_things(tmp_path_factory, make_llm, make_tokenizer, whisper_config, beats_config):  # noqa: F811
+    folder = tmp_path_factory.mktemp("documented")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        make_llm("llama").save_pretrained(LLM)
+        make_tokenizer().save_pretrained(LLM)
+        config = whisper_config()
+        WhisperForConditionalGeneration(config).save_pretrained(SPEECH)
+        WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(SPEECH)
+        to_original_checkpoint(BeatsModel(beats_config()), BEATS)
+        write_salmonn_checkpoint()
+
+        parts = {"speech": SPEECH, "llm": LLM}
+        base = AudioListenForCausalLM.from_encoders_and_llm(**parts, qformer_config=QFORMER)
+        base.save_pretrained("my-base", save_frozen=False)
+        AudioListenProcessor.from_pretrained_parts(**parts).save_pretrained("my-base")
+        base = AudioListenForCausalLM.from_pretrained("my-base")
+        settings = {"pool_size": 16, "prompt_length": 4, "modules_to_save": ["multi_modal_projector"]}
+        get_peft_model(base, ListenConfig(**settings)).save_pretrained("my-adapter")
+
+        time = np.arange(16_000) / 16_000
+        for name, frequency in (("dog", 220), ("cat", 660)):
+            soundfile.write(f"{name}.wav", 0.3 * np.sin(2 * np.pi * frequency * time), 16_000)
+        for name in ("train", "test"):
+            Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, EXAMPLES)))
+    return folder
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_code_of_a_page_runs(page, folder_of_small_models) -> None:
+def test_the_code_of_a_page_runs(page, small_things, tmp_path, monkeypatch) -> None:
+    shutil.copytree(small_things, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    # A projector of the default size takes seconds to make, and again to save.
+    for name, value in QFORMER.items():
+        monkeypatch.setitem(QFORMER_DEFAULTS, name, value)
     namespace: dict = {"__name__": "__main__"}
-    for block in python_blocks(page):
-        exec(compile(block, str(page), "exec"), namespace)
+    for language, block in blocks(page, "python", "bash"):
+        if language == "python":
+            exec(compile(block, str(page), "exec"), namespace)
+        else:
+            for arguments in commands(block):
+                assert main(arguments) == 0, arguments
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_data_of_a_page_is_valid(page) -> None:
+    for _, block in blocks(page, "json"):
+        for line in block.splitlines():
+            json.loads(line)
+
+
+def test_the_pages_show_every_command() -> None:
+    from peft_listen.cli import COMMANDS
+
+    shown = {arguments[0] for page in PAGES for _, block in blocks(page, "bash") for arguments in commands(block)}
+    assert shown == set(COMMANDS)
+
+
+def test_the_table_of_contents_is_whole() -> None:
+    linked = re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
+    assert sorted(linked) == sorted(page.name for page in PAGES[1:] if page.name != "index.md")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

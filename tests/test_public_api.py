@@ -14,7 +14,20 @@ import peft_listen
 
 SOURCE = Path(peft_listen.__file__).parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(SOURCE)], "peft_listen."))
-OPTIONAL = ("trl", "datasets", "evaluate", "jiwer", "sacrebleu", "rouge_score", "sklearn", "umap", "matplotlib", "gradio", "vllm", "librosa")
+OPTIONAL = (
+    "trl",
+    "datasets",
+    "evaluate",
+    "jiwer",
+    "sacrebleu",
+    "rouge_score",
+    "sklearn",
+    "umap",
+    "matplotlib",
+    "gradio",
+    "vllm",
+    "librosa",
+)
 
 
 def test_the_public_names_are_these() -> None:

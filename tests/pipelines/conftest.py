@@ -1,6 +1,6 @@
 import pytest
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForMultimodalLM
+from transformers import AutoModelForMultimodalLM, pipeline
 
 from peft_listen import ListenConfig
 from tests.models.audio_listen.conftest import (  # noqa: F401
@@ -11,8 +11,12 @@ from tests.models.audio_listen.conftest import (  # noqa: F401
     make_processor,
     make_tokenizer,
     one_thread,
+    published_parts,
     whisper_config,
 )
+
+
+LENGTH = {"max_new_tokens": 6}
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +26,11 @@ def composite_folder(tmp_path_factory, make_model, make_processor):  # noqa: F81
     make_model().save_pretrained(folder)
     make_processor().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def pipe(composite_folder):
+    return pipeline("audio-text-to-text", model=str(composite_folder), device="cpu", **LENGTH)
 
 
 @pytest.fixture(scope="session")

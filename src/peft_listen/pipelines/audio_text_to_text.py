@@ -46,6 +46,9 @@ class AudioTextToTextPipeline(Pipeline):
     >>> pipe("dog.wav", text="What do you hear?", max_new_tokens=20)
     [{'input_text': 'What do you hear?', 'generated_text': 'A dog barks twice.'}]
     ```
+
+    Raises:
+        ValueError: for a model object without a processor.
     """
 
     _load_processor: Any = True
