@@ -56,6 +56,16 @@ def test_every_field_is_read_somewhere_and_documented_twice(name):
         ({"query_pooling": "max"}, "`query_pooling` must be 'mean' or 'modality_mean', got 'max'"),
         ({"query_ignored_token_ids": ["user"]}, "`query_ignored_token_ids` must hold token ids"),
         ({"num_shared_prompts": -1}, "`num_shared_prompts` must be an integer of at least 0, got -1"),
+        ({"shared_prompt_mode": "sum"}, "`shared_prompt_mode` must be 'prepend' or 'add', got 'sum'"),
+        (
+            {"shared_prompt_mode": "add", "num_shared_prompts": 9},
+            "`num_shared_prompts`=9 are too few to be added to `prompt_length`=10 chosen ones. Set "
+            "`num_shared_prompts=10`, or a smaller `prompt_length`",
+        ),
+        (
+            {"shared_prompt_mode": "add", "num_shared_prompts": 10},
+            "`num_shared_prompts`=10 are too few to be added to `max_train_prompt_length`=400 chosen ones",
+        ),
         ({"reseed_every": 1.5}, "`reseed_every` must be an integer of at least 0, got 1.5"),
         ({"usage_balance": float("nan")}, "`usage_balance` must be a finite number of at least 0, got nan"),
         ({"exploration": -0.1}, "`exploration` must be a finite number of at least 0, got -0.1"),

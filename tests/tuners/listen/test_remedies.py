@@ -140,6 +140,39 @@ def test_shared_prompts_are_trained_saved_and_counted(build, attach, tokens, tmp
     assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)
 
 
+def test_added_shared_prompts_begin_as_one_soft_prompt_of_the_same_length(build, attach, by_hand, tokens):
+    base = build()
+    settings = {"num_shared_prompts": 4, "shared_prompt_mode": "add", "prompt_length": 3, "max_train_prompt_length": 4}
+    model = attach(base, **settings, init_weights="vocab")
+    layer = model.base_model.layer
+    shared, values = layer.listen_shared_values["default"], layer.listen_values["default"]
+    assert not values.any() and shared.abs().max() > 0
+    ids = tokens(2, 5)
+    expected = by_hand(base, model)(ids, shared[:3].expand(2, -1, -1)).logits[:, 3:]
+    torch.testing.assert_close(model(ids).logits, expected, **CLOSE)
+    with torch.no_grad():
+        values.copy_(torch.randn(values.shape, generator=torch.Generator().manual_seed(1)))
+    logits = model(ids).logits
+    prompts = values[model.base_model.last_selection.indices] + shared[:3]
+    torch.testing.assert_close(logits, by_hand(base, model)(ids, prompts).logits[:, 3:], **CLOSE)
+    model.train()
+    train_step(model, ids, 0)
+    assert shared.grad.any() and values.grad.any()
+
+
+def test_prompts_beyond_the_added_ones_are_the_values_alone(build, attach, by_hand, tokens):
+    base = build()
+    settings = {"num_shared_prompts": 2, "shared_prompt_mode": "add", "prompt_length": 2}
+    model = attach(base, **settings, stochastic_prompt_length=False)
+    layer = model.base_model.layer
+    ids = tokens(1, 5)
+    with model.base_model.use_prompt_length(3):
+        logits = model(ids).logits
+        prompts = layer.listen_values["default"][model.base_model.last_selection.indices].clone()
+    prompts[:, :2] += layer.listen_shared_values["default"]
+    torch.testing.assert_close(logits, by_hand(base, model)(ids, prompts).logits[:, 3:], **CLOSE)
+
+
 # ---------------------------------------------------------------------------------------------------- balanced usage
 
 

@@ -17,6 +17,10 @@ def registry(monkeypatch):
     monkeypatch.setattr(selectors_module, "_SELECTORS", dict(selectors_module._SELECTORS))
 
 
+# The grouped selector's choice depends on the place of a prompt in the pool; see `test_grouped_selector.py`.
+OF_THE_WHOLE_POOL = [name for name in available_selectors() if name != "grouped"]
+
+
 @st.composite
 def queries_and_keys(draw):
     seed, rows = draw(st.integers(0, 2**16)), draw(st.integers(1, 3))
@@ -37,7 +41,7 @@ def test_a_shorter_selection_is_a_prefix_of_a_longer_one(name, data, share):
     torch.testing.assert_close(shorter.scores, longest.scores[:, :k])
 
 
-@pytest.mark.parametrize("name", available_selectors())
+@pytest.mark.parametrize("name", OF_THE_WHOLE_POOL)
 @given(data=queries_and_keys(), seed=st.integers(0, 2**16))
 @settings(max_examples=25, deadline=None)
 def test_permuting_the_pool_permutes_the_selection_and_nothing_else(name, data, seed):
@@ -63,7 +67,7 @@ def test_a_row_is_chosen_for_alone_and_nothing_twice(name, data):
         assert torch.equal(alone.indices[0], selection.indices[i])
 
 
-@pytest.mark.parametrize("name", available_selectors())
+@pytest.mark.parametrize("name", OF_THE_WHOLE_POOL)
 def test_ties_are_broken_by_the_place_in_the_pool(name):
     query, keys = torch.ones(1, 4), torch.ones(5, 4)
     for k in range(1, 6):

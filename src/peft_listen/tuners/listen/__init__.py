@@ -1,6 +1,7 @@
 """Dynamic prompt selection, laid out as a method of `peft.tuners`."""
 
 from .config import ListenConfig
+from .grouped_selector import GroupedSelector
 from .hybrid_selector import HybridSelector
 from .layer import ListenLayer, SelectionRecord, find_listen_layer
 from .model import ListenModel
@@ -8,6 +9,7 @@ from .selectors import Selection, Selector, available_selectors, get_selector, r
 
 
 __all__ = [
+    "GroupedSelector",
     "HybridSelector",
     "ListenConfig",
     "ListenLayer",

@@ -25,8 +25,8 @@ class ListenConfig(PeftConfig):
         pool_size (`int`, defaults to 400):
             Number of key-value pairs in the pool, P in the paper.
         selector (`str`, defaults to `"similarity"`):
-            Name of a registered selector: `"similarity"`, `"attention"`, `"residual"`, `"hybrid"`, or one that you
-            added with [`register_selector`].
+            Name of a registered selector: `"similarity"`, `"attention"`, `"residual"`, those of ours `"hybrid"` and
+            `"grouped"`, or one that you added with [`register_selector`].
         selector_kwargs (`dict`, *optional*):
             Keyword arguments for the selector's constructor.
         prompt_length (`int`, defaults to 10):
@@ -66,6 +66,10 @@ class ListenConfig(PeftConfig):
         num_shared_prompts (`int`, defaults to 0):
             Prompts that every input gets, before its chosen ones: general knowledge beside the task-specific. They
             are not in the pool, and add `num_shared_prompts * embedding_size` parameters. *(ours)*
+        shared_prompt_mode (`"prepend"` or `"add"`, defaults to `"prepend"`):
+            `"prepend"` puts the shared prompts before the chosen ones. `"add"` adds the j-th of them to the j-th chosen
+            value: the prompt gets no longer, what inputs have in common is learned from all of them, and the values,
+            which then start at zero, learn what they differ in. There must be as many as prompts can be chosen. *(ours)*
         usage_balance (`float`, defaults to 0.0):
             Lowers the score of a prompt that is chosen more often than the average of the pool, and raises that of one
             that is chosen less: by this number, in the selector's unit of scores, for a prompt that is chosen twice
@@ -138,6 +142,10 @@ class ListenConfig(PeftConfig):
     num_shared_prompts: int = field(
         default=0, metadata={"help": "Number of prompts that every input gets, before its chosen ones."}
     )
+    shared_prompt_mode: Literal["prepend", "add"] = field(
+        default="prepend",
+        metadata={"help": "Whether the shared prompts stand before the chosen ones, or are added to them."},
+    )
     usage_balance: float = field(
         default=0.0, metadata={"help": "How much the score of a prompt falls for being chosen twice the average."}
     )
@@ -197,6 +205,10 @@ class ListenConfig(PeftConfig):
         for name in ("num_shared_prompts", "reseed_every", "exploration_steps"):
             if not _is_integer(getattr(self, name)) or getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be an integer of at least 0, got {getattr(self, name)!r}.")
+        if self.shared_prompt_mode not in ("prepend", "add"):
+            raise ValueError(f"`shared_prompt_mode` must be 'prepend' or 'add', got {self.shared_prompt_mode!r}.")
+        if self.shared_prompt_mode == "add" and self.num_shared_prompts > 0:
+            self._check_shared_prompts_reach()
         for name in ("usage_balance", "exploration"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
@@ -210,6 +222,17 @@ class ListenConfig(PeftConfig):
             raise ValueError(f"`init_weights` must be True, False, 'vocab' or 'normal', got {self.init_weights!r}.")
         if not _is_integer(self.seed) or self.seed < 0:
             raise ValueError(f"`seed` must be an integer of at least 0, got {self.seed!r}.")
+
+    def _check_shared_prompts_reach(self) -> None:
+        longest = {"prompt_length": self.prompt_length}
+        if self.stochastic_prompt_length:
+            longest["max_train_prompt_length"] = self.max_train_prompt_length or self.pool_size
+        for name, value in longest.items():
+            if value > self.num_shared_prompts:
+                raise ValueError(
+                    f"`num_shared_prompts`={self.num_shared_prompts} are too few to be added to `{name}`={value} chosen "
+                    f"ones. Set `num_shared_prompts={value}`, or a smaller `{name}`."
+                )
 
     @property
     def target_modules(self) -> Optional[str]:

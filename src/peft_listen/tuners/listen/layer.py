@@ -16,7 +16,7 @@ from torch import nn
 
 from .config import ListenConfig
 from .exploration import exploration_noise
-from .pool import cluster_centers, initial_pool, reseed_dead_prompts
+from .pool import initial_pool, reseed_dead_prompts, with_shared_prompts
 from .prompt_length import PromptLength
 from .query import NO_GROUPS, TokenGroups, mean_query, prompt_positions
 from .running_statistics import USAGE_MOMENTUM, StepSums, gather_rows
@@ -242,8 +242,8 @@ class ListenLayer(nn.Module, BaseTunerLayer):
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_shared_prompts + k, embedding_size)`, in the pool's dtype:
-            the shared prompts, then the chosen ones, best first. Also sets `last_selection` and, in training,
-            `key_loss_per_row`.
+            the shared prompts, then the chosen ones, in the selector's order. Where shared prompts are added, of shape
+            `(batch_size, k, embedding_size)`. Also sets `last_selection` and, in training, `key_loss_per_row`.
         """
         name = self.active_pool
         if name is None:
@@ -273,7 +273,7 @@ class ListenLayer(nn.Module, BaseTunerLayer):
                 prompts = prompts * selection.weights.unsqueeze(-1)
             if name in self.listen_shared_values:
                 shared = self.listen_shared_values[name].to(device)
-                prompts = torch.cat([shared.expand(batch_size, -1, -1), prompts], dim=1)
+                prompts = with_shared_prompts(state.config.shared_prompt_mode, shared, prompts)
             if self.is_training_step:
                 self._add_to_step(name, query, selection)
                 self.key_loss_per_row = self._key_loss(state.config, matched, keys.float(), selection)
@@ -387,7 +387,7 @@ class ListenLayer(nn.Module, BaseTunerLayer):
             if state.config.standardize_queries and len(queries) > 1:
                 self.listen_query_variance[adapter_name].copy_(queries.var(dim=0, correction=0).to(mean))
             queries = self.matched_query(adapter_name, queries)
-        centers = cluster_centers(queries, keys.shape[0], seed=state.config.seed)
+        centers = state.selector.initial_keys(queries, keys.shape[0], seed=state.config.seed)
         keys.copy_(centers.to(keys))
 
     def __getstate__(self) -> dict[str, Any]:

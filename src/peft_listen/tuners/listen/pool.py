@@ -91,8 +91,8 @@ def initial_pool(config: ListenConfig, embedding: nn.Module, model_config: objec
     Keys, values and query mean of a new adapter, deterministic in `config.seed`.
 
     Args:
-        config ([`ListenConfig`]): read for `pool_size`, `num_shared_prompts`, `init_weights`, `center_queries` and
-            `seed`.
+        config ([`ListenConfig`]): read for `pool_size`, `num_shared_prompts`, `shared_prompt_mode`, `init_weights`,
+            `center_queries` and `seed`.
         embedding (`nn.Module`): the decoder's input embedding.
         model_config: the model's configuration.
     """
@@ -100,10 +100,12 @@ def initial_pool(config: ListenConfig, embedding: nn.Module, model_config: objec
     size = embedding_size(embedding, model_config)
     counts = (config.pool_size, config.pool_size, config.num_shared_prompts)
     mean = torch.zeros(size)
+    # Every prompt then begins as the shared one of its place. Random values, for tests, make prompts differ visibly.
+    starts_shared = adds_shared_prompts(config) and config.init_weights is not False
 
     def normal(scale: float) -> InitialPool:
         keys, values, shared = (scale * torch.randn(count, size, generator=generator) for count in counts)
-        return InitialPool(keys, values, shared, mean)
+        return InitialPool(keys, torch.zeros_like(values) if starts_shared else values, shared, mean)
 
     if config.init_weights is False:
         return normal(1.0)
@@ -118,7 +120,31 @@ def initial_pool(config: ListenConfig, embedding: nn.Module, model_config: objec
     if config.center_queries:
         mean = keys.mean(dim=0)
         keys = keys - mean
-    return InitialPool(keys, values, shared_values, mean)
+    return InitialPool(keys, torch.zeros_like(values) if starts_shared else values, shared_values, mean)
+
+
+def adds_shared_prompts(config: ListenConfig) -> bool:
+    """Whether an adapter adds its shared prompts to the chosen ones."""
+    return config.num_shared_prompts > 0 and config.shared_prompt_mode == "add"
+
+
+def with_shared_prompts(mode: str, shared: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """
+    The prompts of each row, from those that all rows share and those that were chosen.
+
+    Args:
+        mode (`str`): `"prepend"` or `"add"`, `ListenConfig.shared_prompt_mode`.
+        shared (`torch.FloatTensor` of shape `(num_shared_prompts, embedding_size)`)
+        chosen (`torch.FloatTensor` of shape `(batch_size, k, embedding_size)`)
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, num_shared_prompts + k, embedding_size)`, or, where they are added,
+        that of `chosen`; chosen prompts beyond the shared ones are then as they are.
+    """
+    if mode == "prepend":
+        return torch.cat([shared.expand(chosen.shape[0], -1, -1), chosen], dim=1)
+    missing = max(0, chosen.shape[1] - shared.shape[0])
+    return chosen + F.pad(shared[: chosen.shape[1]], (0, 0, 0, missing))
 
 
 @torch.no_grad()

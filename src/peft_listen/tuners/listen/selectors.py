@@ -22,6 +22,7 @@ from typing import Any, Optional, TypeVar
 import torch
 import torch.nn.functional as F
 
+from .pool import cluster_centers
 from .pursuit import MatchingPursuit
 
 
@@ -32,7 +33,8 @@ class Selection:
 
     Attributes:
         indices (`torch.LongTensor` of shape `(batch_size, k)`):
-            The chosen prompts of each row, best first.
+            The chosen prompts of each row, in the order in which they are prepended: best first, unless the selector
+            says otherwise.
         scores (`torch.FloatTensor` of shape `(batch_size, k)`):
             The selector's score of each chosen prompt, in the same order.
         weights (`torch.FloatTensor` of shape `(batch_size, k)`, *optional*):
@@ -76,6 +78,20 @@ class Selector(ABC):
         Returns:
             [`Selection`]: for any `k`, the first `k` of what a larger `k` would give.
         """
+
+    def initial_keys(self, queries: torch.Tensor, pool_size: int, seed: int) -> torch.Tensor:
+        """
+        Keys that are started from real queries: the centres of a k-means clustering, unless a selector needs others.
+
+        Args:
+            queries (`torch.FloatTensor` of shape `(num_queries, embedding_size)`): as the keys see them.
+            pool_size (`int`): how many keys.
+            seed (`int`): the same seed and queries give the same keys.
+
+        Returns:
+            `torch.FloatTensor` of shape `(pool_size, embedding_size)`.
+        """
+        return cluster_centers(queries, pool_size, seed=seed)
 
 
 SelectorType = TypeVar("SelectorType", bound=type[Selector])

@@ -1,0 +1,87 @@
+"""The grouped selector gives every prompt its place."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peft_listen import get_selector
+
+
+def draw(seed, rows=3, pool_size=20, size=16):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, size, generator=generator), torch.randn(pool_size, size, generator=generator)
+
+
+@given(seed=st.integers(0, 2**16), num_groups=st.sampled_from([1, 2, 4, 5, 10, 20]), k=st.integers(1, 20))
+@settings(max_examples=40, deadline=None)
+def test_every_place_has_the_best_of_its_group_that_is_left(seed, num_groups, k):
+    query, keys = draw(seed)
+    selection = get_selector("grouped", num_groups=num_groups).select(query, keys, k)
+    cosine = torch.cosine_similarity(query[:, None], keys[None], dim=-1)
+    size = 20 // num_groups
+    for row, (chosen, scores) in enumerate(zip(selection.indices.tolist(), selection.scores, strict=True)):
+        assert len(set(chosen)) == k
+        for place, index in enumerate(chosen):
+            group = place % num_groups
+            assert index // size == group
+            left = [i for i in range(group * size, (group + 1) * size) if i not in chosen[:place]]
+            assert cosine[row, index] >= cosine[row, left].max() - 1e-6
+        torch.testing.assert_close(scores, cosine[row, chosen])
+
+
+@given(seed=st.integers(0, 2**16), k=st.integers(1, 20))
+@settings(max_examples=25, deadline=None)
+def test_one_group_is_similarity_and_a_shorter_prompt_is_a_prefix(seed, k):
+    query, keys = draw(seed)
+    similarity = get_selector("similarity").select(query, keys, k)
+    assert torch.equal(get_selector("grouped", num_groups=1).select(query, keys, k).indices, similarity.indices)
+    grouped = get_selector("grouped", num_groups=5)
+    longest = grouped.select(query, keys, 20)
+    assert torch.equal(grouped.select(query, keys, k).indices, longest.indices[:, :k])
+
+
+def test_a_value_stands_at_one_place_whatever_the_input():
+    query, keys = draw(0, rows=200)
+    indices = get_selector("grouped", num_groups=5).select(query, keys, 5).indices
+    assert torch.equal(indices // 4, torch.arange(5).expand(200, 5))
+    assert len(indices.unique()) == 20
+
+
+def test_a_bias_changes_the_choice_within_the_group():
+    query, keys = draw(0)
+    bias = torch.zeros(20)
+    bias[[3, 6]] = 10.0
+    indices = get_selector("grouped", num_groups=5).select(query, keys, 5, bias=bias).indices
+    assert indices[:, 0].tolist() == [3] * 3 and indices[:, 1].tolist() == [6] * 3
+
+
+def test_each_group_is_started_over_all_queries(build, attach):
+    model = attach(build(), selector="grouped", selector_kwargs={"num_groups": 4}, pool_size=12, prompt_length=4)
+    generator = torch.Generator().manual_seed(0)
+    centers = 5 * torch.randn(3, 32, generator=generator)
+    queries = centers.repeat(20, 1) + 0.01 * torch.randn(60, 32, generator=generator)
+    model.base_model.init_keys_from(queries)
+    layer = model.base_model.layer
+    keys = layer.listen_keys["default"].detach() + layer.listen_query_mean["default"]
+    for group in keys.split(3):
+        # One key of each group lies at each centre.
+        assert sorted(torch.cdist(group, centers).argmin(dim=-1).tolist()) == [0, 1, 2]
+        assert torch.cdist(group, centers).min(dim=-1).values.max() < 0.1
+
+
+@pytest.mark.parametrize("num_groups", [0, -1, 2.0, True])
+def test_groups_are_counted(num_groups):
+    with pytest.raises(ValueError, match="`num_groups` must be an integer of at least 1"):
+        get_selector("grouped", num_groups=num_groups)
+
+
+@pytest.mark.parametrize(("pool_size", "sizes"), [(12, [3, 3, 2, 2, 2]), (3, [1, 1, 1]), (5, [1] * 5)])
+def test_groups_of_a_pool_that_they_do_not_divide_differ_by_one(pool_size, sizes):
+    query, keys = draw(0, rows=300, pool_size=pool_size)
+    indices = get_selector("grouped", num_groups=5).select(query, keys, pool_size).indices
+    assert all(sorted(row) == list(range(pool_size)) for row in indices.tolist())
+    start = 0
+    for place, size in enumerate(sizes):
+        assert set(indices[:, place].tolist()) == set(range(start, start + size))
+        start += size
