@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from peft_listen import AudioListenProcessor
-from peft_listen.analysis import SelectionLog
 from peft_listen.metrics import get_metric
 from peft_listen.training import AudioListenCollator
 from peft_listen.tuners.listen import SelectionRecord, find_listen_layer
@@ -142,23 +141,6 @@ def score(examples: list[dict[str, Any]], answers: list[str]) -> dict[str, dict[
     return {
         task: SCORERS[task]([answers[row["index"]] for row in rows], [row["answer"] for row in rows])
         for task, rows in indices.items()
-    }
-
-
-def selection_summary(
-    records: list[SelectionRecord], examples: list[dict[str, Any]], pool_size: int, top: int = 10
-) -> dict[str, Any]:
-    """Live prompts, overlap of the tasks' most chosen prompts, and each task's entropy in bits."""
-    log = SelectionLog(pool_size=pool_size)
-    indices = [row for record in records for row in record.indices]
-    for row, example in zip(indices, examples, strict=True):
-        log.add(row[None], [example["task"]])
-    return {
-        "pool_size": pool_size,
-        "live_prompts": log.live_prompts(),
-        "mean_overlap": log.mean_task_overlap(top=top),
-        "overlap": [[*pair, value] for pair, value in log.task_overlap(top=top).items()],
-        "entropy": {task: log.entropy(task) for task in log.counts},
     }
 
 

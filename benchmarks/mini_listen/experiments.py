@@ -25,7 +25,9 @@ REMEDIES: dict[str, dict[str, Any]] = {
     "balanced usage": {"usage_balance": 0.05},
     "reseeding": {"reseed_every": 20},
     "exploration": {"exploration": 0.1, "exploration_steps": 200},
-    "shared prompts": {"num_shared_prompts": 10},
+    "shared prompts before": {"num_shared_prompts": 10},
+    "shared prompts added": {"num_shared_prompts": 40, "shared_prompt_mode": "add"},
+    "one of each group": {"selector": "grouped"},
 }
 UNREMEDIED = {
     "pool_size": 400,
@@ -35,7 +37,8 @@ UNREMEDIED = {
     "center_queries": False,
     "query_pooling": "mean",
 }
-IMPROVED = {
+# The first form that chose by task, with keys that are spread over the queries; it still lost to one soft prompt.
+BY_SIMILARITY = {
     "pool_size": 400,
     "prompt_length": 10,
     "max_train_prompt_length": 40,
@@ -45,6 +48,21 @@ IMPROVED = {
     "ignore_template": True,
     "query_pooling": "modality_mean",
     "num_shared_prompts": 10,
+}
+# 380 pairs and 38 shared prompts have 459 648 parameters, LoRA of rank 8 has 460 800.
+IMPROVED = {
+    "pool_size": 380,
+    "selector": "grouped",
+    "selector_kwargs": {"num_groups": 38},
+    "prompt_length": 38,
+    "stochastic_prompt_length": False,
+    "key_loss_weight": 0.1,
+    "center_queries": True,
+    "init_keys_at_steps": [8],
+    "ignore_template": True,
+    "query_pooling": "modality_mean",
+    "num_shared_prompts": 38,
+    "shared_prompt_mode": "add",
 }
 
 
@@ -83,21 +101,42 @@ def _listen(base: RunSettings, **options: Any) -> RunSettings:
 
 @register_group
 def methods(base: RunSettings) -> Iterator[Experiment]:
-    """The methods at equal adapter parameters (the soft prompt has fewer: as many would be 800 tokens)."""
+    """The methods at equal adapter parameters (the soft prompt has fewer: as many would be 800 tokens).
+
+    LoRA, our form and the soft prompt come first, in this order: `results.py` compares them.
+    """
     yield Experiment("LoRA, r = 8 on q, v", replace(base, method="lora", options={"rank": 8}))
     yield Experiment("DPS, improved", _listen(base, **IMPROVED))
     yield Experiment("soft prompt of 40", replace(base, method="soft_prompt", options={"prompt_length": 40}))
     yield Experiment("DPS, paper's form", _listen(base, **PLAIN))
     yield Experiment("connector alone", replace(base, method="connector", options={}))
-    half = {**IMPROVED, "pool_size": 200, "lora_rank": 4}
-    yield Experiment("DPS, P = 200, and LoRA, r = 4", _listen(base, **half))
+    half = {**IMPROVED, "pool_size": 190, "lora_rank": 4}
+    yield Experiment("DPS, P = 190, and LoRA, r = 4", _listen(base, **half), seeds=(0,))
+
+
+@register_group
+def by_similarity(base: RunSettings) -> Iterator[Experiment]:
+    """The form before the improved one: prompts in the order of their scores, behind ten shared ones, k drawn."""
+    yield Experiment("DPS by similarity", _listen(base, **BY_SIMILARITY), seeds=(0,))
+    half = {**BY_SIMILARITY, "pool_size": 200, "lora_rank": 4}
+    yield Experiment("DPS by similarity, P = 200, and LoRA, r = 4", _listen(base, **half), seeds=(0,))
+
+
+@register_group
+def learning_rates(base: RunSettings) -> Iterator[Experiment]:
+    """The learning rate of each method, to be chosen by the validation loss; that of prompts is ten times as high."""
+    for experiment in list(methods(base))[:3]:
+        for rate in (2e-4, 5e-4, 1e-3, 2e-3):
+            settings = replace(experiment.settings, learning_rate=rate, value_learning_rate=10 * rate)
+            yield replace(experiment, label=f"{experiment.label}, at {rate:g}", settings=settings, seeds=(0,))
 
 
 @register_group
 def selectors(base: RunSettings) -> Iterator[Experiment]:
     """The improved form with each selector."""
-    for selector in ("attention", "residual", "hybrid"):
-        yield Experiment(f"DPS, improved, {selector}", _listen(base, **IMPROVED, selector=selector))
+    for selector in ("similarity", "attention", "residual", "hybrid"):
+        options = {**IMPROVED, "selector": selector, "selector_kwargs": None}
+        yield Experiment(f"DPS, improved, {selector}", _listen(base, **options), seeds=(0,))
 
 
 @register_group
@@ -110,21 +149,18 @@ def remedies(base: RunSettings) -> Iterator[Experiment]:
 
 @register_group
 def pool_sizes(base: RunSettings) -> Iterator[Experiment]:
-    """The paper's study of the pool's size."""
-    for pool_size in (50, 100, 200):
-        length = min(40, pool_size)
-        options = {**IMPROVED, "pool_size": pool_size, "max_train_prompt_length": length}
-        yield Experiment(f"P = {pool_size}", _listen(base, **options))
+    """The paper's study of the pool's size: 2, 5 and 20 prompts for each place of the prompt, and not 10."""
+    for pool_size in (76, 190, 760):
+        yield Experiment(f"P = {pool_size}", _listen(base, **{**IMPROVED, "pool_size": pool_size}), seeds=(0,))
 
 
 @register_group
 def prompt_lengths(base: RunSettings) -> Iterator[Experiment]:
-    """Stochastic against fixed prompt length, each evaluated at k from 1 to 128."""
-    sweep = (1, 2, 4, 8, 16, 32, 64, 128)
-    stochastic = replace(_listen(base, **IMPROVED), prompt_lengths=sweep)
-    yield Experiment("k drawn from 1 to 40", stochastic, seeds=(0,))
-    fixed = replace(_listen(base, **IMPROVED, stochastic_prompt_length=False), prompt_lengths=sweep)
-    yield Experiment("k = 10 in training", fixed, seeds=(0,))
+    """Stochastic against fixed prompt length, each evaluated at several k."""
+    sweep = (1, 2, 4, 8, 16, 32, 38, 76, 152)
+    drawn = {**IMPROVED, "stochastic_prompt_length": True, "max_train_prompt_length": 38}
+    for label, options in (("k drawn from 1 to 38", drawn), ("k = 38 in training", IMPROVED)):
+        yield Experiment(label, replace(_listen(base, **options), prompt_lengths=sweep), seeds=(0,))
 
 
 @register_group

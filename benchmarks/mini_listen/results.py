@@ -2,7 +2,8 @@
 
     python -m benchmarks.mini_listen.results [--results FOLDER] [--write benchmarks/RESULTS.md] [--plots FOLDER]
 
-With `--write`, the tables replace what stands between the markers of that file.
+With `--write`, the tables replace what stands between the markers of that file. `python -m peft_listen.cli report
+FOLDER/selections.safetensors` makes the page on the selections of one run.
 """
 
 from __future__ import annotations
@@ -42,36 +43,49 @@ def task_means(runs: list[Run]) -> dict[str, float]:
     return {task: statistics.fmean(run["test"][task]["score"] for run in runs) for task in TASKS}
 
 
+HEADER = (
+    *("method", "seeds", "parameters", *TASKS, "mean", "worst task", "validation loss"),
+    *("overlap", "live prompts", "silhouette", "minutes"),
+)
+
+
 def group_table(group: str, experiments: list[Experiment], results_dir: Path) -> str:
     """One table: a line an experiment, a column a task."""
-    rows = []
+    lines = [f"**{group}**: {(GROUPS[group].__doc__ or '').strip().splitlines()[0]}", ""]
+    lines += [f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
     for experiment in experiments:
         runs = load_runs(experiment, results_dir)
-        if not runs:
-            rows.append([experiment.label, *["not run"], *[""] * (len(TASKS) + 6)])
-            continue
-        by_run = [[run["test"][task]["score"] for task in TASKS] for run in runs]
-        selections = [run["selections"] for run in runs if "selections" in run]
-        rows.append(
-            [
-                experiment.label,
-                f"{len(runs)} of {len(experiment.seeds)}",
-                f"{runs[0]['adapter_parameters']:,}".replace(",", " "),
-                *(spread(column) for column in zip(*by_run, strict=True)),
-                spread(statistics.fmean(scores) for scores in by_run),
-                spread(min(scores) for scores in by_run),
-                spread(s["mean_overlap"] for s in selections) if selections else "",
-                f"{statistics.fmean(s['live_prompts'] for s in selections):.0f} of {selections[0]['pool_size']}"
-                if selections
-                else "",
-                f"{statistics.fmean(run['training_seconds'] for run in runs) / 60:.0f}",
-            ]
-        )
-    header = ["method", "seeds", "parameters", *TASKS, "mean", "worst task", "overlap", "live prompts", "minutes"]
-    lines = [f"**{group}**: {(GROUPS[group].__doc__ or '').strip()}", ""]
-    lines += [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
+        cells = _cells(experiment, runs) if runs else [experiment.label, "not run", *[""] * (len(HEADER) - 2)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cells(experiment: Experiment, runs: list[Run]) -> list[str]:
+    by_run = [[run["test"][task]["score"] for task in TASKS] for run in runs]
+    selections = [run["selections"] for run in runs if "selections" in run]
+    return [
+        experiment.label,
+        f"{len(runs)} of {len(experiment.seeds)}",
+        f"{runs[0]['adapter_parameters']:,}".replace(",", " "),
+        *(spread(column) for column in zip(*by_run, strict=True)),
+        spread(statistics.fmean(scores) for scores in by_run),
+        spread(min(scores) for scores in by_run),
+        f"{statistics.fmean(validation_losses(runs)):.3f}",
+        spread(s["mean_overlap"] for s in selections) if selections else "",
+        f"{mean_of(selections, 'live_prompts'):.0f} of {selections[0]['pool_size']}" if selections else "",
+        f"{mean_of(selections, 'silhouette'):.2f}" if selections else "",
+        f"{statistics.fmean(run['training_seconds'] for run in runs) / 60:.0f}",
+    ]
+
+
+def validation_losses(runs: list[Run]) -> list[float]:
+    """Mean over the tasks of the validation loss of each run."""
+    return [statistics.fmean(run["validation_loss"].values()) for run in runs]
+
+
+def mean_of(rows: list[dict[str, Any]], name: str) -> float:
+    """Mean of one number of several rows."""
+    return statistics.fmean(row[name] for row in rows)
 
 
 def sweep_table(experiments: list[Experiment], results_dir: Path) -> str:
@@ -104,20 +118,55 @@ def wins(experiments: list[Experiment], results_dir: Path) -> list[str]:
     return lines
 
 
+def goals(experiments: list[Experiment], results_dir: Path) -> str:
+    """What the improved form is held to, what was measured, and whether that is enough; of the group `methods`."""
+    lora, ours, soft_prompt = (load_runs(experiment, results_dir) for experiment in experiments[:3])
+    if not ours:
+        return ""
+    selections = [run["selections"] for run in ours if "selections" in run]
+    overlap, silhouette = mean_of(selections, "mean_overlap"), mean_of(selections, "silhouette")
+    live = mean_of(selections, "live_prompts") / selections[0]["pool_size"]
+    rows = [
+        ("overlap of the tasks' top 10 at most 0.5", f"{overlap:.2f}", overlap <= 0.5),
+        ("silhouette of the queries at least 0.3", f"{silhouette:.2f}", silhouette >= 0.3),
+        ("at least 80 % of the pool in use", f"{live:.0%}", live >= 0.8),
+    ]
+    if soft_prompt:
+        means = [[100 * statistics.fmean(task_means([run]).values()) for run in runs] for runs in (ours, soft_prompt)]
+        gain = statistics.fmean(means[0]) - statistics.fmean(means[1])
+        enough = all(len(values) > 1 for values in means) and gain > sum(map(statistics.stdev, means))
+        rows.append(("better than the soft prompt beyond the seeds' spread", f"{gain:+.1f} in the mean", enough))
+    if lora:
+        won = sum(task_means(ours)[task] >= task_means(lora)[task] for task in TASKS)
+        rows.append((f"at or above LoRA on 5 of {len(TASKS)} tasks", f"{won}", won >= 5))
+    lines = ["| goal of the improved form | measured | reached |", "|---|---|---|"]
+    return "\n".join(
+        [*lines, *(f"| {goal} | {value} | {'yes' if reached else 'no'} |" for goal, value, reached in rows)]
+    )
+
+
+def stored_test_sizes(results_dir: Path) -> str:
+    """How many test examples the stored runs were evaluated on."""
+    sizes = {json.loads(path.read_text(encoding="utf-8"))["test_size"] for path in results_dir.glob("*/run.json")}
+    return " or ".join(map(str, sorted(sizes))) or "no"
+
+
 def report(arguments: argparse.Namespace) -> str:
     """All tables in Markdown."""
     base = settings_of(arguments)
     parts = [
         f"{base.steps} steps of {base.batch_size} clips; learning rate {base.learning_rate:g}, of soft prompts and "
-        f"values {base.value_learning_rate:g}. Scores times 100, mean ± standard deviation over the seeds: "
-        "word accuracy (asr), chrF (en2zh), right answers (er, sv, sqa), ROUGE-L (acap). Overlap: share of the ten most "
-        "chosen prompts that two tasks have in common, mean over pairs, times 100."
+        f"values {base.value_learning_rate:g}; {stored_test_sizes(arguments.results)} test examples. Scores times 100, mean ± "
+        "standard deviation over the seeds: word accuracy (asr), chrF (en2zh), right answers (er, sv, sqa), ROUGE-L "
+        "(acap). Validation loss: mean over the tasks, of a token of the right answer. Overlap: share of the ten most "
+        "chosen prompts that two tasks have in common, mean over pairs, times 100. Minutes: of training."
     ]
     for group in arguments.groups:
         experiments = list(GROUPS[group](base))
         parts.append(group_table(group, experiments, arguments.results))
         if group == "methods":
             parts.append("\n".join(wins(experiments, arguments.results)))
+            parts.append(goals(experiments, arguments.results))
         parts.append(sweep_table(experiments, arguments.results))
     return "\n\n".join(part for part in parts if part)
 

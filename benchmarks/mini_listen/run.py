@@ -3,7 +3,9 @@
     python -m benchmarks.mini_listen.run [--groups methods remedies ...] [--steps 600] [--seeds 0 1 2]
 
 A run that is interrupted goes on from its last checkpoint when the same command is given again; a run that has a result
-is never run again. `python -m benchmarks.mini_listen.results` makes the tables of what is there.
+is never run again. The command may be given several times at once: each process takes runs that no other is at. On few
+cores, two processes with `--threads 1` are faster than one with two threads. `python -m benchmarks.mini_listen.results`
+makes the tables of what is there.
 """
 
 from __future__ import annotations
@@ -17,17 +19,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import peft
 import torch
 import transformers
+from filelock import FileLock, Timeout
 
 import peft_listen
 from peft_listen import AudioListenForCausalLM, AudioListenProcessor
+from peft_listen.analysis import SelectionRecords, summarize
 from peft_listen.training import AudioListenCollator, FeatureCache
 
-from .evaluation import Evaluator, score, selection_summary
+from .evaluation import Evaluator, score
 from .experiments import GROUPS, Experiment
 from .methods import METHODS, Adapted
 from .settings import TASKS, RunSettings
@@ -63,7 +67,7 @@ def run(settings: RunSettings, material: Material, work_dir: Path, results_dir: 
     One run, from its last checkpoint if there is one. What it leaves is written at its end, as a whole.
 
     Returns:
-        Folder of the result: `run.json`, `log.jsonl` and `predictions.jsonl`.
+        Folder of the result: `run.json`, `log.jsonl`, `predictions.jsonl` and, of a pool, `selections.safetensors`.
     """
     result_dir = results_dir / settings.name
     if result_dir.is_dir():
@@ -98,8 +102,11 @@ def run(settings: RunSettings, material: Material, work_dir: Path, results_dir: 
     }
     verification = [example for example in material.test if example["task"] == "sv"]
     result["test"]["sv"]["eer"] = _equal_error_rate(evaluator, verification)
+    selections = None
     if settings.method == "listen":
-        result["selections"] = selection_summary(records, material.test, settings.options["pool_size"])
+        tasks, instructions = ([example[name] for example in material.test] for name in ("task", "instruction"))
+        selections = SelectionRecords.from_records(records, adapted.model, tasks, instructions)
+        result["selections"] = summarize(selections).to_dict()
         result["losses_by_prompt_length"] = _sweep(adapted, evaluator, settings, material.test)
     selected = [row.tolist() for record in records for row in record.indices] or [None] * len(answers)
     predictions = [
@@ -110,7 +117,7 @@ def run(settings: RunSettings, material: Material, work_dir: Path, results_dir: 
         }
         for example, answer, chosen in zip(material.test, answers, selected, strict=True)
     ]
-    _write_result(result_dir, result, log, predictions)
+    _write_result(result_dir, result, log, predictions, selections)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return result_dir
 
@@ -137,7 +144,13 @@ def _sweep(
     return losses
 
 
-def _write_result(folder: Path, result: dict[str, Any], log: list[Any], predictions: list[dict[str, Any]]) -> None:
+def _write_result(
+    folder: Path,
+    result: dict[str, Any],
+    log: list[Any],
+    predictions: list[dict[str, Any]],
+    selections: Optional[SelectionRecords],
+) -> None:
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -145,6 +158,8 @@ def _write_result(folder: Path, result: dict[str, Any], log: list[Any], predicti
     for name, rows in (("log.jsonl", log), ("predictions.jsonl", predictions)):
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         (temporary / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if selections is not None:
+        selections.save(temporary / "selections.safetensors")
     temporary.rename(folder)
 
 
@@ -172,9 +187,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """Options that say which runs are meant."""
     parser.add_argument("--groups", nargs="+", choices=sorted(GROUPS), default=list(GROUPS), help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, help="only these seeds (default: all of each experiment)")
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--train-per-task", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=RunSettings.steps)
+    parser.add_argument("--batch-size", type=int, default=RunSettings.batch_size)
+    parser.add_argument("--train-per-task", type=int, default=RunSettings.train_per_task)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
 
 
@@ -194,17 +209,20 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=Path(".mini_listen"), help="data, models, features, checkpoints"
     )
-    parser.add_argument("--test-per-task", type=int, default=120)
-    parser.add_argument("--validation-per-task", type=int, default=60)
+    parser.add_argument("--test-per-task", type=int, default=60, help="at most 120")
+    parser.add_argument("--validation-per-task", type=int, default=30, help="at most 60")
     parser.add_argument("--threads", type=int, help="CPU threads")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     from .base import make_base
 
-    base_dir, data_dir = make_base(arguments.folder)
+    checkpoints = arguments.folder / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
     per_task = {split: getattr(arguments, f"{split}_per_task") for split in ("train", "validation", "test")}
-    material = prepare(arguments.folder, base_dir, data_dir, per_task)
+    with FileLock(checkpoints / "material.lock"):
+        base_dir, data_dir = make_base(arguments.folder)
+        material = prepare(arguments.folder, base_dir, data_dir, per_task)
     experiments = list(chosen_experiments(arguments.groups, settings_of(arguments), arguments.seeds))
     # All experiments get their first seed before any gets its second.
     planned = sorted(
@@ -214,9 +232,14 @@ def main() -> None:
     for number, (settings, label) in enumerate(planned, start=1):
         print(f"\n== {number} of {len(planned)}: {label}, seed {settings.seed} ({settings.name})", flush=True)
         start = time.perf_counter()
-        result = json.loads(
-            (run(settings, material, arguments.folder / "checkpoints", arguments.results) / "run.json").read_text()
-        )
+        try:
+            # The system drops the lock of a process that dies.
+            with FileLock(checkpoints / f"{settings.name}.lock", blocking=False):
+                result_dir = run(settings, material, checkpoints, arguments.results)
+        except Timeout:
+            print("another process is at it", flush=True)
+            continue
+        result = json.loads((result_dir / "run.json").read_text(encoding="utf-8"))
         scores = {task: round(values["score"], 3) for task, values in result["test"].items()}
         print(f"{scores} ({time.perf_counter() - start:.0f} s)", flush=True)
 

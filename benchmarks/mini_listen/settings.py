@@ -32,8 +32,8 @@ class RunSettings:
     method: str
     options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
-    steps: int = 600
-    batch_size: int = 16
+    steps: int = 300
+    batch_size: int = 8
     learning_rate: float = 5e-4
     value_learning_rate: float = 5e-3
     tasks: tuple[str, ...] = TASKS

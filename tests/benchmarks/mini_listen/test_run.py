@@ -2,20 +2,33 @@
 
 import json
 import shutil
+import sys
 from argparse import Namespace
 from dataclasses import replace
 
 import pytest
 import torch
+from filelock import FileLock
 
 from benchmarks.mini_listen import run as run_module
 from benchmarks.mini_listen.experiments import GROUPS, IMPROVED, PAPER, Experiment
 from benchmarks.mini_listen.methods import METHODS
-from benchmarks.mini_listen.results import BEGIN, END, group_table, load_runs, plot, report, write_between_markers
+from benchmarks.mini_listen.results import (
+    BEGIN,
+    END,
+    goals,
+    group_table,
+    load_runs,
+    plot,
+    report,
+    stored_test_sizes,
+    write_between_markers,
+)
 from benchmarks.mini_listen.run import chosen_experiments, prepare, run
 from benchmarks.mini_listen.settings import TASKS, RunSettings
 from benchmarks.mini_listen.training import mixture
 from peft_listen import AudioListenForCausalLM, AudioListenProcessor
+from peft_listen.analysis import SelectionRecords, summarize
 
 
 ANSWERS = {
@@ -26,12 +39,12 @@ ANSWERS = {
     "sqa": ["fox", "dog"],
     "acap": ["a loud bell", "a soft bell, then rain"],
 }
-SMALL_POOL = {"pool_size": 20, "prompt_length": 3, "max_train_prompt_length": 5}
+SMALL_POOL = {"pool_size": 20, "prompt_length": 5, "num_shared_prompts": 5, "selector_kwargs": {"num_groups": 5}}
 OPTIONS = {
     "connector": {},
     "lora": {"rank": 2},
     "soft_prompt": {"prompt_length": 4},
-    "listen": {**IMPROVED, **SMALL_POOL, "init_keys_at_steps": [2], "num_shared_prompts": 2},
+    "listen": {**IMPROVED, **SMALL_POOL, "init_keys_at_steps": [2]},
 }
 
 
@@ -80,6 +93,10 @@ def read(folder, settings):
     return json.loads((folder / settings.name / "run.json").read_text())
 
 
+def predictions(folder, settings):
+    return [json.loads(line) for line in (folder / settings.name / "predictions.jsonl").read_text().splitlines()]
+
+
 def test_every_method_leaves_a_result(results, settings):
     assert set(OPTIONS) == set(METHODS)
     for method, options in OPTIONS.items():
@@ -91,9 +108,9 @@ def test_every_method_leaves_a_result(results, settings):
         assert all(0 <= values["score"] <= 1 for values in result["test"].values())
         assert 0 <= result["test"]["sv"]["eer"] <= 1
         folder = results / settings_of_method.name
-        predictions = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
-        assert len(predictions) == 12
-        assert (predictions[0]["selected"] is not None) == (method in ("listen", "soft_prompt"))
+        answered = predictions(results, settings_of_method)
+        assert len(answered) == 12
+        assert (answered[0]["selected"] is not None) == (method in ("listen", "soft_prompt"))
         log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         assert any("train_loss" in row for row in log)
         assert not (results / "work" / settings_of_method.name).exists()
@@ -105,13 +122,17 @@ def test_selections_and_the_sweep_of_prompt_lengths_are_kept(results, settings):
     assert 3 <= result["selections"]["live_prompts"] <= 20
     assert len(result["selections"]["overlap"]) == 15
     assert set(result["losses_by_prompt_length"]) == {"1", "4"}
-    assert result["adapter_parameters"] == (2 * 20 + 2) * 32
+    records = SelectionRecords.load(results / listen.name / "selections.safetensors")
+    assert records.tasks == [example["task"] for example in predictions(results, listen)]
+    assert records.indices.tolist() == [example["selected"] for example in predictions(results, listen)]
+    assert summarize(records).mean_overlap == pytest.approx(result["selections"]["mean_overlap"])
+    assert result["adapter_parameters"] == (2 * 20 + 5) * 32
 
 
 def test_lora_beside_the_pool_is_trained(results, settings):
     both = replace(settings, method="listen", options={**OPTIONS["listen"], "lora_rank": 2})
     lora = replace(settings, method="lora", options={"rank": 2})
-    expected = (2 * 20 + 2) * 32 + read(results, lora)["adapter_parameters"]
+    expected = (2 * 20 + 5) * 32 + read(results, lora)["adapter_parameters"]
     assert read(results, both)["adapter_parameters"] == expected
 
 
@@ -119,6 +140,38 @@ def test_a_run_that_has_a_result_is_not_run_again(results, settings, monkeypatch
     monkeypatch.setattr(run_module, "train", lambda *args: pytest.fail("it was run again"))
     lora = replace(settings, method="lora", options={"rank": 2})
     assert run(lora, None, results / "work", results) == results / lora.name
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(results, material, settings, tmp_path, monkeypatch, capsys):
+    lora, connector = (replace(settings, method=name, options=OPTIONS[name]) for name in ("lora", "connector"))
+    monkeypatch.setitem(GROUPS, "few", lambda base: [Experiment(one.method, one, (0,)) for one in (lora, connector)])
+    monkeypatch.setattr("benchmarks.mini_listen.base.make_base", lambda folder: (material.base_dir, material.data_dir))
+    command = f"run --groups few --folder {tmp_path} --results {tmp_path / 'results'}".split()
+    monkeypatch.setattr(sys, "argv", [*command, *"--test-per-task 1 --validation-per-task 1".split()])
+    (tmp_path / "checkpoints").mkdir()
+    with FileLock(tmp_path / "checkpoints" / f"{lora.name}.lock"):
+        run_module.main()
+    assert "another process is at it" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "results").iterdir()] == [connector.name]
+    run_module.main()
+    assert len(list((tmp_path / "results").iterdir())) == 2
+
+
+def test_goals_say_what_was_reached(tmp_path):
+    experiments = list(GROUPS["methods"](RunSettings(method="connector")))
+    assert goals(experiments, tmp_path) == ""
+    for number, score in enumerate((0.5, 0.6, 0.4)):  # LoRA, ours, soft prompt
+        for one in experiments[number].runs():
+            folder = tmp_path / one.name
+            folder.mkdir()
+            scores = {task: {"score": score + one.seed / 100} for task in TASKS}
+            result = {"test": scores, "test_size": 12}
+            if number == 1:
+                result["selections"] = {"pool_size": 400, "live_prompts": 300, "mean_overlap": 0.1, "silhouette": 0.4}
+            (folder / "run.json").write_text(json.dumps(result))
+    rows = [line.strip("| ").split(" | ")[1:] for line in goals(experiments, tmp_path).splitlines()[2:]]
+    assert rows == [["0.10", "yes"], ["0.40", "yes"], ["75%", "no"], ["+20.0 in the mean", "yes"], ["6", "yes"]]
+    assert stored_test_sizes(tmp_path) == "12"
 
 
 def test_an_interrupted_run_ends_where_the_uninterrupted_one_does(results, material, settings, tmp_path, monkeypatch):
@@ -157,7 +210,7 @@ def test_no_two_runs_share_a_folder(settings):
         for one in experiment.runs():
             assert names.setdefault(one.name, one) == one
     assert len(names) > 40
-    assert [e.seeds for e in chosen_experiments(["methods"], settings, [1])] == [(1,)] * 6
+    assert [e.seeds for e in chosen_experiments(["methods"], settings, [1])] == [(1,)] * 5 + [()]
     assert PAPER["paper_form"]
 
 
@@ -170,10 +223,16 @@ def test_tables_name_what_was_run_and_what_was_not(results, settings, tmp_path):
     assert "| missing | not run |" in table
 
     shutil.copytree(results, tmp_path / "results")
+    listen = replace(settings, method="listen", options=OPTIONS["listen"], prompt_lengths=(1, 4))
+    selections = json.loads((results / listen.name / "run.json").read_text())["selections"]
     for experiment in GROUPS["methods"](settings):
         # Stands in for the stored run of an experiment, whatever it has measured.
         for one in experiment.runs()[:2]:
-            shutil.copytree(results / lora.runs()[0].name, tmp_path / "results" / one.name, dirs_exist_ok=True)
+            folder = tmp_path / "results" / one.name
+            shutil.copytree(results / lora.runs()[0].name, folder, dirs_exist_ok=True)
+            if one.method == "listen":
+                stored = json.loads((folder / "run.json").read_text())
+                (folder / "run.json").write_text(json.dumps({**stored, "selections": selections}))
     arguments = Namespace(groups=["methods"], steps=3, batch_size=6, train_per_task=2, results=tmp_path / "results")
     text = report(arguments)
     assert "at or above LoRA, r = 8 on q, v on 6 of 6 tasks" in text
