@@ -4,13 +4,14 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: help install demo test lint format types slow benchmark clean
+.PHONY: help install demo test lint format types slow benchmark tables clean
 
 help:
 	@echo "make demo       train a small LLM to hear, and ask it (about 8 minutes on 2 cores)"
 	@echo "make test       lint, types and tests"
 	@echo "make slow       the tests on real models"
-	@echo "make benchmark   DPS against LoRA on six tasks (hours; goes on where it stopped)"
+	@echo "make benchmark  DPS against LoRA on six tasks: every run that has no result yet (hours; goes on where it stopped)"
+	@echo "make tables     the benchmark's tables and plots, from the stored runs alone"
 	@echo "make format     format the code"
 	@echo "make clean      remove the environment and what the demo made"
 
@@ -41,6 +42,9 @@ slow: install
 
 benchmark: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.mini_listen.run
+	$(MAKE) tables
+
+tables: install
 	$(BIN)/python -m benchmarks.mini_listen.results --write benchmarks/RESULTS.md --plots benchmarks/mini_listen/plots
 
 format: install

@@ -2,7 +2,7 @@
 
     python -m benchmarks.mini_listen.results [--results FOLDER] [--write benchmarks/RESULTS.md] [--plots FOLDER]
 
-With `--write`, the tables replace what stands between the markers of that file. `python -m peft_listen.cli report
+With `--write`, the tables replace what stands between the markers of that file. `peft-listen report
 FOLDER/selections.safetensors` makes the page on the selections of one run.
 """
 

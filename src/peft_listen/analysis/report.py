@@ -28,6 +28,7 @@ _EXAMPLES_SHOWN = 2
 # What of the configuration decides the choice.
 _SETTINGS = (
     "selector",
+    "selector_kwargs",
     "pool_size",
     "center_queries",
     "standardize_queries",
@@ -113,7 +114,7 @@ def _render(records: SelectionRecords, summary: SelectionSummary, title: str, pr
         prompts={task: _top_prompts(records, summary, task) for task in summary.tasks},
         half=_prompts_for_half(records),
         base=config.get("base_model_name_or_path"),
-        settings={name: config[name] for name in _SETTINGS if name in config},
+        settings={name: config[name] for name in _SETTINGS if config.get(name) is not None},
     )
 
 
