@@ -31,10 +31,12 @@ class Adapted:
     Args:
         model (`torch.nn.Module`): the base model with its adapter.
         callbacks (`list[TrainerCallback]`): what the trainer needs for it.
+        value_rate (`float`): learning rate of the chosen values, relative to that of soft prompts.
     """
 
     model: torch.nn.Module
     callbacks: list[TrainerCallback] = field(default_factory=list)
+    value_rate: float = 1.0
 
     def num_adapter_parameters(self) -> int:
         """Trainable parameters outside the projector."""
@@ -110,6 +112,7 @@ def listen(
     init_keys_at_steps: list[int] | None = None,
     ignore_template: bool = False,
     lora_rank: int | None = None,
+    value_rate: float = 1.0,
     **config: Any,
 ) -> Adapted:
     """
@@ -119,6 +122,7 @@ def listen(
         init_keys_at_steps: steps before which the keys are started from real queries.
         ignore_template: leave the tokens of the chat template out of the query.
         lora_rank: put LoRA of this rank beside the pool.
+        value_rate: learning rate of the values, relative to that of soft prompts.
     """
     if ignore_template:
         config["query_ignored_token_ids"] = chat_template_token_ids(processor)
@@ -129,4 +133,4 @@ def listen(
             r=lora_rank, lora_alpha=4 * lora_rank, lora_dropout=0.1, target_modules=LANGUAGE_MODEL_PROJECTIONS
         )
         inject_adapter_in_model(lora_config, model.get_base_model(), adapter_name="lora")
-    return Adapted(model, [ListenCallback(init_keys_at_steps=init_keys_at_steps or ())])
+    return Adapted(model, [ListenCallback(init_keys_at_steps=init_keys_at_steps or ())], value_rate)

@@ -50,8 +50,11 @@ HEADER = (
 
 
 def group_table(group: str, experiments: list[Experiment], results_dir: Path) -> str:
-    """One table: a line an experiment, a column a task."""
-    lines = [f"**{group}**: {(GROUPS[group].__doc__ or '').strip().splitlines()[0]}", ""]
+    """One table: a line an experiment, a column a task. A group of which nothing has been run yet is one line."""
+    title = f"**{group}**: {(GROUPS[group].__doc__ or '').strip().splitlines()[0]}"
+    if not any(load_runs(experiment, results_dir) for experiment in experiments):
+        return f"{title} *Not run yet: {'; '.join(experiment.label for experiment in experiments)}.*"
+    lines = [title, ""]
     lines += [f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
     for experiment in experiments:
         runs = load_runs(experiment, results_dir)
@@ -189,7 +192,9 @@ def plot(arguments: argparse.Namespace, folder: Path) -> list[Path]:
         log = [json.loads(line) for line in (arguments.results / settings.name / "log.jsonl").read_text().splitlines()]
         points = [(row["step"], row["loss"]) for row in log if "loss" in row]
         axes.plot(*zip(*points, strict=True), label=experiment.label)
-    axes.set(xlabel="optimizer step", ylabel="training loss (with the key loss)", yscale="log")
+    axes.set(xlabel="optimizer step", ylabel="training loss, seed 0 (with the key loss)", yscale="log")
+    axes.set_yticks([1, 2, 3, 4, 5, 6], list("123456"))
+    axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(paths[0])
@@ -199,9 +204,11 @@ def plot(arguments: argparse.Namespace, folder: Path) -> list[Path]:
     for number, (experiment, runs) in enumerate(stored):
         means = task_means(runs)
         places = [index + (number - (len(stored) - 1) / 2) * width for index in range(len(TASKS))]
-        axes.bar(places, [100 * means[task] for task in TASKS], width, label=experiment.label)
+        heights = [100 * means[task] for task in TASKS]
+        spreads = [100 * statistics.pstdev(run["test"][task]["score"] for run in runs) for task in TASKS]
+        axes.bar(places, heights, width, yerr=spreads, error_kw={"lw": 1}, label=experiment.label)
     axes.set_xticks(range(len(TASKS)), TASKS)
-    axes.set(ylabel="score, times 100", ylim=(0, 100))
+    axes.set(ylabel="score, times 100 (lines: deviation over the seeds)", ylim=(0, 100))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, ncols=2)
     figure.savefig(paths[1])

@@ -106,6 +106,12 @@ def run(settings: RunSettings, material: Material, work_dir: Path, results_dir: 
     if settings.method == "listen":
         tasks, instructions = ([example[name] for example in material.test] for name in ("task", "instruction"))
         selections = SelectionRecords.from_records(records, adapted.model, tasks, instructions)
+        # Not the folder on this machine, which says nothing to others.
+        config = {
+            **selections.config,
+            "base_model_name_or_path": "SmolLM2-135M-Instruct, Whisper tiny.en, small BEATs",
+        }
+        selections = replace(selections, config=config)
         result["selections"] = summarize(selections).to_dict()
         result["losses_by_prompt_length"] = _sweep(adapted, evaluator, settings, material.test)
     selected = [row.tolist() for record in records for row in record.indices] or [None] * len(answers)

@@ -23,7 +23,7 @@ class RunSettings:
         steps (`int`): optimizer steps.
         batch_size (`int`): clips of one step.
         learning_rate (`float`): of the projector, of LoRA, and of the keys.
-        value_learning_rate (`float`): of soft prompts and of the values of the pool.
+        value_learning_rate (`float`): of soft prompts, and of the values of the pool unless the method says otherwise.
         tasks (`tuple[str, ...]`): the tasks that are trained; all are evaluated.
         train_per_task (`int`): examples of each task that are trained on, the first ones of the file.
         prompt_lengths (`tuple[int, ...]`): prompt lengths to evaluate besides the method's own.

@@ -76,7 +76,10 @@ def train(
         The Trainer's log history.
     """
     groups = parameter_groups(
-        adapted.model, settings.learning_rate, value_learning_rate=settings.value_learning_rate, weight_decay=0.0
+        adapted.model,
+        settings.learning_rate,
+        value_learning_rate=adapted.value_rate * settings.value_learning_rate,
+        shared_value_learning_rate=settings.value_learning_rate,
     )
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     schedule = get_cosine_schedule_with_warmup(optimizer, round(WARM_UP_SHARE * settings.steps), settings.steps)

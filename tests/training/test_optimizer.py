@@ -31,6 +31,18 @@ def test_given_rates_are_taken(model):
     assert [group["lr"] for group in (keys, values, rest)] == [0.0, 0.5, 1e-3]
 
 
+def test_shared_prompts_are_as_fast_as_the_values_or_as_they_are_told(make_adapted):
+    model = make_adapted(num_shared_prompts=2)
+    for given, expected in (({}, 1e-2), ({"shared_value_learning_rate": 0.5}, 0.5)):
+        _, values, shared, _ = parameter_groups(model, 1e-3, **given)
+        assert all(name.endswith("listen_shared_values.default") for name in names_of(model, shared))
+        assert (values["lr"], shared["lr"], shared["weight_decay"]) == (
+            pytest.approx(1e-2),
+            pytest.approx(expected),
+            0,
+        )
+
+
 def test_everything_trained_is_in_one_group(model):
     groups = parameter_groups(model, 1e-3)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -11,6 +11,7 @@ def parameter_groups(
     model: nn.Module,
     learning_rate: float,
     value_learning_rate: Optional[float] = None,
+    shared_value_learning_rate: Optional[float] = None,
     key_learning_rate: Optional[float] = None,
     weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
@@ -24,7 +25,11 @@ def parameter_groups(
     Args:
         model (`nn.Module`): with a LISTEN adapter.
         learning_rate (`float`): for the projector, other adapters, and whatever else requires gradients.
-        value_learning_rate (`float`, *optional*): for the values, shared ones included; 10 times `learning_rate` if not given.
+        value_learning_rate (`float`, *optional*): for the values; 10 times `learning_rate` if not given.
+        shared_value_learning_rate (`float`, *optional*):
+            for the shared prompts; that of the values if not given. Where shared prompts are added to the values
+            (`shared_prompt_mode="add"`), every row moves the shared ones, and few rows move each value: twice
+            `learning_rate` is then enough for the values.
         key_learning_rate (`float`, *optional*): for the keys; `learning_rate` if not given.
         weight_decay (`float`, defaults to 0.0): for parameters that are neither keys nor values.
 
@@ -42,7 +47,7 @@ def parameter_groups(
     rates = {
         "listen_keys": learning_rate if key_learning_rate is None else key_learning_rate,
         "listen_values": value_rate,
-        "listen_shared_values": value_rate,
+        "listen_shared_values": value_rate if shared_value_learning_rate is None else shared_value_learning_rate,
     }
     groups: dict[str, dict[str, Any]] = {
         name: {"params": [], "lr": rate, "weight_decay": 0.0} for name, rate in rates.items()

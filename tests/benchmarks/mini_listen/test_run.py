@@ -124,6 +124,7 @@ def test_selections_and_the_sweep_of_prompt_lengths_are_kept(results, settings):
     assert set(result["losses_by_prompt_length"]) == {"1", "4"}
     records = SelectionRecords.load(results / listen.name / "selections.safetensors")
     assert records.tasks == [example["task"] for example in predictions(results, listen)]
+    assert records.config["base_model_name_or_path"].startswith("SmolLM2")
     assert records.indices.tolist() == [example["selected"] for example in predictions(results, listen)]
     assert summarize(records).mean_overlap == pytest.approx(result["selections"]["mean_overlap"])
     assert result["adapter_parameters"] == (2 * 20 + 5) * 32
@@ -221,6 +222,7 @@ def test_tables_name_what_was_run_and_what_was_not(results, settings, tmp_path):
     table = group_table("methods", [lora, missing], results)
     assert "| LoRA | 1 of 2 |" in table
     assert "| missing | not run |" in table
+    assert group_table("selectors", [missing, missing], results).endswith("*Not run yet: missing; missing.*")
 
     shutil.copytree(results, tmp_path / "results")
     listen = replace(settings, method="listen", options=OPTIONS["listen"], prompt_lengths=(1, 4))
