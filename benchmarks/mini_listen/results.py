@@ -44,7 +44,7 @@ def task_means(runs: list[Run]) -> dict[str, float]:
 
 
 HEADER = (
-    *("method", "seeds", "parameters", *TASKS, "mean", "worst task", "validation loss"),
+    *("method", "seeds", "parameters", *TASKS, "mean", "worst task", "loss, trained clips", "loss, validation"),
     *("overlap", "live prompts", "silhouette", "minutes"),
 )
 
@@ -73,7 +73,7 @@ def _cells(experiment: Experiment, runs: list[Run]) -> list[str]:
         *(spread(column) for column in zip(*by_run, strict=True)),
         spread(statistics.fmean(scores) for scores in by_run),
         spread(min(scores) for scores in by_run),
-        f"{statistics.fmean(validation_losses(runs)):.3f}",
+        *(f"{mean_loss(runs, split):.3f}" for split in ("train", "validation")),
         spread(s["mean_overlap"] for s in selections) if selections else "",
         f"{mean_of(selections, 'live_prompts'):.0f} of {selections[0]['pool_size']}" if selections else "",
         f"{mean_of(selections, 'silhouette'):.2f}" if selections else "",
@@ -81,9 +81,9 @@ def _cells(experiment: Experiment, runs: list[Run]) -> list[str]:
     ]
 
 
-def validation_losses(runs: list[Run]) -> list[float]:
-    """Mean over the tasks of the validation loss of each run."""
-    return [statistics.fmean(run["validation_loss"].values()) for run in runs]
+def mean_loss(runs: list[Run], split: str) -> float:
+    """Loss on examples of a split, mean over tasks and runs."""
+    return statistics.fmean(statistics.fmean(run[f"{split}_loss"].values()) for run in runs)
 
 
 def mean_of(rows: list[dict[str, Any]], name: str) -> float:
@@ -159,10 +159,11 @@ def report(arguments: argparse.Namespace) -> str:
     base = settings_of(arguments)
     parts = [
         f"{base.steps} steps of {base.batch_size} clips; learning rate {base.learning_rate:g}, of soft prompts and "
-        f"values {base.value_learning_rate:g}; {stored_test_sizes(arguments.results)} test examples. Scores times 100, mean ± "
-        "standard deviation over the seeds: word accuracy (asr), chrF (en2zh), right answers (er, sv, sqa), ROUGE-L "
-        "(acap). Validation loss: mean over the tasks, of a token of the right answer. Overlap: share of the ten most "
-        "chosen prompts that two tasks have in common, mean over pairs, times 100. Minutes: of training."
+        f"values {base.value_learning_rate:g}; {stored_test_sizes(arguments.results)} test examples. Scores times 100, "
+        "mean ± standard deviation over the seeds: word accuracy (asr), chrF (en2zh), right answers (er, sv, sqa), "
+        "ROUGE-L (acap). Loss: mean over the tasks, of a token of the right answer, on clips that were trained on and on "
+        "as many validation clips. Overlap: share of the ten most chosen prompts that two tasks have in common, mean "
+        "over pairs, times 100. Minutes: of training."
     ]
     for group in arguments.groups:
         experiments = list(GROUPS[group](base))

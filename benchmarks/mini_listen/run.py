@@ -51,13 +51,14 @@ class Material:
         data_dir (`Path`): folder of the data set.
         processor ([`AudioListenProcessor`])
         features ([`FeatureCache`]): of all clips.
-        validation, test (`list[dict]`): the examples that runs are evaluated on.
+        train, validation, test (`list[dict]`): the examples that runs are evaluated on.
     """
 
     base_dir: Path
     data_dir: Path
     processor: AudioListenProcessor
     features: FeatureCache
+    train: list[dict[str, Any]]
     validation: list[dict[str, Any]]
     test: list[dict[str, Any]]
 
@@ -96,6 +97,7 @@ def run(settings: RunSettings, material: Material, work_dir: Path, results_dir: 
             "peft_listen": peft_listen.__version__,
         },
         "threads": torch.get_num_threads(),
+        "train_loss": evaluator.losses(material.train),
         "validation_loss": evaluator.losses(material.validation),
         "test": score(material.test, answers),
         "test_size": len(material.test),
@@ -178,7 +180,9 @@ def prepare(folder: Path, base_dir: Path, data_dir: Path, per_task: dict[str, in
     features = build_features(
         model, processor, [*splits["train"], *splits["validation"], *splits["test"]], folder / "features"
     )
-    return Material(base_dir, data_dir, processor, features, splits["validation"], splits["test"])
+    # As many as are validated on: what a method has learned of clips that it was trained on.
+    train_examples = read_split(data_dir, "train", TASKS, per_task["validation"])
+    return Material(base_dir, data_dir, processor, features, train_examples, splits["validation"], splits["test"])
 
 
 def chosen_experiments(groups: list[str], base: RunSettings, seeds: list[int] | None) -> Iterator[Experiment]:

@@ -104,7 +104,7 @@ def test_every_method_leaves_a_result(results, settings):
         settings_of_method = replace(settings, method=method, options=options, prompt_lengths=lengths)
         result = read(results, settings_of_method)
         assert result["settings"]["method"] == method
-        assert set(result["test"]) == set(result["validation_loss"]) == set(TASKS)
+        assert set(result["test"]) == set(result["train_loss"]) == set(result["validation_loss"]) == set(TASKS)
         assert all(0 <= values["score"] <= 1 for values in result["test"].values())
         assert 0 <= result["test"]["sv"]["eer"] <= 1
         folder = results / settings_of_method.name
