@@ -180,6 +180,7 @@ def plot(arguments: argparse.Namespace, folder: Path) -> list[Path]:
     import matplotlib
 
     matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "mini_listen"  # the same runs give the same files
     import matplotlib.pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -198,7 +199,7 @@ def plot(arguments: argparse.Namespace, folder: Path) -> list[Path]:
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(paths[0])
+    figure.savefig(paths[0], metadata={"Date": None})
 
     figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
     width = 0.8 / max(1, len(stored))
@@ -212,7 +213,7 @@ def plot(arguments: argparse.Namespace, folder: Path) -> list[Path]:
     axes.set(ylabel="score, times 100 (lines: deviation over the seeds)", ylim=(0, 100))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, ncols=2)
-    figure.savefig(paths[1])
+    figure.savefig(paths[1], metadata={"Date": None})
     return paths
 
 

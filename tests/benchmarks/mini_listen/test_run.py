@@ -239,7 +239,9 @@ def test_tables_name_what_was_run_and_what_was_not(results, settings, tmp_path):
     text = report(arguments)
     assert "at or above LoRA, r = 8 on q, v on 6 of 6 tasks" in text
     paths = plot(arguments, tmp_path / "plots")
-    assert all(path.read_text().rstrip().endswith("</svg>") for path in paths)
+    drawn = [path.read_text() for path in paths]
+    assert all(content.rstrip().endswith("</svg>") for content in drawn)
+    assert [path.read_text() for path in plot(arguments, tmp_path / "plots")] == drawn
 
     markdown = tmp_path / "RESULTS.md"
     markdown.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
