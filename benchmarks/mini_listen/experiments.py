@@ -37,30 +37,26 @@ UNREMEDIED = {
     "center_queries": False,
     "query_pooling": "mean",
 }
+# What makes tasks choose different prompts, whatever is done with these.
+APART = {"key_loss_weight": 0.1, "center_queries": True, "ignore_template": True, "query_pooling": "modality_mean"}
 # The first form that chose by task, with keys that are spread over the queries; it still lost to one soft prompt.
 BY_SIMILARITY = {
+    **APART,
     "pool_size": 400,
     "prompt_length": 10,
     "max_train_prompt_length": 40,
-    "key_loss_weight": 0.1,
-    "center_queries": True,
     "init_keys_at_steps": [8, 64],
-    "ignore_template": True,
-    "query_pooling": "modality_mean",
     "num_shared_prompts": 10,
 }
 # 380 pairs and 38 shared prompts have 459 648 parameters, LoRA of rank 8 has 460 800.
 GROUPED = {
+    **APART,
     "pool_size": 380,
     "selector": "grouped",
     "selector_kwargs": {"num_groups": 38},
     "prompt_length": 38,
     "stochastic_prompt_length": False,
-    "key_loss_weight": 0.1,
-    "center_queries": True,
     "init_keys_at_steps": [8],
-    "ignore_template": True,
-    "query_pooling": "modality_mean",
     "num_shared_prompts": 38,
     "shared_prompt_mode": "add",
 }

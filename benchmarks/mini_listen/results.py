@@ -52,12 +52,12 @@ HEADER = (
 def group_table(group: str, experiments: list[Experiment], results_dir: Path) -> str:
     """One table: a line an experiment, a column a task. A group of which nothing has been run yet is one line."""
     title = f"**{group}**: {(GROUPS[group].__doc__ or '').strip().splitlines()[0]}"
-    if not any(load_runs(experiment, results_dir) for experiment in experiments):
+    stored = [(experiment, load_runs(experiment, results_dir)) for experiment in experiments]
+    if not any(runs for _, runs in stored):
         return f"{title} *Not run yet: {'; '.join(experiment.label for experiment in experiments)}.*"
     lines = [title, ""]
     lines += [f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
-    for experiment in experiments:
-        runs = load_runs(experiment, results_dir)
+    for experiment, runs in stored:
         cells = _cells(experiment, runs) if runs else [experiment.label, "not run", *[""] * (len(HEADER) - 2)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -77,7 +77,7 @@ def _cells(experiment: Experiment, runs: list[Run]) -> list[str]:
         spread(s["mean_overlap"] for s in selections) if selections else "",
         f"{mean_of(selections, 'live_prompts'):.0f} of {selections[0]['pool_size']}" if selections else "",
         f"{mean_of(selections, 'silhouette'):.2f}" if selections else "",
-        f"{statistics.fmean(run['training_seconds'] for run in runs) / 60:.0f}",
+        f"{mean_of(runs, 'training_seconds') / 60:.0f}",
     ]
 
 
@@ -105,6 +105,12 @@ def sweep_table(experiments: list[Experiment], results_dir: Path) -> str:
     return "\n".join(lines)
 
 
+def tasks_won(runs: list[Run], reference: list[Run]) -> list[str]:
+    """The tasks on which runs are, in the mean over the seeds, at or above others."""
+    ours, theirs = task_means(runs), task_means(reference)
+    return [task for task in TASKS if ours[task] >= theirs[task]]
+
+
 def wins(experiments: list[Experiment], results_dir: Path) -> list[str]:
     """For each experiment, on how many tasks it is at or above the first one (LoRA), and the goals of the comparison."""
     reference = load_runs(experiments[0], results_dir)
@@ -112,8 +118,7 @@ def wins(experiments: list[Experiment], results_dir: Path) -> list[str]:
     for experiment in experiments[1:]:
         runs = load_runs(experiment, results_dir)
         if reference and runs:
-            ours, theirs = task_means(runs), task_means(reference)
-            won = [task for task in TASKS if ours[task] >= theirs[task]]
+            won = tasks_won(runs, reference)
             names = f" ({', '.join(won)})" if won else ""
             lines.append(
                 f"- {experiment.label}: at or above {experiments[0].label} on {len(won)} of {len(TASKS)} tasks{names}."
@@ -140,7 +145,7 @@ def goals(experiments: list[Experiment], results_dir: Path) -> str:
         enough = all(len(values) > 1 for values in means) and gain > sum(map(statistics.stdev, means))
         rows.append(("better than the soft prompt beyond the seeds' spread", f"{gain:+.1f} in the mean", enough))
     if lora:
-        won = sum(task_means(ours)[task] >= task_means(lora)[task] for task in TASKS)
+        won = len(tasks_won(ours, lora))
         rows.append((f"at or above LoRA on 5 of {len(TASKS)} tasks", f"{won}", won >= 5))
     lines = ["| goal of the improved form | measured | reached |", "|---|---|---|"]
     return "\n".join(

@@ -35,7 +35,7 @@ from .evaluation import Evaluator, score
 from .experiments import GROUPS, Experiment
 from .methods import METHODS, Adapted
 from .settings import TASKS, RunSettings
-from .training import build_features, read_split, train
+from .training import build_features, first_of_each_task, read_split, train
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -181,7 +181,7 @@ def prepare(folder: Path, base_dir: Path, data_dir: Path, per_task: dict[str, in
         model, processor, [*splits["train"], *splits["validation"], *splits["test"]], folder / "features"
     )
     # As many as are validated on: what a method has learned of clips that it was trained on.
-    train_examples = read_split(data_dir, "train", TASKS, per_task["validation"])
+    train_examples = first_of_each_task(splits["train"], TASKS, per_task["validation"])
     return Material(base_dir, data_dir, processor, features, train_examples, splits["validation"], splits["test"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,20 @@ def read_split(
     data_dir: Path, split: str, tasks: tuple[str, ...], per_task: int | None = None
 ) -> list[dict[str, Any]]:
     """Examples of some tasks of a split, the first `per_task` of each, in the file's order."""
+    return first_of_each_task(map(dict, read_examples(data_dir / f"{split}.jsonl")), tasks, per_task)
+
+
+def first_of_each_task(
+    examples: Iterable[dict[str, Any]], tasks: tuple[str, ...], per_task: int | None
+) -> list[dict[str, Any]]:
+    """The first `per_task` examples of each of some tasks, or all of them, in their order."""
     counts = dict.fromkeys(tasks, 0)
     chosen = []
-    for example in read_examples(data_dir / f"{split}.jsonl"):
+    for example in examples:
         task = example["task"]
         if task in counts and (per_task is None or counts[task] < per_task):
             counts[task] += 1
-            chosen.append(dict(example))
+            chosen.append(example)
     return chosen
 
 

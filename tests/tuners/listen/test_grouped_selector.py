@@ -52,8 +52,10 @@ def test_a_bias_changes_the_choice_within_the_group():
     query, keys = draw(0)
     bias = torch.zeros(20)
     bias[[3, 6]] = 10.0
-    indices = get_selector("grouped", num_groups=5).select(query, keys, 5, bias=bias).indices
+    selection = get_selector("grouped", num_groups=5).select(query, keys, 5, bias=bias)
+    indices = selection.indices
     assert indices[:, 0].tolist() == [3] * 3 and indices[:, 1].tolist() == [6] * 3
+    assert selection.scores.abs().max() <= 1  # cosines, as the similarity selector gives them: without the bias
 
 
 def test_each_group_is_started_over_all_queries(build, attach):

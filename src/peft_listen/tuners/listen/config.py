@@ -64,7 +64,7 @@ class ListenConfig(PeftConfig):
             Tokens left out of the query: those of the chat template, which are the same in every input; see
             [`~peft_listen.training.chat_template_token_ids`]. *(ours)*
         num_shared_prompts (`int`, defaults to 0):
-            Prompts that every input gets, before its chosen ones: general knowledge beside the task-specific. They
+            Prompts that every input gets beside its chosen ones: general knowledge beside the task-specific. They
             are not in the pool, and add `num_shared_prompts * embedding_size` parameters. *(ours)*
         shared_prompt_mode (`"prepend"` or `"add"`, defaults to `"prepend"`):
             `"prepend"` puts the shared prompts before the chosen ones. `"add"` adds the j-th of them to the j-th chosen
@@ -140,7 +140,7 @@ class ListenConfig(PeftConfig):
         default=None, metadata={"help": "Tokens left out of the query, such as those of the chat template."}
     )
     num_shared_prompts: int = field(
-        default=0, metadata={"help": "Number of prompts that every input gets, before its chosen ones."}
+        default=0, metadata={"help": "Number of prompts that every input gets beside its chosen ones."}
     )
     shared_prompt_mode: Literal["prepend", "add"] = field(
         default="prepend",
@@ -177,7 +177,7 @@ class ListenConfig(PeftConfig):
         self.peft_type = PeftType["LISTEN"]
         if self.paper_form:
             self.__dict__.update(_PAPER_FORM)
-        if not _is_integer(self.pool_size) or self.pool_size < 1:
+        if not is_integer(self.pool_size) or self.pool_size < 1:
             raise ValueError(f"`pool_size` must be an integer of at least 1, got {self.pool_size!r}.")
         for name in ("prompt_length", "max_train_prompt_length"):
             value = getattr(self, name)
@@ -197,17 +197,17 @@ class ListenConfig(PeftConfig):
         if self.query_pooling not in ("mean", "modality_mean"):
             raise ValueError(f"`query_pooling` must be 'mean' or 'modality_mean', got {self.query_pooling!r}.")
         if self.query_ignored_token_ids is not None:
-            if not all(_is_integer(token_id) and token_id >= 0 for token_id in self.query_ignored_token_ids):
+            if not all(is_integer(token_id) and token_id >= 0 for token_id in self.query_ignored_token_ids):
                 raise ValueError(
                     f"`query_ignored_token_ids` must hold token ids, got {self.query_ignored_token_ids!r}."
                 )
             self.query_ignored_token_ids = sorted(set(self.query_ignored_token_ids))
         for name in ("num_shared_prompts", "reseed_every", "exploration_steps"):
-            if not _is_integer(getattr(self, name)) or getattr(self, name) < 0:
+            if not is_integer(getattr(self, name)) or getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be an integer of at least 0, got {getattr(self, name)!r}.")
         if self.shared_prompt_mode not in ("prepend", "add"):
             raise ValueError(f"`shared_prompt_mode` must be 'prepend' or 'add', got {self.shared_prompt_mode!r}.")
-        if self.shared_prompt_mode == "add" and self.num_shared_prompts > 0:
+        if self.adds_shared_prompts:
             self._check_shared_prompts_reach()
         for name in ("usage_balance", "exploration"):
             value = getattr(self, name)
@@ -220,7 +220,7 @@ class ListenConfig(PeftConfig):
             )
         if self.init_weights not in (True, False, "vocab", "normal"):
             raise ValueError(f"`init_weights` must be True, False, 'vocab' or 'normal', got {self.init_weights!r}.")
-        if not _is_integer(self.seed) or self.seed < 0:
+        if not is_integer(self.seed) or self.seed < 0:
             raise ValueError(f"`seed` must be an integer of at least 0, got {self.seed!r}.")
 
     def _check_shared_prompts_reach(self) -> None:
@@ -233,6 +233,11 @@ class ListenConfig(PeftConfig):
                     f"`num_shared_prompts`={self.num_shared_prompts} are too few to be added to `{name}`={value} chosen "
                     f"ones. Set `num_shared_prompts={value}`, or a smaller `{name}`."
                 )
+
+    @property
+    def adds_shared_prompts(self) -> bool:
+        """Whether shared prompts are added to the chosen ones."""
+        return self.num_shared_prompts > 0 and self.shared_prompt_mode == "add"
 
     @property
     def target_modules(self) -> Optional[str]:
@@ -253,13 +258,14 @@ _PAPER_FORM: dict[str, Any] = {
 }
 
 
-def _is_integer(value: Any) -> bool:
+def is_integer(value: Any) -> bool:
+    """Whether a setting is an integer, and not a truth value."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_prompt_length(name: str, value: Any, pool_size: int) -> None:
     """Raises a `ValueError` that names the field and both numbers unless `1 <= value <= pool_size`."""
-    if not _is_integer(value) or value < 1:
+    if not is_integer(value) or value < 1:
         raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
     if value > pool_size:
         raise ValueError(

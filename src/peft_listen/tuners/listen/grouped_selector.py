@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Optional
 
 import torch
-import torch.nn.functional as F
-from torch.nn.utils.rnn import pad_sequence
 
+from .config import is_integer
 from .pool import cluster_centers
-from .selectors import Selection, Selector, register_selector
+from .selectors import Selection, Selector, best_prompts, cosines, register_selector
 
 
 @register_selector("grouped")
@@ -37,33 +36,33 @@ class GroupedSelector(Selector):
     """
 
     def __init__(self, num_groups: int = 40) -> None:
-        if not isinstance(num_groups, int) or isinstance(num_groups, bool) or num_groups < 1:
+        if not is_integer(num_groups) or num_groups < 1:
             raise ValueError(f"`num_groups` must be an integer of at least 1, got {num_groups!r}.")
         self.num_groups = num_groups
 
     def select(
         self, query: torch.Tensor, keys: torch.Tensor, k: int, bias: Optional[torch.Tensor] = None
     ) -> Selection:
-        scores = F.normalize(query, dim=-1, eps=1e-6) @ F.normalize(keys, dim=-1, eps=1e-6).T  # [batch, pool_size]
-        if bias is not None:
-            scores = scores + bias
-        # Smaller groups, which are the last ones, are filled up with a prompt that loses to all.
-        members = pad_sequence(self._groups(keys.shape[0]), batch_first=True, padding_value=-1).to(scores.device)
-        by_group = scores[:, members].masked_fill(members < 0, -torch.inf)  # [batch, num_groups, group_size]
-        rounds = -(-k // len(members))  # how many of each group a prompt of length k reaches
-        best, order = (part[..., :rounds] for part in by_group.sort(dim=-1, descending=True, stable=True))
-        indices = members.expand_as(by_group).gather(-1, order)
-        return Selection(
-            indices=indices.transpose(1, 2).flatten(1)[:, :k], scores=best.transpose(1, 2).flatten(1)[:, :k]
-        )
+        pool_size = keys.shape[0]
+        similarity = cosines(query, keys)
+        sizes = torch.tensor(self._group_sizes(pool_size), device=keys.device)
+        group = torch.arange(len(sizes), device=keys.device).repeat_interleave(sizes, output_size=pool_size)
+        within = torch.arange(pool_size, device=keys.device) - (sizes.cumsum(0) - sizes)[group]
+        ranked = best_prompts(similarity, pool_size, bias)
+        # Group by group, the best of each first; then the first of all groups, the second of all groups, ...
+        ranked = ranked.gather(-1, group[ranked].argsort(dim=-1, stable=True))
+        indices = ranked[:, (within * len(sizes) + group).argsort()[:k]]
+        return Selection(indices=indices, scores=similarity.gather(-1, indices))
 
     def initial_keys(self, queries: torch.Tensor, pool_size: int, seed: int) -> torch.Tensor:
         # Another seed for each group, so that groups draw their borders at different places.
         centers = [
-            cluster_centers(queries, len(members), seed=1000 * seed + group)
-            for group, members in enumerate(self._groups(pool_size))
+            cluster_centers(queries, size, seed=1000 * seed + group)
+            for group, size in enumerate(self._group_sizes(pool_size))
         ]
         return torch.cat(centers)
 
-    def _groups(self, pool_size: int) -> list[torch.Tensor]:
-        return list(torch.arange(pool_size).tensor_split(min(self.num_groups, pool_size)))
+    def _group_sizes(self, pool_size: int) -> list[int]:
+        num_groups = min(self.num_groups, pool_size)
+        size, larger = divmod(pool_size, num_groups)
+        return [size + (group < larger) for group in range(num_groups)]

@@ -96,16 +96,22 @@ def initial_pool(config: ListenConfig, embedding: nn.Module, model_config: objec
         embedding (`nn.Module`): the decoder's input embedding.
         model_config: the model's configuration.
     """
+    pool = _drawn_pool(config, embedding, model_config)
+    if config.adds_shared_prompts and config.init_weights is not False:
+        # Every prompt begins as the shared one of its place. Random values, for tests, make prompts differ visibly.
+        return pool._replace(values=torch.zeros_like(pool.values))
+    return pool
+
+
+def _drawn_pool(config: ListenConfig, embedding: nn.Module, model_config: object) -> InitialPool:
     generator = torch.Generator().manual_seed(config.seed)
     size = embedding_size(embedding, model_config)
     counts = (config.pool_size, config.pool_size, config.num_shared_prompts)
     mean = torch.zeros(size)
-    # Every prompt then begins as the shared one of its place. Random values, for tests, make prompts differ visibly.
-    starts_shared = adds_shared_prompts(config) and config.init_weights is not False
 
     def normal(scale: float) -> InitialPool:
         keys, values, shared = (scale * torch.randn(count, size, generator=generator) for count in counts)
-        return InitialPool(keys, torch.zeros_like(values) if starts_shared else values, shared, mean)
+        return InitialPool(keys, values, shared, mean)
 
     if config.init_weights is False:
         return normal(1.0)
@@ -120,12 +126,7 @@ def initial_pool(config: ListenConfig, embedding: nn.Module, model_config: objec
     if config.center_queries:
         mean = keys.mean(dim=0)
         keys = keys - mean
-    return InitialPool(keys, torch.zeros_like(values) if starts_shared else values, shared_values, mean)
-
-
-def adds_shared_prompts(config: ListenConfig) -> bool:
-    """Whether an adapter adds its shared prompts to the chosen ones."""
-    return config.num_shared_prompts > 0 and config.shared_prompt_mode == "add"
+    return InitialPool(keys, values, shared_values, mean)
 
 
 def with_shared_prompts(mode: str, shared: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

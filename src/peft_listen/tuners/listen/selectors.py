@@ -182,6 +182,11 @@ def best_prompts(scores: torch.Tensor, k: int, bias: Optional[torch.Tensor] = No
     return ranked.sort(dim=-1, descending=True, stable=True).indices[:, :k]
 
 
+def cosines(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Cosine of each query to each key, `(batch_size, pool_size)`."""
+    return F.normalize(query, dim=-1) @ F.normalize(keys, dim=-1).T
+
+
 @register_selector("similarity")
 class SimilaritySelector(Selector):
     """The `k` keys of the highest cosine similarity to the query (arXiv 2505.18517). O(pool_size · d) per row."""
@@ -189,7 +194,7 @@ class SimilaritySelector(Selector):
     def select(
         self, query: torch.Tensor, keys: torch.Tensor, k: int, bias: Optional[torch.Tensor] = None
     ) -> Selection:
-        similarity = F.normalize(query, dim=-1) @ F.normalize(keys, dim=-1).T  # [batch, pool_size]
+        similarity = cosines(query, keys)
         indices = best_prompts(similarity, k, bias)
         return Selection(indices=indices, scores=similarity.gather(-1, indices))
 
