@@ -92,13 +92,13 @@ def mean_of(rows: list[dict[str, Any]], name: str) -> float:
 
 
 def sweep_table(experiments: list[Experiment], results_dir: Path) -> str:
-    """Mean loss of the right answers at each prompt length."""
+    """Mean loss of the right answers to the validation clips at each prompt length."""
     lines = []
     for experiment in experiments:
         for run in load_runs(experiment, results_dir):
             losses = run.get("losses_by_prompt_length") or {}
             if losses and not lines:
-                lines = [f"| loss at k = | {' | '.join(losses)} |", "|" + "---|" * (len(losses) + 1)]
+                lines = [f"| validation loss at k = | {' | '.join(losses)} |", "|" + "---|" * (len(losses) + 1)]
             if losses:
                 means = [f"{statistics.fmean(by_task.values()):.3f}" for by_task in losses.values()]
                 lines.append(f"| {experiment.label} | {' | '.join(means)} |")
@@ -176,7 +176,8 @@ def report(arguments: argparse.Namespace) -> str:
         if group == "methods":
             parts.append("\n".join(wins(experiments, arguments.results)))
             parts.append(goals(experiments, arguments.results))
-        parts.append(sweep_table(experiments, arguments.results))
+        if group == "prompt_lengths":
+            parts.append(sweep_table(experiments, arguments.results))
     return "\n\n".join(part for part in parts if part)
 
 

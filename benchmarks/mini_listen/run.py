@@ -115,7 +115,7 @@ def run(settings: RunSettings, material: Material, work_dir: Path, results_dir: 
         }
         selections = replace(selections, config=config)
         result["selections"] = summarize(selections).to_dict()
-        result["losses_by_prompt_length"] = _sweep(adapted, evaluator, settings, material.test)
+        result["losses_by_prompt_length"] = _sweep(adapted, evaluator, settings, material.validation)
     selected = [row.tolist() for record in records for row in record.indices] or [None] * len(answers)
     predictions = [
         {
@@ -143,7 +143,7 @@ def _equal_error_rate(evaluator: Evaluator, examples: list[dict[str, Any]]) -> f
 def _sweep(
     adapted: Adapted, evaluator: Evaluator, settings: RunSettings, examples: list[dict[str, Any]]
 ) -> dict[str, dict[str, float]]:
-    """Loss of the right answers at each prompt length."""
+    """Loss of the right answers at each prompt length, task by task."""
     losses = {}
     for k in settings.prompt_lengths:
         if k <= settings.options["pool_size"]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import statistics
 import sys
 from argparse import Namespace
 from dataclasses import replace
@@ -22,6 +23,7 @@ from benchmarks.mini_listen.results import (
     plot,
     report,
     stored_test_sizes,
+    sweep_table,
     write_between_markers,
 )
 from benchmarks.mini_listen.run import chosen_experiments, prepare, run
@@ -130,6 +132,17 @@ def test_selections_and_the_sweep_of_prompt_lengths_are_kept(results, settings):
     assert result["adapter_parameters"] == (2 * 20 + 5) * 32
 
 
+def test_the_sweep_is_a_table_of_its_own(results, settings):
+    listen = replace(settings, method="listen", options=OPTIONS["listen"], prompt_lengths=(1, 4))
+    losses = read(results, listen)["losses_by_prompt_length"]
+    header, _, line = sweep_table([Experiment("k = 4 in training", listen, (0,))], results).splitlines()
+    assert header == "| validation loss at k = | 1 | 4 |"
+    means = [f"{statistics.fmean(by_task.values()):.3f}" for by_task in losses.values()]
+    assert line == f"| k = 4 in training | {means[0]} | {means[1]} |"
+    lora = replace(settings, method="lora", options={"rank": 2})
+    assert sweep_table([Experiment("LoRA", lora, (0,))], results) == ""
+
+
 def test_lora_beside_the_pool_is_trained(results, settings):
     both = replace(settings, method="listen", options={**OPTIONS["listen"], "lora_rank": 2})
     lora = replace(settings, method="lora", options={"rank": 2})
@@ -211,8 +224,19 @@ def test_no_two_runs_share_a_folder(settings):
         for one in experiment.runs():
             assert names.setdefault(one.name, one) == one
     assert len(names) > 40
-    assert [e.seeds for e in chosen_experiments(["methods"], settings, [1])] == [(1,)] * 5 + [()]
+    assert [e.seeds for e in chosen_experiments(["methods"], settings, [1])] == [(1,)] * 3 + [()] * 3
     assert PAPER["paper_form"]
+
+
+def test_studies_take_a_third_of_the_steps_and_share_one_run():
+    base = RunSettings(method="connector", steps=600)
+    studies = {
+        name: list(GROUPS[name](base)) for name in ("selectors", "remedies", "prompt_lengths", "key_loss", "tasks")
+    }
+    assert {experiment.settings.steps for experiments in studies.values() for experiment in experiments} == {200}
+    names = [{run.name for experiment in experiments for run in experiment.runs()} for experiments in studies.values()]
+    (shared,) = set.intersection(*names)
+    assert shared.startswith("listen-seed0-")
 
 
 def test_tables_name_what_was_run_and_what_was_not(results, settings, tmp_path):
