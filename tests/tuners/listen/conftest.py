@@ -203,6 +203,17 @@ def tokens():
     return tokens
 
 
+@pytest.fixture(scope="session")
+def draw():
+    """Random queries `(rows, size)` and keys `(pool_size, size)`."""
+
+    def draw(seed, rows=3, pool_size=20, size=16):
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(rows, size, generator=generator), torch.randn(pool_size, size, generator=generator)
+
+    return draw
+
+
 @pytest.fixture
 def padded():
     """Pads rows of different lengths: input ids and attention mask."""

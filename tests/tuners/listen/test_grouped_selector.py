@@ -8,14 +8,9 @@ from hypothesis import strategies as st
 from peft_listen import get_selector
 
 
-def draw(seed, rows=3, pool_size=20, size=16):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, size, generator=generator), torch.randn(pool_size, size, generator=generator)
-
-
 @given(seed=st.integers(0, 2**16), num_groups=st.sampled_from([1, 2, 4, 5, 10, 20]), k=st.integers(1, 20))
 @settings(max_examples=40, deadline=None)
-def test_every_place_has_the_best_of_its_group_that_is_left(seed, num_groups, k):
+def test_every_place_has_the_best_of_its_group_that_is_left(draw, seed, num_groups, k):
     query, keys = draw(seed)
     selection = get_selector("grouped", num_groups=num_groups).select(query, keys, k)
     cosine = torch.cosine_similarity(query[:, None], keys[None], dim=-1)
@@ -32,7 +27,7 @@ def test_every_place_has_the_best_of_its_group_that_is_left(seed, num_groups, k)
 
 @given(seed=st.integers(0, 2**16), k=st.integers(1, 20))
 @settings(max_examples=25, deadline=None)
-def test_one_group_is_similarity_and_a_shorter_prompt_is_a_prefix(seed, k):
+def test_one_group_is_similarity_and_a_shorter_prompt_is_a_prefix(draw, seed, k):
     query, keys = draw(seed)
     similarity = get_selector("similarity").select(query, keys, k)
     assert torch.equal(get_selector("grouped", num_groups=1).select(query, keys, k).indices, similarity.indices)
@@ -41,14 +36,14 @@ def test_one_group_is_similarity_and_a_shorter_prompt_is_a_prefix(seed, k):
     assert torch.equal(grouped.select(query, keys, k).indices, longest.indices[:, :k])
 
 
-def test_a_value_stands_at_one_place_whatever_the_input():
+def test_a_value_stands_at_one_place_whatever_the_input(draw):
     query, keys = draw(0, rows=200)
     indices = get_selector("grouped", num_groups=5).select(query, keys, 5).indices
     assert torch.equal(indices // 4, torch.arange(5).expand(200, 5))
     assert len(indices.unique()) == 20
 
 
-def test_a_bias_changes_the_choice_within_the_group():
+def test_a_bias_changes_the_choice_within_the_group(draw):
     query, keys = draw(0)
     bias = torch.zeros(20)
     bias[[3, 6]] = 10.0
@@ -79,7 +74,7 @@ def test_groups_are_counted(num_groups):
 
 
 @pytest.mark.parametrize(("pool_size", "sizes"), [(12, [3, 3, 2, 2, 2]), (3, [1, 1, 1]), (5, [1] * 5)])
-def test_groups_of_a_pool_that_they_do_not_divide_differ_by_one(pool_size, sizes):
+def test_groups_of_a_pool_that_they_do_not_divide_differ_by_one(draw, pool_size, sizes):
     query, keys = draw(0, rows=300, pool_size=pool_size)
     indices = get_selector("grouped", num_groups=5).select(query, keys, pool_size).indices
     assert all(sorted(row) == list(range(pool_size)) for row in indices.tolist())

@@ -20,14 +20,9 @@ def clustered():
     return query + 0.3 * torch.randn(64, 32, generator=generator), keys
 
 
-def draw(seed, rows=3, pool_size=20, size=16):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, size, generator=generator), torch.randn(pool_size, size, generator=generator)
-
-
 @given(seed=st.integers(0, 2**16), k=st.integers(1, 20))
 @settings(max_examples=25, deadline=None)
-def test_its_ends_are_the_choices_of_similarity_and_residual(seed, k):
+def test_its_ends_are_the_choices_of_similarity_and_residual(draw, seed, k):
     query, keys = draw(seed)
     for step_size, name in ((0, "similarity"), (1, "residual")):
         hybrid = get_selector("hybrid", step_size=step_size).select(query, keys, k)
@@ -37,7 +32,7 @@ def test_its_ends_are_the_choices_of_similarity_and_residual(seed, k):
 
 
 @pytest.mark.parametrize("step_size", [0.25, 0.5, 0.9])
-def test_it_takes_out_a_share_of_each_chosen_keys_part(step_size):
+def test_it_takes_out_a_share_of_each_chosen_keys_part(draw, step_size):
     query, keys = (tensor.double() for tensor in draw(1))
     selection = get_selector("hybrid", step_size=step_size).select(query, keys, 8)
     unit_keys = keys / keys.norm(dim=-1, keepdim=True)
@@ -64,7 +59,7 @@ def test_its_prompts_are_less_alike_than_similaritys_and_closer_to_the_query_tha
     assert close["residual"] + 0.1 < close["hybrid"] < close["similarity"]
 
 
-def test_weights_are_those_of_an_attention_over_the_chosen():
+def test_weights_are_those_of_an_attention_over_the_chosen(draw):
     query, keys = draw(2)
     for k in (1, 5, 20):
         selection = get_selector("hybrid", temperature=0.2).select(query, keys, k)
@@ -73,7 +68,7 @@ def test_weights_are_those_of_an_attention_over_the_chosen():
         torch.testing.assert_close(selection.weights.mean(dim=-1), torch.ones(3))
 
 
-def test_no_weight_exceeds_another_beyond_the_bound_however_large_the_query():
+def test_no_weight_exceeds_another_beyond_the_bound_however_large_the_query(draw):
     query, keys = draw(3, rows=50, pool_size=100)
     for temperature in (0.5, 1.0):
         weights = get_selector("hybrid", temperature=temperature).select(1e4 * query, keys, 100).weights
@@ -82,7 +77,7 @@ def test_no_weight_exceeds_another_beyond_the_bound_however_large_the_query():
     assert (attention.min(dim=-1).values == 0).all()  # unlike the paper's
 
 
-def test_the_keys_get_the_gradient_of_the_loss():
+def test_the_keys_get_the_gradient_of_the_loss(draw):
     query, keys = draw(4)
     keys.requires_grad_()
     selection = get_selector("hybrid").select(query, keys, 5)

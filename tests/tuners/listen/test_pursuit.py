@@ -9,11 +9,6 @@ import torch
 from peft_listen.tuners.listen.pursuit import MatchingPursuit
 
 
-def draw(seed, pool_size=12, size=16):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(3, size, generator=generator), torch.randn(pool_size, size, generator=generator)
-
-
 def check(pursuit, query, keys, k=5):
     for ours, expected in zip(
         pursuit(query, keys, k), MatchingPursuit(pursuit.step_size)(query, keys, k), strict=True
@@ -22,7 +17,7 @@ def check(pursuit, query, keys, k=5):
 
 
 @pytest.mark.parametrize("step_size", [0.0, 0.5, 1.0])
-def test_keys_that_change_are_seen_however_they_are_changed(step_size):
+def test_keys_that_change_are_seen_however_they_are_changed(draw, step_size):
     pursuit = MatchingPursuit(step_size)
     query, keys = draw(0)
     keys = torch.nn.Parameter(keys)
@@ -39,7 +34,7 @@ def test_keys_that_change_are_seen_however_they_are_changed(step_size):
     check(pursuit, *draw(0))
 
 
-def test_the_gram_matrix_is_made_once_for_the_same_keys():
+def test_the_gram_matrix_is_made_once_for_the_same_keys(draw):
     pursuit = MatchingPursuit()
     query, keys = draw(0)
     pursuit(query, keys, 3)
@@ -50,7 +45,7 @@ def test_the_gram_matrix_is_made_once_for_the_same_keys():
     assert pursuit._geometry is not geometry
 
 
-def test_it_can_be_used_in_training_after_inference_mode():
+def test_it_can_be_used_in_training_after_inference_mode(draw):
     pursuit = MatchingPursuit()
     query, keys = draw(0)
     keys.requires_grad_()
@@ -61,7 +56,7 @@ def test_it_can_be_used_in_training_after_inference_mode():
     assert not scores.requires_grad
 
 
-def test_copies_hold_no_tensors():
+def test_copies_hold_no_tensors(draw):
     pursuit = MatchingPursuit(0.5)
     query, keys = draw(0)
     pursuit(query, keys, 3)
@@ -71,8 +66,8 @@ def test_copies_hold_no_tensors():
         check(duplicate, query, keys)
 
 
-def test_a_bias_is_added_to_the_cosines():
-    query, keys = draw(0)
+def test_a_bias_is_added_to_the_cosines(draw):
+    query, keys = draw(0, pool_size=12)
     bias = torch.zeros(12).index_fill(0, torch.tensor([7]), 10.0)
     for step_size in (0.0, 0.5, 1.0):
         pursuit = MatchingPursuit(step_size)
