@@ -136,6 +136,13 @@ def earlier_forms(base: RunSettings) -> Iterator[Experiment]:
 
 
 @register_group
+def wordings(base: RunSettings) -> Iterator[Experiment]:
+    """Towards instructions that are worded as none of the training's: words left out of the query at random."""
+    for label, options in (("as improved", IMPROVED), ("query dropout 0.5", {**IMPROVED, "query_dropout": 0.5})):
+        yield Experiment(label, _listen(base, **options), seeds=(0,))
+
+
+@register_group
 def learning_rates(base: RunSettings) -> Iterator[Experiment]:
     """The learning rate of each method, to be chosen by the validation loss; that of prompts is ten times as high."""
     for experiment in list(methods(base))[:3]:

@@ -3,6 +3,10 @@
 The instructions of "sqa" are the questions themselves: see `questions.WORDINGS`.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
+
 INSTRUCTIONS: dict[str, dict[str, list[str]]] = {
     "asr": {
         "train": [
@@ -60,3 +64,16 @@ INSTRUCTIONS: dict[str, dict[str, list[str]]] = {
         "test": ["Describe what you hear.", "Give a caption of the sounds.", "What can be heard?"],
     },
 }
+
+
+def reworded(examples: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
+    """Examples with the instructions of another split, in turn; those of "sqa" are left out."""
+    turns = dict.fromkeys(INSTRUCTIONS, 0)
+    rows = []
+    for example in examples:
+        task = example["task"]
+        if task in INSTRUCTIONS:
+            wordings = INSTRUCTIONS[task][split]
+            rows.append({**example, "instruction": wordings[turns[task] % len(wordings)]})
+            turns[task] += 1
+    return rows

@@ -17,7 +17,7 @@ from typing import Any
 
 from .experiments import GROUPS, Experiment
 from .run import add_settings, settings_of
-from .settings import TASKS
+from .settings import TASKS, RunSettings
 
 
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
@@ -25,10 +25,16 @@ BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 Run = dict[str, Any]
 
 
+def stored_run(settings: RunSettings, results_dir: Path) -> Run | None:
+    """What a run has left, or `None` if it has not been run."""
+    path = results_dir / settings.name / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
 def load_runs(experiment: Experiment, results_dir: Path) -> list[Run]:
     """The stored results of an experiment's runs; those that have not been run are left out."""
-    paths = [results_dir / settings.name / "run.json" for settings in experiment.runs()]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+    runs = (stored_run(settings, results_dir) for settings in experiment.runs())
+    return [run for run in runs if run is not None]
 
 
 def spread(values: Iterable[float]) -> str:
@@ -105,6 +111,25 @@ def sweep_table(experiments: list[Experiment], results_dir: Path) -> str:
     return "\n".join(lines)
 
 
+def wordings_table(experiments: Iterable[Experiment], results_dir: Path) -> str:
+    """Mean loss on the validation clips with their own wordings, which no training clip has, and with those of training;
+    of all runs that know both, each once."""
+    planned: dict[str, tuple[str, RunSettings]] = {}
+    for experiment in experiments:
+        for settings in experiment.runs():
+            planned.setdefault(settings.name, (experiment.label, settings))
+    lines = []
+    for label, settings in planned.values():
+        run = stored_run(settings, results_dir)
+        known = run and run.get("validation_loss_training_wordings")
+        if run and known:
+            new = statistics.fmean(run["validation_loss"][task] for task in known)
+            cells = [label, str(settings.seed), f"{new:.3f}", f"{statistics.fmean(known.values()):.3f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    header = ["| validation loss without sqa | seed | new wordings | wordings of training |", "|---|---|---|---|"]
+    return "\n".join([*header, *lines]) if lines else ""
+
+
 def tasks_won(runs: list[Run], reference: list[Run]) -> list[str]:
     """The tasks on which runs are, in the mean over the seeds, at or above others."""
     ours, theirs = task_means(runs), task_means(reference)
@@ -176,6 +201,10 @@ def report(arguments: argparse.Namespace) -> str:
         if group == "methods":
             parts.append("\n".join(wins(experiments, arguments.results)))
             parts.append(goals(experiments, arguments.results))
+        if group == "wordings":
+            of_all_groups = (experiment for name in arguments.groups for experiment in GROUPS[name](base))
+            whole = (experiment for experiment in of_all_groups if experiment.settings.steps == base.steps)
+            parts.append(wordings_table(whole, arguments.results))
         if group == "prompt_lengths":
             parts.append(sweep_table(experiments, arguments.results))
     return "\n\n".join(part for part in parts if part)

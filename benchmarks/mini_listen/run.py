@@ -33,6 +33,7 @@ from peft_listen.training import AudioListenCollator, FeatureCache
 
 from .evaluation import Evaluator, score
 from .experiments import GROUPS, Experiment
+from .instructions import reworded
 from .methods import METHODS, Adapted
 from .settings import TASKS, RunSettings
 from .training import build_features, first_of_each_task, read_split, train
@@ -99,6 +100,7 @@ def run(settings: RunSettings, material: Material, work_dir: Path, results_dir: 
         "threads": torch.get_num_threads(),
         "train_loss": evaluator.losses(material.train),
         "validation_loss": evaluator.losses(material.validation),
+        "validation_loss_training_wordings": evaluator.losses(reworded(material.validation, "train")),
         "test": score(material.test, answers),
         "test_size": len(material.test),
     }

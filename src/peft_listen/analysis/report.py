@@ -33,6 +33,7 @@ _SETTINGS = (
     "center_queries",
     "standardize_queries",
     "query_pooling",
+    "query_dropout",
     "num_shared_prompts",
     "usage_balance",
     "reseed_every",

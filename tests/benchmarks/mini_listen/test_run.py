@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from benchmarks.mini_listen import run as run_module
 from benchmarks.mini_listen.experiments import GROUPS, IMPROVED, PAPER, Experiment
+from benchmarks.mini_listen.instructions import INSTRUCTIONS, reworded
 from benchmarks.mini_listen.methods import METHODS
 from benchmarks.mini_listen.results import (
     BEGIN,
@@ -24,6 +25,7 @@ from benchmarks.mini_listen.results import (
     report,
     stored_test_sizes,
     sweep_table,
+    wordings_table,
     write_between_markers,
 )
 from benchmarks.mini_listen.run import chosen_experiments, prepare, run
@@ -141,6 +143,26 @@ def test_the_sweep_is_a_table_of_its_own(results, settings):
     assert line == f"| k = 4 in training | {means[0]} | {means[1]} |"
     lora = replace(settings, method="lora", options={"rank": 2})
     assert sweep_table([Experiment("LoRA", lora, (0,))], results) == ""
+
+
+def test_clips_are_given_wordings_of_another_split_in_turn():
+    examples = [{"task": task, "instruction": "old"} for task in ("asr", "sqa", "er", "asr", "asr")]
+    rows = reworded(examples, "validation")
+    assert [row["task"] for row in rows] == ["asr", "er", "asr", "asr"]
+    first, second = INSTRUCTIONS["asr"]["validation"]
+    assert [row["instruction"] for row in rows if row["task"] == "asr"] == [first, second, first]
+    assert examples[0]["instruction"] == "old"
+
+
+def test_what_new_wordings_cost_is_a_table_of_the_runs_that_know(results, settings, tmp_path):
+    lora = Experiment("LoRA", replace(settings, method="lora", options={"rank": 2}), (0,))
+    (line,) = wordings_table([lora, replace(lora, label="the same again")], results).splitlines()[2:]
+    result = read(results, lora.settings)
+    known = result["validation_loss_training_wordings"]
+    assert set(known) == set(TASKS) - {"sqa"}
+    expected = [statistics.fmean(losses[task] for task in known) for losses in (result["validation_loss"], known)]
+    assert line == f"| LoRA | 0 | {expected[0]:.3f} | {expected[1]:.3f} |"
+    assert wordings_table([lora], tmp_path) == ""
 
 
 def test_lora_beside_the_pool_is_trained(results, settings):

@@ -55,6 +55,8 @@ def test_every_field_is_read_somewhere_and_documented_twice(name):
         ({"standardize_queries": True, "center_queries": False}, "Set `center_queries=True` too"),
         ({"query_pooling": "max"}, "`query_pooling` must be 'mean' or 'modality_mean', got 'max'"),
         ({"query_ignored_token_ids": ["user"]}, "`query_ignored_token_ids` must hold token ids"),
+        ({"query_dropout": 1.0}, r"`query_dropout` must be in \[0, 1\), got 1.0"),
+        ({"query_dropout": "half"}, r"`query_dropout` must be in \[0, 1\), got 'half'"),
         ({"num_shared_prompts": -1}, "`num_shared_prompts` must be an integer of at least 0, got -1"),
         ({"shared_prompt_mode": "sum"}, "`shared_prompt_mode` must be 'prepend' or 'add', got 'sum'"),
         (

@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import PeftModel
 
 from peft_listen import ListenConfig, Selection, Selector, register_selector
 from peft_listen.tuners.listen import selectors
 from peft_listen.tuners.listen.exploration import exploration_noise
 from peft_listen.tuners.listen.pool import reseed_dead_prompts
-from peft_listen.tuners.listen.query import mean_query
+from peft_listen.tuners.listen.query import drop_positions, mean_query
+from peft_listen.tuners.listen.step_random import step_generator
 
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -316,6 +319,42 @@ def test_exploration_changes_choices_in_training_alone(build, attach, tokens):
     assert torch.equal(model.base_model.last_selection.indices, plain.base_model.last_selection.indices)
 
 
+# ------------------------------------------------------------------------------------------------------- query dropout
+
+
+@given(seed=st.integers(0, 2**16), share=st.floats(0, 0.99))
+@settings(max_examples=50, deadline=None)
+def test_dropped_positions_are_of_the_prompt_and_never_all_of_it(seed, share):
+    positions = torch.rand(6, 9, generator=torch.Generator().manual_seed(seed)) < 0.5
+    kept = drop_positions(positions, share, torch.Generator().manual_seed(seed))
+    assert not (kept & ~positions).any()
+    assert torch.equal(kept.any(dim=-1), positions.any(dim=-1))
+    if share == 0:
+        assert torch.equal(kept, positions)
+
+
+def test_the_share_of_dropped_positions_is_the_one_that_is_asked_for():
+    positions = torch.ones(100, 100, dtype=torch.bool)
+    kept = drop_positions(positions, 0.3, torch.Generator().manual_seed(0))
+    assert float(kept.float().mean()) == pytest.approx(0.7, abs=0.01)
+
+
+def test_the_query_of_a_training_step_is_the_mean_of_what_remains(build, attach, tokens):
+    model = attach(build(), query_dropout=0.5, seed=3, **FIXED).train()
+    plain = attach(build(), **FIXED)
+    train_step(model, tokens(4), 7)
+    positions = torch.zeros(4, 6, dtype=torch.bool)
+    positions[:, :3] = True
+    kept = drop_positions(positions, 0.5, step_generator("query dropout", 3, 7, 0))
+    assert not torch.equal(kept, positions)
+    expected = mean_query(model.get_input_embeddings()(tokens(4)), kept)
+    torch.testing.assert_close(model.base_model.last_selection.query, expected, **CLOSE)
+    train_step(model, tokens(4), 7)  # the second micro-batch of that step
+    assert not torch.allclose(model.base_model.last_selection.query, expected)
+    model.eval()(tokens(4)), plain(tokens(4))
+    torch.testing.assert_close(model.base_model.last_selection.query, plain.base_model.last_selection.query, **CLOSE)
+
+
 # ------------------------------------------------------------------------------------------------ standardised queries
 
 
@@ -342,6 +381,7 @@ def test_the_papers_form_turns_every_remedy_off(build, attach, tokens):
         "standardize_queries": True,
         "query_pooling": "modality_mean",
         "query_ignored_token_ids": [5],
+        "query_dropout": 0.5,
         "num_shared_prompts": 2,
         "usage_balance": 0.5,
         "reseed_every": 3,

@@ -63,6 +63,10 @@ class ListenConfig(PeftConfig):
         query_ignored_token_ids (`list[int]`, *optional*):
             Tokens left out of the query: those of the chat template, which are the same in every input; see
             [`~peft_listen.training.chat_template_token_ids`]. *(ours)*
+        query_dropout (`float`, defaults to 0.0):
+            Share of the prompt's positions, in [0, 1), that are left out of the query at random in training, so that the
+            choice learns to do with some of an instruction's words: another wording has only some of them. *(ours, after
+            the word dropout of Iyyer et al., 2015)*
         num_shared_prompts (`int`, defaults to 0):
             Prompts that every input gets beside its chosen ones: general knowledge beside the task-specific. They
             are not in the pool, and add `num_shared_prompts * embedding_size` parameters. *(ours)*
@@ -84,8 +88,8 @@ class ListenConfig(PeftConfig):
             Optimizer steps until the choice is sharp. Must be above 0 where `exploration` is.
         paper_form (`bool`, defaults to `False`):
             The paper's plain form: turns every remedy for collapse above off (`center_queries`, `standardize_queries`,
-            `query_pooling`, `query_ignored_token_ids`, `num_shared_prompts`, `usage_balance`, `reseed_every`,
-            `exploration`), and sums the key loss.
+            `query_pooling`, `query_ignored_token_ids`, `query_dropout`, `num_shared_prompts`, `usage_balance`,
+            `reseed_every`, `exploration`), and sums the key loss.
         init_weights (`bool`, `"vocab"` or `"normal"`, defaults to `True`):
             `True` or `"vocab"`: keys and values start as embeddings of random ordinary tokens. `"normal"`: normally
             distributed with the embeddings' standard deviation. `False`: random and large on purpose, for tests, so
@@ -138,6 +142,9 @@ class ListenConfig(PeftConfig):
     )
     query_ignored_token_ids: Optional[list[int]] = field(
         default=None, metadata={"help": "Tokens left out of the query, such as those of the chat template."}
+    )
+    query_dropout: float = field(
+        default=0.0, metadata={"help": "Share of the positions that are left out of the query at random in training."}
     )
     num_shared_prompts: int = field(
         default=0, metadata={"help": "Number of prompts that every input gets beside its chosen ones."}
@@ -202,6 +209,8 @@ class ListenConfig(PeftConfig):
                     f"`query_ignored_token_ids` must hold token ids, got {self.query_ignored_token_ids!r}."
                 )
             self.query_ignored_token_ids = sorted(set(self.query_ignored_token_ids))
+        if not isinstance(self.query_dropout, (int, float)) or not 0 <= self.query_dropout < 1:
+            raise ValueError(f"`query_dropout` must be in [0, 1), got {self.query_dropout!r}.")
         for name in ("num_shared_prompts", "reseed_every", "exploration_steps"):
             if not is_integer(getattr(self, name)) or getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be an integer of at least 0, got {getattr(self, name)!r}.")
@@ -250,6 +259,7 @@ _PAPER_FORM: dict[str, Any] = {
     "standardize_queries": False,
     "query_pooling": "mean",
     "query_ignored_token_ids": None,
+    "query_dropout": 0.0,
     "num_shared_prompts": 0,
     "usage_balance": 0.0,
     "reseed_every": 0,

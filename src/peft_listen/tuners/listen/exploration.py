@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from typing import Optional
 
 import torch
 
 from .config import ListenConfig
-from .running_statistics import process_rank
+from .step_random import step_generator
 
 
 def exploration_noise(
@@ -18,7 +17,7 @@ def exploration_noise(
     Normally distributed noise whose scale falls linearly from `config.exploration` to 0 over
     `config.exploration_steps` optimizer steps (ours).
 
-    A pure function of its arguments, so that a resumed run explores as the uninterrupted one would have.
+    A pure function of its arguments; see [`step_generator`].
 
     Args:
         config ([`ListenConfig`]): read for `exploration`, `exploration_steps`, `pool_size` and `seed`.
@@ -33,7 +32,5 @@ def exploration_noise(
     scale = config.exploration * (1.0 - step / config.exploration_steps) if config.exploration_steps else 0.0
     if scale <= 0:
         return None
-    rank = process_rank() if rank is None else rank
-    seed = random.Random(f"exploration:{config.seed}:{step}:{forward_pass}:{rank}").getrandbits(63)
-    generator = torch.Generator().manual_seed(seed)
+    generator = step_generator("exploration", config.seed, step, forward_pass, rank)
     return scale * torch.randn(batch_size, config.pool_size, generator=generator)

@@ -18,9 +18,10 @@ from .config import ListenConfig
 from .exploration import exploration_noise
 from .pool import initial_pool, reseed_dead_prompts, with_shared_prompts
 from .prompt_length import PromptLength
-from .query import NO_GROUPS, TokenGroups, mean_query, prompt_positions
+from .query import NO_GROUPS, TokenGroups, drop_positions, mean_query, prompt_positions
 from .running_statistics import USAGE_MOMENTUM, StepSums, gather_rows
 from .selectors import Selection, get_selector
+from .step_random import step_generator
 
 
 @dataclass(frozen=True)
@@ -259,6 +260,10 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         )
         if labels is not None and self.is_training_step:
             self._warn_without_prompt(without_prompt)
+        if self.is_training_step and state.config.query_dropout > 0:
+            step = int(self.listen_step[name])
+            generator = step_generator("query dropout", state.config.seed, step, state.forward_passes)
+            positions = drop_positions(positions, state.config.query_dropout, generator)
         device = inputs_embeds.device
         keys, values = self.listen_keys[name].to(device), self.listen_values[name].to(device)
         # Similarities decide which prompts are chosen; half precision would decide differently.

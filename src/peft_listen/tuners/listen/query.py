@@ -137,6 +137,24 @@ def prompt_positions(
     return torch.where(without_prompt.unsqueeze(-1), first_real, prompt), without_prompt
 
 
+def drop_positions(positions: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
+    """
+    Leaves a random share of a prompt's positions out of its query: word dropout, as deep averaging networks are trained
+    with (Iyyer et al., 2015, https://aclanthology.org/P15-1162).
+
+    Args:
+        positions (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): the positions that make the query.
+        share (`float`): probability with which each of them is left out, in [0, 1).
+        generator (`torch.Generator`): on the CPU.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch_size, sequence_length)`: those that remain. A row of which nothing would keeps
+        all of its positions.
+    """
+    kept = positions & (torch.rand(positions.shape, generator=generator) >= share).to(positions.device)
+    return torch.where(kept.any(dim=-1, keepdim=True), kept, positions)
+
+
 def mean_query(
     inputs_embeds: torch.Tensor, positions: torch.Tensor, modality: Optional[torch.Tensor] = None
 ) -> torch.Tensor:
