@@ -20,6 +20,8 @@ from .run import add_settings, settings_of
 from .settings import TASKS, RunSettings
 
 
+# Groups that begin with LoRA, our form and the soft prompt.
+COMPARISONS = ("methods", "tuned_methods")
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 Run = dict[str, Any]
@@ -152,7 +154,7 @@ def wins(experiments: list[Experiment], results_dir: Path) -> list[str]:
 
 
 def goals(experiments: list[Experiment], results_dir: Path) -> str:
-    """What the improved form is held to, what was measured, and whether that is enough; of the group `methods`."""
+    """What our form is held to, what was measured, and whether that is enough; of a group in `COMPARISONS`."""
     lora, ours, soft_prompt = (load_runs(experiment, results_dir) for experiment in experiments[:3])
     if not ours:
         return ""
@@ -172,7 +174,7 @@ def goals(experiments: list[Experiment], results_dir: Path) -> str:
     if lora:
         won = len(tasks_won(ours, lora))
         rows.append((f"at or above LoRA on 5 of {len(TASKS)} tasks", f"{won}", won >= 5))
-    lines = ["| goal of the improved form | measured | reached |", "|---|---|---|"]
+    lines = [f"| goal of {experiments[1].label} | measured | reached |", "|---|---|---|"]
     return "\n".join(
         [*lines, *(f"| {goal} | {value} | {'yes' if reached else 'no'} |" for goal, value, reached in rows)]
     )
@@ -198,7 +200,7 @@ def report(arguments: argparse.Namespace) -> str:
     for group in arguments.groups:
         experiments = list(GROUPS[group](base))
         parts.append(group_table(group, experiments, arguments.results))
-        if group == "methods":
+        if group in COMPARISONS:
             parts.append("\n".join(wins(experiments, arguments.results)))
             parts.append(goals(experiments, arguments.results))
         if group == "wordings":

@@ -145,6 +145,15 @@ def test_the_sweep_is_a_table_of_its_own(results, settings):
     assert sweep_table([Experiment("LoRA", lora, (0,))], results) == ""
 
 
+def test_methods_are_tuned_at_the_rates_that_were_tried():
+    base = RunSettings(method="connector")
+    tried = [experiment.settings for experiment in GROUPS["learning_rates"](base)]
+    tuned = [experiment.settings for experiment in GROUPS["tuned_methods"](base)]
+    assert [settings.method for settings in tuned] == ["lora", "listen", "soft_prompt", "listen"]
+    assert all(settings in tried for settings in tuned[:3])
+    assert all(settings.value_learning_rate == 10 * settings.learning_rate for settings in tuned + tried)
+
+
 def test_clips_are_given_wordings_of_another_split_in_turn():
     examples = [{"task": task, "instruction": "old"} for task in ("asr", "sqa", "er", "asr", "asr")]
     rows = reworded(examples, "validation")
@@ -256,6 +265,7 @@ def test_studies_take_a_third_of_the_steps_and_share_one_run():
         name: list(GROUPS[name](base)) for name in ("selectors", "remedies", "prompt_lengths", "key_loss", "tasks")
     }
     assert {experiment.settings.steps for experiments in studies.values() for experiment in experiments} == {200}
+    del studies["selectors"]  # of a larger pool
     names = [{run.name for experiment in experiments for run in experiment.runs()} for experiments in studies.values()]
     (shared,) = set.intersection(*names)
     assert shared.startswith("listen-seed0-")
