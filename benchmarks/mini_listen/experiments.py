@@ -164,8 +164,9 @@ def wordings(base: RunSettings) -> Iterator[Experiment]:
 def learning_rates(base: RunSettings) -> Iterator[Experiment]:
     """The learning rate of each method, to be chosen by the validation loss; that of prompts is ten times as high."""
     lora, _, soft_prompt, improved = list(methods(base))[:4]
-    for experiment in (lora, soft_prompt, improved):
-        for rate in (5e-4, 1e-3, 2e-3):
+    low, high = (2e-4, 5e-4, 1e-3), (5e-4, 1e-3, 2e-3)
+    for experiment, rates in ((lora, high), (soft_prompt, low), (improved, low)):
+        for rate in rates:
             yield replace(_at_rate(experiment, rate), label=f"{experiment.label}, at {rate:g}", seeds=(0,))
 
 

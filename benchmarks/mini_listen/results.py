@@ -126,9 +126,16 @@ def wordings_table(experiments: Iterable[Experiment], results_dir: Path) -> str:
         known = run and run.get("validation_loss_training_wordings")
         if run and known:
             new = statistics.fmean(run["validation_loss"][task] for task in known)
-            cells = [label, str(settings.seed), f"{new:.3f}", f"{statistics.fmean(known.values()):.3f}"]
+            cells = [
+                label,
+                f"{settings.learning_rate:g}",
+                str(settings.seed),
+                f"{new:.3f}",
+                f"{statistics.fmean(known.values()):.3f}",
+            ]
             lines.append(f"| {' | '.join(cells)} |")
-    header = ["| validation loss without sqa | seed | new wordings | wordings of training |", "|---|---|---|---|"]
+    names = ("validation loss without sqa", "learning rate", "seed", "new wordings", "wordings of training")
+    header = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     return "\n".join([*header, *lines]) if lines else ""
 
 

@@ -170,7 +170,7 @@ def test_what_new_wordings_cost_is_a_table_of_the_runs_that_know(results, settin
     known = result["validation_loss_training_wordings"]
     assert set(known) == set(TASKS) - {"sqa"}
     expected = [statistics.fmean(losses[task] for task in known) for losses in (result["validation_loss"], known)]
-    assert line == f"| LoRA | 0 | {expected[0]:.3f} | {expected[1]:.3f} |"
+    assert line == f"| LoRA | {settings.learning_rate:g} | 0 | {expected[0]:.3f} | {expected[1]:.3f} |"
     assert wordings_table([lora], tmp_path) == ""
 
 

@@ -19,11 +19,11 @@ class GroupedSelector(Selector):
     The pool falls into `num_groups` groups of equal size, one after the other. The prompt at place j is the best of group
     j by cosine similarity; past the last group, the second best of each, and so on. A value so always stands at the same
     place of the prompt (as long as k is at most `num_groups`), where a causal decoder sees it at the same position. Where
-    places follow the order of scores, as with the other selectors, the value that
-    one input has first another one has seventh, and each value learns to serve everywhere.
+    places follow the order of scores, as with the other selectors, the value that one input has first another one has
+    seventh, and each value learns to serve everywhere.
 
-    With one group this is [`SimilaritySelector`]. Groups of as many prompts as there are kinds of input or somewhat more
-    are a good choice: `num_groups = prompt_length = 40` for a pool of 400.
+    With one group this is [`SimilaritySelector`]. Groups of two prompts (`num_groups = prompt_length = 40` for a pool of
+    80) are a good start: in our benchmark larger ones divided the tasks more sharply, and carried worse to new inputs.
 
     Keys that are started from real queries are clustered for each group anew, so that each group covers all of them.
 
