@@ -145,17 +145,25 @@ def tasks_won(runs: list[Run], reference: list[Run]) -> list[str]:
     return [task for task in TASKS if ours[task] >= theirs[task]]
 
 
+def on_common_seeds(*groups: list[Run]) -> list[list[Run]]:
+    """Of several lists of runs, those whose seeds are in all of them: a seed is luck that all methods share."""
+    seeds = set.intersection(*({run["settings"]["seed"] for run in runs} for runs in groups))
+    return [[run for run in runs if run["settings"]["seed"] in seeds] for runs in groups]
+
+
 def wins(experiments: list[Experiment], results_dir: Path) -> list[str]:
     """For each experiment, on how many tasks it is at or above the first one (LoRA), and the goals of the comparison."""
     reference = load_runs(experiments[0], results_dir)
     lines = []
     for experiment in experiments[1:]:
-        runs = load_runs(experiment, results_dir)
-        if reference and runs:
-            won = tasks_won(runs, reference)
+        runs, theirs = on_common_seeds(load_runs(experiment, results_dir), reference)
+        if runs:
+            won = tasks_won(runs, theirs)
             names = f" ({', '.join(won)})" if won else ""
+            seeds = "one seed" if len(runs) == 1 else f"{len(runs)} seeds"
             lines.append(
-                f"- {experiment.label}: at or above {experiments[0].label} on {len(won)} of {len(TASKS)} tasks{names}."
+                f"- {experiment.label}: at or above {experiments[0].label} on {len(won)} of {len(TASKS)} tasks{names}, "
+                f"by {seeds} that both have."
             )
     return lines
 
@@ -173,13 +181,13 @@ def goals(experiments: list[Experiment], results_dir: Path) -> str:
         ("silhouette of the queries at least 0.3", f"{silhouette:.2f}", silhouette >= 0.3),
         ("at least 80 % of the pool in use", f"{live:.0%}", live >= 0.8),
     ]
-    if soft_prompt:
-        means = [[100 * statistics.fmean(task_means([run]).values()) for run in runs] for runs in (ours, soft_prompt)]
+    if all(paired := on_common_seeds(ours, soft_prompt)):
+        means = [[100 * statistics.fmean(task_means([run]).values()) for run in runs] for runs in paired]
         gain = statistics.fmean(means[0]) - statistics.fmean(means[1])
         enough = all(len(values) > 1 for values in means) and gain > sum(map(statistics.stdev, means))
         rows.append(("better than the soft prompt beyond the seeds' spread", f"{gain:+.1f} in the mean", enough))
-    if lora:
-        won = len(tasks_won(ours, lora))
+    if all(paired := on_common_seeds(ours, lora)):
+        won = len(tasks_won(*paired))
         rows.append((f"at or above LoRA on 5 of {len(TASKS)} tasks", f"{won}", won >= 5))
     lines = [f"| goal of {experiments[1].label} | measured | reached |", "|---|---|---|"]
     return "\n".join(
@@ -220,7 +228,7 @@ def report(arguments: argparse.Namespace) -> str:
 
 
 def plot(arguments: argparse.Namespace, folder: Path) -> list[Path]:
-    """Training loss of the methods, and their scores by task, as SVG files."""
+    """Training loss and scores by task of the groups that compare methods, as SVG files."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -228,37 +236,43 @@ def plot(arguments: argparse.Namespace, folder: Path) -> list[Path]:
     import matplotlib.pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
-    experiments = list(GROUPS["methods"](settings_of(arguments)))
-    stored = [(e, runs) for e in experiments if (runs := load_runs(e, arguments.results))]
-    paths = [folder / "training_loss.svg", folder / "scores.svg"]
+    paths = []
+    for group in COMPARISONS:
+        experiments = GROUPS[group](settings_of(arguments))
+        stored = [(e.label, runs) for e in experiments if (runs := load_runs(e, arguments.results))]
+        for name, draw in (("training_loss", _draw_losses), ("scores", _draw_scores)):
+            if stored:
+                figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+                draw(axes, stored, arguments.results)
+                axes.spines[["top", "right"]].set_visible(False)
+                axes.legend(frameon=False, ncols=2)
+                paths.append(folder / f"{group}_{name}.svg")
+                figure.savefig(paths[-1], metadata={"Date": None})
+                plt.close(figure)
+    return paths
 
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for experiment, _ in stored:
-        settings = next(s for s in experiment.runs() if (arguments.results / s.name).is_dir())
-        log = [json.loads(line) for line in (arguments.results / settings.name / "log.jsonl").read_text().splitlines()]
+
+def _draw_losses(axes: Any, stored: list[tuple[str, list[Run]]], results_dir: Path) -> None:
+    for label, runs in stored:
+        folder = results_dir / RunSettings(**runs[0]["settings"]).name
+        log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         points = [(row["step"], row["loss"]) for row in log if "loss" in row]
-        axes.plot(*zip(*points, strict=True), label=experiment.label)
+        axes.plot(*zip(*points, strict=True), label=label)
     axes.set(xlabel="optimizer step", ylabel="training loss, seed 0 (with the key loss)", yscale="log")
     axes.set_yticks([1, 2, 3, 4, 5, 6], list("123456"))
     axes.minorticks_off()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(paths[0], metadata={"Date": None})
 
-    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
-    width = 0.8 / max(1, len(stored))
-    for number, (experiment, runs) in enumerate(stored):
+
+def _draw_scores(axes: Any, stored: list[tuple[str, list[Run]]], results_dir: Path) -> None:
+    width = 0.8 / len(stored)
+    for number, (label, runs) in enumerate(stored):
         means = task_means(runs)
         places = [index + (number - (len(stored) - 1) / 2) * width for index in range(len(TASKS))]
         heights = [100 * means[task] for task in TASKS]
         spreads = [100 * statistics.pstdev(run["test"][task]["score"] for run in runs) for task in TASKS]
-        axes.bar(places, heights, width, yerr=spreads, error_kw={"lw": 1}, label=experiment.label)
+        axes.bar(places, heights, width, yerr=spreads, error_kw={"lw": 1}, label=f"{label} ({len(runs)})")
     axes.set_xticks(range(len(TASKS)), TASKS)
     axes.set(ylabel="score, times 100 (lines: deviation over the seeds)", ylim=(0, 100))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=2)
-    figure.savefig(paths[1], metadata={"Date": None})
-    return paths
 
 
 def write_between_markers(path: Path, content: str) -> None:

@@ -25,6 +25,7 @@ from benchmarks.mini_listen.results import (
     report,
     stored_test_sizes,
     sweep_table,
+    wins,
     wordings_table,
     write_between_markers,
 )
@@ -210,13 +211,25 @@ def test_goals_say_what_was_reached(tmp_path):
             folder = tmp_path / one.name
             folder.mkdir()
             scores = {task: {"score": score + one.seed / 100} for task in TASKS}
-            result = {"test": scores, "test_size": 12}
+            result = {"settings": one.as_json(), "test": scores, "test_size": 12}
             if number == 1:
                 result["selections"] = {"pool_size": 400, "live_prompts": 300, "mean_overlap": 0.1, "silhouette": 0.4}
             (folder / "run.json").write_text(json.dumps(result))
     rows = [line.strip("| ").split(" | ")[1:] for line in goals(experiments, tmp_path).splitlines()[2:]]
     assert rows == [["0.10", "yes"], ["0.40", "yes"], ["75%", "no"], ["+20.0 in the mean", "yes"], ["6", "yes"]]
     assert stored_test_sizes(tmp_path) == "12"
+
+    # A seed that only LoRA has does not count against the others.
+    for number in (1, 2):
+        shutil.rmtree(tmp_path / experiments[number].runs()[0].name)
+    lora = tmp_path / experiments[0].runs()[0].name / "run.json"
+    better = {**json.loads(lora.read_text()), "test": {task: {"score": 1.0} for task in TASKS}}
+    lora.write_text(json.dumps(better))
+    rows = [line.strip("| ").split(" | ")[1:] for line in goals(experiments, tmp_path).splitlines()[2:]]
+    assert rows[3:] == [["+20.0 in the mean", "yes"], ["6", "yes"]]
+    assert wins(experiments, tmp_path)[0].endswith(
+        "6 of 6 tasks (asr, en2zh, er, sv, sqa, acap), by 2 seeds that both have."
+    )
 
 
 def test_an_interrupted_run_ends_where_the_uninterrupted_one_does(results, material, settings, tmp_path, monkeypatch):
