@@ -128,6 +128,12 @@ def methods(base: RunSettings) -> Iterator[Experiment]:
     yield Experiment("connector alone", replace(base, method="connector", options={}), seeds=(0,))
 
 
+def _to_tune(base: RunSettings) -> tuple[Experiment, Experiment, Experiment]:
+    """LoRA, our form and the soft prompt, as `methods` has them."""
+    lora, _, soft_prompt, improved, *_ = methods(base)
+    return lora, improved, soft_prompt
+
+
 def _at_rate(experiment: Experiment, rate: float) -> Experiment:
     """The same at another learning rate; that of prompts is ten times as high."""
     settings = replace(experiment.settings, learning_rate=rate, value_learning_rate=10 * rate)
@@ -141,7 +147,7 @@ TUNED_RATES = {"lora": 1e-3, "listen": 1e-3, "soft_prompt": 5e-4}
 @register_group
 def tuned_methods(base: RunSettings) -> Iterator[Experiment]:
     """The methods, each at its learning rate of the lowest validation loss; in the order of `methods`."""
-    lora, _, soft_prompt, improved = list(methods(base))[:4]
+    lora, improved, soft_prompt = _to_tune(base)
     half = Experiment("DPS, P = 76, and LoRA, r = 4", _listen(base, **IMPROVED, lora_rank=4), seeds=(0,))
     for experiment in (lora, replace(improved, seeds=SEEDS), soft_prompt, half):
         yield _at_rate(experiment, TUNED_RATES[experiment.settings.method])
@@ -166,7 +172,7 @@ def wordings(base: RunSettings) -> Iterator[Experiment]:
 @register_group
 def learning_rates(base: RunSettings) -> Iterator[Experiment]:
     """The learning rate of each method, to be chosen by the validation loss; that of prompts is ten times as high."""
-    lora, _, soft_prompt, improved = list(methods(base))[:4]
+    lora, improved, soft_prompt = _to_tune(base)
     for experiment in (lora, soft_prompt, improved):
         # The best of the three is not at an end of them.
         for rate in (2e-4, 5e-4, 1e-3) if experiment is soft_prompt else (5e-4, 1e-3, 2e-3):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,12 @@ def task_means(runs: list[Run]) -> dict[str, float]:
     return {task: statistics.fmean(run["test"][task]["score"] for run in runs) for task in TASKS}
 
 
+def markdown_table(header: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
+
+
 HEADER = (
     *("method", "seeds", "parameters", *TASKS, "mean", "worst task", "loss, trained clips", "loss, validation"),
     *("overlap", "live prompts", "silhouette", "minutes"),
@@ -63,12 +69,11 @@ def group_table(group: str, experiments: list[Experiment], results_dir: Path) ->
     stored = [(experiment, load_runs(experiment, results_dir)) for experiment in experiments]
     if not any(runs for _, runs in stored):
         return f"{title} *Not run yet: {'; '.join(experiment.label for experiment in experiments)}.*"
-    lines = [title, ""]
-    lines += [f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
-    for experiment, runs in stored:
-        cells = _cells(experiment, runs) if runs else [experiment.label, "not run", *[""] * (len(HEADER) - 2)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = [
+        _cells(experiment, runs) if runs else [experiment.label, "not run", *[""] * (len(HEADER) - 2)]
+        for experiment, runs in stored
+    ]
+    return f"{title}\n\n{markdown_table(HEADER, rows)}"
 
 
 def _cells(experiment: Experiment, runs: list[Run]) -> list[str]:
@@ -101,16 +106,15 @@ def mean_of(rows: list[dict[str, Any]], name: str) -> float:
 
 def sweep_table(experiments: list[Experiment], results_dir: Path) -> str:
     """Mean loss of the right answers to the validation clips at each prompt length."""
-    lines = []
+    header: list[str] = []
+    rows = []
     for experiment in experiments:
         for run in load_runs(experiment, results_dir):
-            losses = run.get("losses_by_prompt_length") or {}
-            if losses and not lines:
-                lines = [f"| validation loss at k = | {' | '.join(losses)} |", "|" + "---|" * (len(losses) + 1)]
-            if losses:
-                means = [f"{statistics.fmean(by_task.values()):.3f}" for by_task in losses.values()]
-                lines.append(f"| {experiment.label} | {' | '.join(means)} |")
-    return "\n".join(lines)
+            if losses := run.get("losses_by_prompt_length"):
+                header = header or ["validation loss at k =", *losses]
+                means = (f"{statistics.fmean(by_task.values()):.3f}" for by_task in losses.values())
+                rows.append([experiment.label, *means])
+    return markdown_table(header, rows) if rows else ""
 
 
 def wordings_table(experiments: Iterable[Experiment], results_dir: Path) -> str:
@@ -120,23 +124,15 @@ def wordings_table(experiments: Iterable[Experiment], results_dir: Path) -> str:
     for experiment in experiments:
         for settings in experiment.runs():
             planned.setdefault(settings.name, (experiment.label, settings))
-    lines = []
+    rows = []
     for label, settings in planned.values():
-        run = stored_run(settings, results_dir)
-        known = run and run.get("validation_loss_training_wordings")
-        if run and known:
-            new = statistics.fmean(run["validation_loss"][task] for task in known)
-            cells = [
-                label,
-                f"{settings.learning_rate:g}",
-                str(settings.seed),
-                f"{new:.3f}",
-                f"{statistics.fmean(known.values()):.3f}",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-    names = ("validation loss without sqa", "learning rate", "seed", "new wordings", "wordings of training")
-    header = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
-    return "\n".join([*header, *lines]) if lines else ""
+        run = stored_run(settings, results_dir) or {}
+        if known := run.get("validation_loss_training_wordings"):
+            new = {task: run["validation_loss"][task] for task in known}
+            means = (f"{statistics.fmean(losses.values()):.3f}" for losses in (new, known))
+            rows.append([label, f"{settings.learning_rate:g}", str(settings.seed), *means])
+    header = ("validation loss without sqa", "learning rate", "seed", "new wordings", "wordings of training")
+    return markdown_table(header, rows) if rows else ""
 
 
 def tasks_won(runs: list[Run], reference: list[Run]) -> list[str]:
@@ -189,10 +185,8 @@ def goals(experiments: list[Experiment], results_dir: Path) -> str:
     if all(paired := on_common_seeds(ours, lora)):
         won = len(tasks_won(*paired))
         rows.append((f"at or above LoRA on 5 of {len(TASKS)} tasks", f"{won}", won >= 5))
-    lines = [f"| goal of {experiments[1].label} | measured | reached |", "|---|---|---|"]
-    return "\n".join(
-        [*lines, *(f"| {goal} | {value} | {'yes' if reached else 'no'} |" for goal, value, reached in rows)]
-    )
+    header = (f"goal of {experiments[1].label}", "measured", "reached")
+    return markdown_table(header, ((goal, value, "yes" if reached else "no") for goal, value, reached in rows))
 
 
 def stored_test_sizes(results_dir: Path) -> str:

@@ -252,7 +252,8 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         state = self.states[name]
         if self.is_training_step:
             self._count_step(name)
-        k = state.prompt_length.at(int(self.listen_step[name]), training=self.is_training_step)
+        step = int(self.listen_step[name])
+        k = state.prompt_length.at(step, training=self.is_training_step)
 
         batch_size, length = inputs_embeds.shape[:2]
         positions, without_prompt = prompt_positions(
@@ -261,7 +262,6 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         if labels is not None and self.is_training_step:
             self._warn_without_prompt(without_prompt)
         if self.is_training_step and state.config.query_dropout > 0:
-            step = int(self.listen_step[name])
             generator = step_generator("query dropout", state.config.seed, step, state.forward_passes)
             positions = drop_positions(positions, state.config.query_dropout, generator)
         device = inputs_embeds.device
