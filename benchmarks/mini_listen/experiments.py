@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from .settings import TASKS, RunSettings
 
@@ -76,11 +76,14 @@ class Experiment:
         label (`str`): as the table names it.
         settings ([`RunSettings`]): of its runs, but for the seed.
         seeds (`tuple[int, ...]`): one run for each.
+        role (`str`, *optional*): in a group that compares methods, `"reference"`, `"ours"` or `"baseline"`: ours is held
+            to be at or above the reference and better than the baseline. A group has all three or none.
     """
 
     label: str
     settings: RunSettings
     seeds: tuple[int, ...] = field(default=SEEDS)
+    role: Literal["reference", "ours", "baseline"] | None = None
 
     def runs(self) -> list[RunSettings]:
         return [replace(self.settings, seed=seed) for seed in self.seeds]
@@ -114,24 +117,28 @@ def _improved(study: RunSettings) -> Experiment:
     return Experiment("as improved", replace(_listen(study, **IMPROVED), prompt_lengths=SWEEP), seeds=(0,))
 
 
+def _lora(base: RunSettings) -> Experiment:
+    return Experiment("LoRA, r = 8 on q, v", replace(base, method="lora", options={"rank": 8}), role="reference")
+
+
+def _soft_prompt(base: RunSettings) -> Experiment:
+    settings = replace(base, method="soft_prompt", options={"prompt_length": 40})
+    return Experiment("soft prompt of 40", settings, role="baseline")
+
+
 @register_group
 def methods(base: RunSettings) -> Iterator[Experiment]:
-    """The methods at one learning rate; LoRA and the pool of 380 have equally many parameters, the others fewer.
-
-    LoRA, our form and the soft prompt come first, in this order: `results.py` compares them.
-    """
-    yield Experiment("LoRA, r = 8 on q, v", replace(base, method="lora", options={"rank": 8}))
-    yield Experiment("DPS, P = 380", _listen(base, **TEN_A_PLACE))
-    yield Experiment("soft prompt of 40", replace(base, method="soft_prompt", options={"prompt_length": 40}))
+    """The methods at one learning rate; LoRA and the pool of 380 have equally many parameters, the others fewer."""
+    yield _lora(base)
+    yield Experiment("DPS, P = 380", _listen(base, **TEN_A_PLACE), role="ours")
+    yield _soft_prompt(base)
     yield Experiment("DPS, P = 76", _listen(base, **IMPROVED), seeds=(0,))
     yield Experiment("DPS, paper's form", _listen(base, **PLAIN), seeds=(0,))
     yield Experiment("connector alone", replace(base, method="connector", options={}), seeds=(0,))
 
 
-def _to_tune(base: RunSettings) -> tuple[Experiment, Experiment, Experiment]:
-    """LoRA, our form and the soft prompt, as `methods` has them."""
-    lora, _, soft_prompt, improved, *_ = methods(base)
-    return lora, improved, soft_prompt
+def _tuned_form(base: RunSettings) -> Experiment:
+    return Experiment("DPS, P = 76", _listen(base, **IMPROVED), role="ours")
 
 
 def _at_rate(experiment: Experiment, rate: float) -> Experiment:
@@ -146,10 +153,9 @@ TUNED_RATES = {"lora": 1e-3, "listen": 1e-3, "soft_prompt": 5e-4}
 
 @register_group
 def tuned_methods(base: RunSettings) -> Iterator[Experiment]:
-    """The methods, each at its learning rate of the lowest validation loss; in the order of `methods`."""
-    lora, improved, soft_prompt = _to_tune(base)
+    """The methods, each at its learning rate of the lowest validation loss."""
     half = Experiment("DPS, P = 76, and LoRA, r = 4", _listen(base, **IMPROVED, lora_rank=4), seeds=(0,))
-    for experiment in (lora, replace(improved, seeds=SEEDS), soft_prompt, half):
+    for experiment in (_lora(base), _tuned_form(base), _soft_prompt(base), half):
         yield _at_rate(experiment, TUNED_RATES[experiment.settings.method])
 
 
@@ -172,11 +178,12 @@ def wordings(base: RunSettings) -> Iterator[Experiment]:
 @register_group
 def learning_rates(base: RunSettings) -> Iterator[Experiment]:
     """The learning rate of each method, to be chosen by the validation loss; that of prompts is ten times as high."""
-    lora, improved, soft_prompt = _to_tune(base)
-    for experiment in (lora, soft_prompt, improved):
-        # The best of the three is not at an end of them.
-        for rate in (2e-4, 5e-4, 1e-3) if experiment is soft_prompt else (5e-4, 1e-3, 2e-3):
-            yield replace(_at_rate(experiment, rate), label=f"{experiment.label}, at {rate:g}", seeds=(0,))
+    # The best of the three is not at an end of them.
+    tried = {_lora: (5e-4, 1e-3, 2e-3), _soft_prompt: (2e-4, 5e-4, 1e-3), _tuned_form: (5e-4, 1e-3, 2e-3)}
+    for method, rates in tried.items():
+        for rate in rates:
+            experiment = _at_rate(method(base), rate)
+            yield replace(experiment, label=f"{experiment.label}, at {rate:g}", seeds=(0,), role=None)
 
 
 @register_group

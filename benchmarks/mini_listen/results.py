@@ -20,8 +20,6 @@ from .run import add_settings, settings_of
 from .settings import TASKS, RunSettings
 
 
-# Groups that begin with LoRA, our form and the soft prompt.
-COMPARISONS = ("methods", "tuned_methods")
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 Run = dict[str, Any]
@@ -147,26 +145,34 @@ def on_common_seeds(*groups: list[Run]) -> list[list[Run]]:
     return [[run for run in runs if run["settings"]["seed"] in seeds] for runs in groups]
 
 
+def by_role(experiments: Iterable[Experiment]) -> dict[str, Experiment]:
+    """The experiments of a group that compares methods, by their role; empty for another group."""
+    return {experiment.role: experiment for experiment in experiments if experiment.role is not None}
+
+
 def wins(experiments: list[Experiment], results_dir: Path) -> list[str]:
-    """For each experiment, on how many tasks it is at or above the first one (LoRA), and the goals of the comparison."""
-    reference = load_runs(experiments[0], results_dir)
+    """For each experiment, on how many tasks it is at or above the reference (LoRA)."""
+    reference = by_role(experiments)["reference"]
     lines = []
-    for experiment in experiments[1:]:
-        runs, theirs = on_common_seeds(load_runs(experiment, results_dir), reference)
+    for experiment in experiments:
+        if experiment is reference:
+            continue
+        runs, theirs = on_common_seeds(load_runs(experiment, results_dir), load_runs(reference, results_dir))
         if runs:
             won = tasks_won(runs, theirs)
             names = f" ({', '.join(won)})" if won else ""
             seeds = "one seed" if len(runs) == 1 else f"{len(runs)} seeds"
             lines.append(
-                f"- {experiment.label}: at or above {experiments[0].label} on {len(won)} of {len(TASKS)} tasks{names}, "
+                f"- {experiment.label}: at or above {reference.label} on {len(won)} of {len(TASKS)} tasks{names}, "
                 f"by {seeds} that both have."
             )
     return lines
 
 
 def goals(experiments: list[Experiment], results_dir: Path) -> str:
-    """What our form is held to, what was measured, and whether that is enough; of a group in `COMPARISONS`."""
-    lora, ours, soft_prompt = (load_runs(experiment, results_dir) for experiment in experiments[:3])
+    """What our form is held to, what was measured, and whether that is enough; of a group that compares methods."""
+    roles = by_role(experiments)
+    ours, lora, soft_prompt = (load_runs(roles[role], results_dir) for role in ("ours", "reference", "baseline"))
     if not ours:
         return ""
     selections = [run["selections"] for run in ours if "selections" in run]
@@ -185,7 +191,7 @@ def goals(experiments: list[Experiment], results_dir: Path) -> str:
     if all(paired := on_common_seeds(ours, lora)):
         won = len(tasks_won(*paired))
         rows.append((f"at or above LoRA on 5 of {len(TASKS)} tasks", f"{won}", won >= 5))
-    header = (f"goal of {experiments[1].label}", "measured", "reached")
+    header = (f"goal of {roles['ours'].label}", "measured", "reached")
     return markdown_table(header, ((goal, value, "yes" if reached else "no") for goal, value, reached in rows))
 
 
@@ -209,15 +215,15 @@ def report(arguments: argparse.Namespace) -> str:
     for group in arguments.groups:
         experiments = list(GROUPS[group](base))
         parts.append(group_table(group, experiments, arguments.results))
-        if group in COMPARISONS:
+        if by_role(experiments):
             parts.append("\n".join(wins(experiments, arguments.results)))
             parts.append(goals(experiments, arguments.results))
-        if group == "wordings":
-            of_all_groups = (experiment for name in arguments.groups for experiment in GROUPS[name](base))
-            whole = (experiment for experiment in of_all_groups if experiment.settings.steps == base.steps)
-            parts.append(wordings_table(whole, arguments.results))
-        if group == "prompt_lengths":
+        if all(experiment.settings.prompt_lengths for experiment in experiments):
             parts.append(sweep_table(experiments, arguments.results))
+    of_all_groups = (experiment for group in arguments.groups for experiment in GROUPS[group](base))
+    whole = (experiment for experiment in of_all_groups if experiment.settings.steps == base.steps)
+    if table := wordings_table(whole, arguments.results):
+        parts.append(f"**All runs of {base.steps} steps**: what new wordings of the instructions cost.\n\n{table}")
     return "\n\n".join(part for part in parts if part)
 
 
@@ -231,8 +237,10 @@ def plot(arguments: argparse.Namespace, folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for group in COMPARISONS:
-        experiments = GROUPS[group](settings_of(arguments))
+    for group in GROUPS:
+        experiments = list(GROUPS[group](settings_of(arguments)))
+        if not by_role(experiments):
+            continue
         stored = [(e.label, runs) for e in experiments if (runs := load_runs(e, arguments.results))]
         for name, draw in (("training_loss", _draw_losses), ("scores", _draw_scores)):
             if stored:
