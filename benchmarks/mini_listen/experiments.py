@@ -126,19 +126,24 @@ def _soft_prompt(base: RunSettings) -> Experiment:
     return Experiment("soft prompt of 40", settings, role="baseline")
 
 
+def _tuned_form(base: RunSettings) -> Experiment:
+    return Experiment("DPS, P = 76", _listen(base, **IMPROVED), role="ours")
+
+
+def _single(experiment: Experiment, label: str | None = None) -> Experiment:
+    """The same with one seed and no role."""
+    return replace(experiment, label=label or experiment.label, seeds=(0,), role=None)
+
+
 @register_group
 def methods(base: RunSettings) -> Iterator[Experiment]:
     """The methods at one learning rate; LoRA and the pool of 380 have equally many parameters, the others fewer."""
     yield _lora(base)
     yield Experiment("DPS, P = 380", _listen(base, **TEN_A_PLACE), role="ours")
     yield _soft_prompt(base)
-    yield Experiment("DPS, P = 76", _listen(base, **IMPROVED), seeds=(0,))
+    yield _single(_tuned_form(base))
     yield Experiment("DPS, paper's form", _listen(base, **PLAIN), seeds=(0,))
     yield Experiment("connector alone", replace(base, method="connector", options={}), seeds=(0,))
-
-
-def _tuned_form(base: RunSettings) -> Experiment:
-    return Experiment("DPS, P = 76", _listen(base, **IMPROVED), role="ours")
 
 
 def _at_rate(experiment: Experiment, rate: float) -> Experiment:
@@ -179,11 +184,10 @@ def wordings(base: RunSettings) -> Iterator[Experiment]:
 def learning_rates(base: RunSettings) -> Iterator[Experiment]:
     """The learning rate of each method, to be chosen by the validation loss; that of prompts is ten times as high."""
     # The best of the three is not at an end of them.
-    tried = {_lora: (5e-4, 1e-3, 2e-3), _soft_prompt: (2e-4, 5e-4, 1e-3), _tuned_form: (5e-4, 1e-3, 2e-3)}
-    for method, rates in tried.items():
+    low, high = (2e-4, 5e-4, 1e-3), (5e-4, 1e-3, 2e-3)
+    for experiment, rates in ((_lora(base), high), (_soft_prompt(base), low), (_tuned_form(base), high)):
         for rate in rates:
-            experiment = _at_rate(method(base), rate)
-            yield replace(experiment, label=f"{experiment.label}, at {rate:g}", seeds=(0,), role=None)
+            yield _single(_at_rate(experiment, rate), f"{experiment.label}, at {rate:g}")
 
 
 @register_group
@@ -246,4 +250,4 @@ def tasks(base: RunSettings) -> Iterator[Experiment]:
         few = replace(study, tasks=chosen)
         ours = _listen(few, **IMPROVED) if chosen != TASKS else _improved(study).settings
         yield Experiment(f"DPS on {label}", ours, seeds=(0,))
-        yield Experiment(f"LoRA on {label}", replace(few, method="lora", options={"rank": 8}), seeds=(0,))
+        yield _single(_lora(few), f"LoRA on {label}")

@@ -153,11 +153,12 @@ def by_role(experiments: Iterable[Experiment]) -> dict[str, Experiment]:
 def wins(experiments: list[Experiment], results_dir: Path) -> list[str]:
     """For each experiment, on how many tasks it is at or above the reference (LoRA)."""
     reference = by_role(experiments)["reference"]
+    reference_runs = load_runs(reference, results_dir)
     lines = []
     for experiment in experiments:
         if experiment is reference:
             continue
-        runs, theirs = on_common_seeds(load_runs(experiment, results_dir), load_runs(reference, results_dir))
+        runs, theirs = on_common_seeds(load_runs(experiment, results_dir), reference_runs)
         if runs:
             won = tasks_won(runs, theirs)
             names = f" ({', '.join(won)})" if won else ""
@@ -212,16 +213,15 @@ def report(arguments: argparse.Namespace) -> str:
         "as many validation clips. Overlap: share of the ten most chosen prompts that two tasks have in common, mean "
         "over pairs, times 100. Minutes: of training."
     ]
-    for group in arguments.groups:
-        experiments = list(GROUPS[group](base))
+    groups = {group: list(GROUPS[group](base)) for group in arguments.groups}
+    for group, experiments in groups.items():
         parts.append(group_table(group, experiments, arguments.results))
         if by_role(experiments):
             parts.append("\n".join(wins(experiments, arguments.results)))
             parts.append(goals(experiments, arguments.results))
         if all(experiment.settings.prompt_lengths for experiment in experiments):
             parts.append(sweep_table(experiments, arguments.results))
-    of_all_groups = (experiment for group in arguments.groups for experiment in GROUPS[group](base))
-    whole = (experiment for experiment in of_all_groups if experiment.settings.steps == base.steps)
+    whole = (e for experiments in groups.values() for e in experiments if e.settings.steps == base.steps)
     if table := wordings_table(whole, arguments.results):
         parts.append(f"**All runs of {base.steps} steps**: what new wordings of the instructions cost.\n\n{table}")
     return "\n\n".join(part for part in parts if part)
