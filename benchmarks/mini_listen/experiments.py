@@ -201,6 +201,15 @@ def selectors(base: RunSettings) -> Iterator[Experiment]:
 
 
 @register_group
+def attention(base: RunSettings) -> Iterator[Experiment]:
+    """The selector of the lowest validation loss in the study before: with few prompts, and in a whole run."""
+    by_attention = {**IMPROVED, "selector": "attention", "selector_kwargs": None}
+    yield Experiment("attention, P = 76, a third of the steps", _listen(_study(base), **by_attention), seeds=(0,))
+    whole = Experiment("attention, P = 380, at 0.001", _listen(base, **{**by_attention, "pool_size": 380}), seeds=(0,))
+    yield _at_rate(whole, 1e-3)
+
+
+@register_group
 def remedies(base: RunSettings) -> Iterator[Experiment]:
     """Each remedy alone, on top of the plain form, after a third of the steps; and those of the improved form together."""
     study = _study(base)
@@ -212,8 +221,8 @@ def remedies(base: RunSettings) -> Iterator[Experiment]:
 
 @register_group
 def pool_sizes(base: RunSettings) -> Iterator[Experiment]:
-    """The paper's study of the pool's size: 2, 5, 10 and 20 prompts for each place of the prompt."""
-    for pool_size in (76, 190, 380, 760):
+    """The paper's study of the pool's size: 2, 5 and 10 prompts for each place of the prompt."""
+    for pool_size in (76, 190, 380):
         yield Experiment(f"P = {pool_size}", _listen(base, **{**IMPROVED, "pool_size": pool_size}), seeds=(0,))
 
 
