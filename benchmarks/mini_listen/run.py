@@ -227,6 +227,19 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    experiments = list(chosen_experiments(arguments.groups, settings_of(arguments), arguments.seeds))
+    # Some runs are in several groups.
+    planned = {
+        settings.name: (settings, experiment.label) for experiment in experiments for settings in experiment.runs()
+    }
+    # All experiments get their first seed before any gets its second.
+    missing = sorted(
+        (one for name, one in planned.items() if not (arguments.results / name).is_dir()),
+        key=lambda item: item[0].seed,
+    )
+    print(f"{len(planned)} runs, {len(planned) - len(missing)} of them stored in {arguments.results}", flush=True)
+    if not missing:
+        return
     from .base import make_base
 
     checkpoints = arguments.folder / "checkpoints"
@@ -235,14 +248,8 @@ def main() -> None:
     with FileLock(checkpoints / "material.lock"):
         base_dir, data_dir = make_base(arguments.folder)
         material = prepare(arguments.folder, base_dir, data_dir, per_task)
-    experiments = list(chosen_experiments(arguments.groups, settings_of(arguments), arguments.seeds))
-    # All experiments get their first seed before any gets its second.
-    planned = sorted(
-        ((settings, experiment.label) for experiment in experiments for settings in experiment.runs()),
-        key=lambda item: item[0].seed,
-    )
-    for number, (settings, label) in enumerate(planned, start=1):
-        print(f"\n== {number} of {len(planned)}: {label}, seed {settings.seed} ({settings.name})", flush=True)
+    for number, (settings, label) in enumerate(missing, start=1):
+        print(f"\n== {number} of {len(missing)}: {label}, seed {settings.seed} ({settings.name})", flush=True)
         start = time.perf_counter()
         try:
             # The system drops the lock of a process that dies.

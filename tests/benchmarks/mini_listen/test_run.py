@@ -202,6 +202,11 @@ def test_a_run_that_another_process_is_at_is_left_to_it(results, material, setti
     run_module.main()
     assert len(list((tmp_path / "results").iterdir())) == 2
 
+    monkeypatch.setattr("benchmarks.mini_listen.base.make_base", lambda folder: pytest.fail("nothing was left to run"))
+    capsys.readouterr()
+    run_module.main()
+    assert capsys.readouterr().out.startswith("2 runs, 2 of them stored in ")
+
 
 def test_goals_say_what_was_reached(tmp_path):
     experiments = list(GROUPS["methods"](RunSettings(method="connector")))
