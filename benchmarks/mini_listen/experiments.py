@@ -190,23 +190,26 @@ def learning_rates(base: RunSettings) -> Iterator[Experiment]:
             yield _single(_at_rate(experiment, rate), f"{experiment.label}, at {rate:g}")
 
 
+def _choosing_by(selector: str, form: dict[str, Any]) -> dict[str, Any]:
+    """A grouped form with another selector, which takes no groups."""
+    return {**form, "selector": selector, "selector_kwargs": None}
+
+
 @register_group
 def selectors(base: RunSettings) -> Iterator[Experiment]:
     """The improved form with each selector and a pool of 380, after a third of the steps."""
     study = _study(base)
     yield Experiment("grouped", _listen(study, **TEN_A_PLACE), seeds=(0,))
     for selector in ("similarity", "attention", "residual", "hybrid"):
-        options = {**TEN_A_PLACE, "selector": selector, "selector_kwargs": None}
-        yield Experiment(selector, _listen(study, **options), seeds=(0,))
+        yield Experiment(selector, _listen(study, **_choosing_by(selector, TEN_A_PLACE)), seeds=(0,))
 
 
 @register_group
 def attention(base: RunSettings) -> Iterator[Experiment]:
     """The selector of the lowest validation loss in the study before: with few prompts, and in a whole run."""
-    by_attention = {**IMPROVED, "selector": "attention", "selector_kwargs": None}
-    yield Experiment("attention, P = 76, a third of the steps", _listen(_study(base), **by_attention), seeds=(0,))
-    whole = Experiment("attention, P = 380, at 0.001", _listen(base, **{**by_attention, "pool_size": 380}), seeds=(0,))
-    yield _at_rate(whole, 1e-3)
+    few, many = (_choosing_by("attention", form) for form in (IMPROVED, TEN_A_PLACE))
+    yield Experiment("attention, P = 76, a third of the steps", _listen(_study(base), **few), seeds=(0,))
+    yield _at_rate(Experiment("attention, P = 380, at 0.001", _listen(base, **many), seeds=(0,)), 1e-3)
 
 
 @register_group
