@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import peft
 import torch
@@ -159,7 +159,7 @@ def _write_result(
     result: dict[str, Any],
     log: list[Any],
     predictions: list[dict[str, Any]],
-    selections: Optional[SelectionRecords],
+    selections: SelectionRecords | None,
 ) -> None:
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

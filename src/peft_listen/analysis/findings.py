@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Optional
+from typing import Literal
 
 from .summary import SelectionSummary
 
@@ -44,9 +44,9 @@ class Finding:
     rating: Rating
     goal: str
     meaning: str
-    advice: Optional[str] = None
-    position: Optional[float] = None
-    goal_position: Optional[float] = None
+    advice: str | None = None
+    position: float | None = None
+    goal_position: float | None = None
     high_is_good: bool = True
 
 
@@ -198,7 +198,7 @@ def _judge_cosine(summary: SelectionSummary) -> Finding:
     )
 
 
-def _rate(value: Optional[float], limits: tuple[float, float], high_is_good: bool = True) -> Rating:
+def _rate(value: float | None, limits: tuple[float, float], high_is_good: bool = True) -> Rating:
     if value is None:
         return "unknown"
     good, fair = limits
@@ -208,6 +208,6 @@ def _rate(value: Optional[float], limits: tuple[float, float], high_is_good: boo
     return "fair" if sign * value >= sign * fair else "poor"
 
 
-def _number(value: Optional[float]) -> str:
+def _number(value: float | None) -> str:
     # Rounding must not leave a sign on zero.
     return NO_NUMBER if value is None else f"{value:.2f}".replace("-0.00", "0.00")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal, Optional
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ MISSING_SCIKIT_LEARN = 'The scores and maps of queries need scikit-learn: pip in
 Projection = Literal["pca", "umap"]
 
 
-def silhouette(queries: torch.Tensor, tasks: Sequence[str], max_rows: int = 5000, seed: int = 0) -> Optional[float]:
+def silhouette(queries: torch.Tensor, tasks: Sequence[str], max_rows: int = 5000, seed: int = 0) -> float | None:
     """
     Mean silhouette coefficient of the queries with their tasks as clusters, by cosine distance (Rousseeuw, 1987).
 
@@ -46,7 +46,7 @@ def silhouette(queries: torch.Tensor, tasks: Sequence[str], max_rows: int = 5000
     return float(silhouette_score(unit_rows(queries)[chosen], labels, metric="cosine"))
 
 
-def neighbor_accuracy(queries: torch.Tensor, tasks: Sequence[str], num_neighbors: int = 5) -> Optional[float]:
+def neighbor_accuracy(queries: torch.Tensor, tasks: Sequence[str], num_neighbors: int = 5) -> float | None:
     """
     How often the majority of a query's nearest neighbours, by cosine and without itself, has the query's task.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ def record_dataset(
     model: Pipeline | nn.Module,
     rows: Iterable[Mapping[str, Any]],
     *,
-    collator: Optional[Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]]] = None,
+    collator: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]] | None = None,
     batch_size: int = 8,
     show_progress: bool = False,
 ) -> SelectionRecords:
@@ -138,5 +138,5 @@ def _describe(row: Mapping[str, Any]) -> str:
     return " · ".join(part for part in (name, text) if part)
 
 
-def _length(rows: Iterable[Any]) -> Optional[int]:
+def _length(rows: Iterable[Any]) -> int | None:
     return len(rows) if isinstance(rows, Sized) else None

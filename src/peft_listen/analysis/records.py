@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -146,7 +146,7 @@ class SelectionRecords:
         log.add(self.indices, self.tasks)
         return log
 
-    def usage(self, task: Optional[str] = None) -> torch.Tensor:
+    def usage(self, task: str | None = None) -> torch.Tensor:
         """
         Share of the rows, of a task or of all, that chose each prompt.
 
@@ -166,7 +166,7 @@ class SelectionRecords:
                 usage[list(counts)] += torch.tensor(list(counts.values()), dtype=torch.float32)
         return usage / rows
 
-    def save(self, path: Union[str, os.PathLike[str]]) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """
         Writes all to one safetensors file, whose metadata hold the tasks, inputs and configuration as JSON.
 
@@ -191,7 +191,7 @@ class SelectionRecords:
             temporary.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, path: Union[str, os.PathLike[str]]) -> SelectionRecords:
+    def load(cls, path: str | os.PathLike[str]) -> SelectionRecords:
         """
         Reads what [`save`] has written.
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Any
 
 from .findings import judge
 from .plots import plot_prompt_heatmap, plot_query_key_map, plot_usage, task_colors
@@ -52,9 +52,9 @@ class _Prompt:
 
 def save_report(
     records: SelectionRecords,
-    path: Union[str, os.PathLike[str]],
+    path: str | os.PathLike[str],
     *,
-    title: Optional[str] = None,
+    title: str | None = None,
     top: int = 10,
     projection: Projection = "pca",
 ) -> SelectionSummary:
@@ -119,7 +119,7 @@ def _render(records: SelectionRecords, summary: SelectionSummary, title: str, pr
     )
 
 
-def _overlap_table(summary: SelectionSummary) -> list[tuple[str, list[Optional[float]]]]:
+def _overlap_table(summary: SelectionSummary) -> list[tuple[str, list[float | None]]]:
     """One row a task; `None` on the diagonal."""
     names = list(summary.tasks)
     return [

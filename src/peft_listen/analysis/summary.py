@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 from .query_space import majority_share, neighbor_accuracy, silhouette
 from .records import SelectionRecords
@@ -58,11 +58,11 @@ class SelectionSummary:
     live_prompts: int
     reachable_prompts: int
     effective_prompts: float
-    mean_overlap: Optional[float]
+    mean_overlap: float | None
     chance_overlap: float
     overlap: dict[tuple[str, str], float]
-    silhouette: Optional[float]
-    neighbor_accuracy: Optional[float]
+    silhouette: float | None
+    neighbor_accuracy: float | None
     majority_share: float
     query_cosine: float
     tasks: dict[str, TaskSummary]

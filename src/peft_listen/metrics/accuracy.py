@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any
 
 from .base import BaseMetric
 from .registry import register_metric
@@ -28,9 +28,9 @@ class Accuracy(BaseMetric):
 
     library = "sklearn.metrics"
 
-    def __init__(self, *, labels: Optional[Sequence[str]] = None, **settings: Any) -> None:
+    def __init__(self, *, labels: Sequence[str] | None = None, **settings: Any) -> None:
         super().__init__(**settings)
-        self.labels: Optional[list[str]] = None if labels is None else _normalized(labels)
+        self.labels: list[str] | None = None if labels is None else _normalized(labels)
 
     def _check_reference(self, value: Any, name: str) -> str:
         value = super()._check_reference(value, name)

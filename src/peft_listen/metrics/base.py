@@ -6,7 +6,7 @@ import importlib
 import inspect
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Optional
+from typing import Any, ClassVar
 
 
 try:
@@ -35,7 +35,7 @@ class BaseMetric(evaluate.Metric):
         timeout (`float`, defaults to 100): for several processes: how long to wait for the others, in seconds.
     """
 
-    library: ClassVar[Optional[str]] = None
+    library: ClassVar[str | None] = None
     """Module that `_compute` needs, imported when the metric is made, so that its absence is known before a long run."""
     citation_text: ClassVar[str] = ""
     """BibTeX of the metric."""
@@ -47,8 +47,8 @@ class BaseMetric(evaluate.Metric):
         *,
         num_process: int = 1,
         process_id: int = 0,
-        experiment_id: Optional[str] = None,
-        cache_dir: Optional[str] = None,
+        experiment_id: str | None = None,
+        cache_dir: str | None = None,
         timeout: float = 100,
     ) -> None:
         if self.library is not None:
@@ -84,8 +84,8 @@ class BaseMetric(evaluate.Metric):
         return "" if self.keep_in_memory else super()._build_data_dir()
 
     def compute(
-        self, *, predictions: Optional[Sequence] = None, references: Optional[Sequence] = None, **kwargs: Any
-    ) -> Optional[dict[str, Any]]:
+        self, *, predictions: Sequence | None = None, references: Sequence | None = None, **kwargs: Any
+    ) -> dict[str, Any] | None:
         """
         The value over the given predictions and references and those that were added before.
 
@@ -114,7 +114,7 @@ class BaseMetric(evaluate.Metric):
         return super().compute(predictions=predictions, references=references)
 
     def add_batch(
-        self, *, predictions: Optional[Sequence] = None, references: Optional[Sequence] = None, **kwargs: Any
+        self, *, predictions: Sequence | None = None, references: Sequence | None = None, **kwargs: Any
     ) -> None:
         """
         Adds rows for a later `compute()`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Union
+from typing import Any
 
 from .base import BaseMetric
 from .registry import register_metric
@@ -12,7 +12,7 @@ from .text_normalization import Normalizer, get_normalizer
 class _ErrorRate(BaseMetric):
     library = "jiwer"
 
-    def __init__(self, *, normalizer: Union[str, Normalizer, None] = "basic", **settings: Any) -> None:
+    def __init__(self, *, normalizer: str | Normalizer | None = "basic", **settings: Any) -> None:
         super().__init__(**settings)
         self.normalizer = get_normalizer(normalizer)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
-from typing import Optional, Union
 
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
@@ -32,7 +31,7 @@ def normalize_answer(text: str) -> str:
     return text.rstrip(TRAILING_PUNCTUATION + " ")
 
 
-def get_normalizer(normalizer: Union[str, Normalizer, None]) -> Normalizer:
+def get_normalizer(normalizer: str | Normalizer | None) -> Normalizer:
     """
     The function that is applied to both sides before transcripts are compared.
 
@@ -46,7 +45,7 @@ def get_normalizer(normalizer: Union[str, Normalizer, None]) -> Normalizer:
     Raises:
         ValueError: if it is none of these.
     """
-    chosen: Optional[Normalizer]
+    chosen: Normalizer | None
     if normalizer is None:
         return str.strip
     if normalizer == "basic":

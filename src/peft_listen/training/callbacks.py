@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -73,7 +73,7 @@ class ListenCallback(TrainerCallback):
         self._best: deque[int] = deque(maxlen=_RECENT_ROWS)
         self._chosen: set[int] = set()
         self._prompt_length = 0
-        self._tuner: Optional[ListenModel] = None
+        self._tuner: ListenModel | None = None
         self._warned: set[str] = set()
         self._recording = ExitStack()
 
@@ -129,7 +129,7 @@ class ListenCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: Optional[dict[str, Any]] = None,
+        logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         tuner = self._tuner

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -46,7 +46,7 @@ class AudioListenCollator:
     def __init__(
         self,
         processor: AudioListenProcessor,
-        feature_cache: Optional[FeatureCache] = None,
+        feature_cache: FeatureCache | None = None,
         supervised_logits_only: bool = True,
     ) -> None:
         self.processor = processor

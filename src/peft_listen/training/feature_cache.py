@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -261,7 +261,7 @@ def _hash_waveform(waveform: Any) -> str:
     return hashlib.sha256(waveform.tobytes()).hexdigest()[:32]
 
 
-def _file_identity(clip: Any) -> Optional[tuple[str, int, int]]:
+def _file_identity(clip: Any) -> tuple[str, int, int] | None:
     if isinstance(clip, Mapping) and clip.get("bytes") is None and clip.get("array") is None:
         clip = clip.get("path")
     if not isinstance(clip, (str, os.PathLike)) or not os.path.isfile(clip):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 from torch import nn
 
@@ -10,9 +10,9 @@ from torch import nn
 def parameter_groups(
     model: nn.Module,
     learning_rate: float,
-    value_learning_rate: Optional[float] = None,
-    shared_value_learning_rate: Optional[float] = None,
-    key_learning_rate: Optional[float] = None,
+    value_learning_rate: float | None = None,
+    shared_value_learning_rate: float | None = None,
+    key_learning_rate: float | None = None,
     weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
     """

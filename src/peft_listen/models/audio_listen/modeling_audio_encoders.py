@@ -17,7 +17,7 @@ from .modeling_pretrained import AudioListenPreTrainedModel
 
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 
 class AudioFeatures(NamedTuple):

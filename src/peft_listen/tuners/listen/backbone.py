@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from typing import Optional
 
 from torch import nn
 
 
-def find_backbone(model: nn.Module, path: Optional[str] = None) -> tuple[str, nn.Module]:
+def find_backbone(model: nn.Module, path: str | None = None) -> tuple[str, nn.Module]:
     """
     The text decoder of a causal language model: the module that turns `inputs_embeds` into `last_hidden_state`.
 

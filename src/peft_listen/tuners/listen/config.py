@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal
 
 from peft.config import PeftConfig
 from peft.utils import PeftType
@@ -108,7 +108,7 @@ class ListenConfig(PeftConfig):
 
     pool_size: int = field(default=400, metadata={"help": "Number of key-value pairs in the pool."})
     selector: str = field(default="similarity", metadata={"help": "Name of a registered selector."})
-    selector_kwargs: Optional[dict[str, Any]] = field(
+    selector_kwargs: dict[str, Any] | None = field(
         default=None, metadata={"help": "Keyword arguments for the selector's constructor."}
     )
     prompt_length: int = field(
@@ -117,7 +117,7 @@ class ListenConfig(PeftConfig):
     stochastic_prompt_length: bool = field(
         default=True, metadata={"help": "Draw the number of prompts anew for every optimizer step of the training."}
     )
-    max_train_prompt_length: Optional[int] = field(
+    max_train_prompt_length: int | None = field(
         default=None, metadata={"help": "Largest number of prompts drawn in training; defaults to `pool_size`."}
     )
     key_loss_weight: float = field(default=0.1, metadata={"help": "Weight of the key loss."})
@@ -140,7 +140,7 @@ class ListenConfig(PeftConfig):
         default="modality_mean",
         metadata={"help": "One mean each of audio and text ('modality_mean'), or one over the whole prompt ('mean')."},
     )
-    query_ignored_token_ids: Optional[list[int]] = field(
+    query_ignored_token_ids: list[int] | None = field(
         default=None, metadata={"help": "Tokens left out of the query, such as those of the chat template."}
     )
     query_dropout: float = field(
@@ -164,17 +164,17 @@ class ListenConfig(PeftConfig):
     paper_form: bool = field(
         default=False, metadata={"help": "The paper's plain form: without any remedy for collapse."}
     )
-    init_weights: Union[bool, Literal["vocab", "normal"]] = field(
+    init_weights: bool | Literal["vocab", "normal"] = field(
         default=True,
         metadata={
             "help": "True or 'vocab': embeddings of random tokens; 'normal': normally distributed at the embeddings' "
             "scale; False: random and large, for tests."
         },
     )
-    backbone: Optional[str] = field(
+    backbone: str | None = field(
         default=None, metadata={"help": "Dotted path of the decoder; found through `get_decoder()` if not given."}
     )
-    modules_to_save: Optional[list[str]] = field(
+    modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Further modules to train and to save with the adapter."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the initialisation and of the drawn prompt lengths."})
@@ -249,7 +249,7 @@ class ListenConfig(PeftConfig):
         return self.num_shared_prompts > 0 and self.shared_prompt_mode == "add"
 
     @property
-    def target_modules(self) -> Optional[str]:
+    def target_modules(self) -> str | None:
         """The backbone, under the name by which PEFT's injection asks for what is adapted."""
         return self.backbone
 

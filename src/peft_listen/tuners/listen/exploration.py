@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 
 from .config import ListenConfig
@@ -11,8 +9,8 @@ from .step_random import step_generator
 
 
 def exploration_noise(
-    config: ListenConfig, step: int, forward_pass: int, batch_size: int, rank: Optional[int] = None
-) -> Optional[torch.Tensor]:
+    config: ListenConfig, step: int, forward_pass: int, batch_size: int, rank: int | None = None
+) -> torch.Tensor | None:
     """
     Normally distributed noise whose scale falls linearly from `config.exploration` to 0 over
     `config.exploration_steps` optimizer steps (ours).

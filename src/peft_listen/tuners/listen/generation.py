@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,7 +44,7 @@ class PromptGeneration:
     def __init__(self, hooks: PromptHooks) -> None:
         self._hooks = hooks
         self._model = hooks.language_model
-        self._overridden: Optional[Callable[..., Any]] = self._model.__dict__.get(_ATTRIBUTE)
+        self._overridden: Callable[..., Any] | None = self._model.__dict__.get(_ATTRIBUTE)
         setattr(self._model, _ATTRIBUTE, self.generate)
 
     def remove(self) -> None:
@@ -119,13 +119,13 @@ class PromptGeneration:
                 return value
         return None
 
-    def _input_ids(self, call: dict[str, Any]) -> Optional[torch.Tensor]:
+    def _input_ids(self, call: dict[str, Any]) -> torch.Tensor | None:
         input_ids = call.get("input_ids")
         if input_ids is None and getattr(self._model, "main_input_name", "input_ids") == "input_ids":
             input_ids = call.get("inputs")
         return input_ids
 
-    def _query_mask(self, call: dict[str, Any], query_mask: Optional[torch.Tensor]) -> torch.Tensor:
+    def _query_mask(self, call: dict[str, Any], query_mask: torch.Tensor | None) -> torch.Tensor:
         """The query's positions, so that columns behind them are known to be generated."""
         inputs = call.get("inputs_embeds")
         inputs = self._input_ids(call) if inputs is None else inputs

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 
 from .config import is_integer
@@ -40,9 +38,7 @@ class GroupedSelector(Selector):
             raise ValueError(f"`num_groups` must be an integer of at least 1, got {num_groups!r}.")
         self.num_groups = num_groups
 
-    def select(
-        self, query: torch.Tensor, keys: torch.Tensor, k: int, bias: Optional[torch.Tensor] = None
-    ) -> Selection:
+    def select(self, query: torch.Tensor, keys: torch.Tensor, k: int, bias: torch.Tensor | None = None) -> Selection:
         pool_size = keys.shape[0]
         similarity = cosines(query, keys)
         sizes = torch.tensor(self._group_sizes(pool_size), device=keys.device)

@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,12 +58,12 @@ class GenerationState:
             With `are_inserted`: where they are in the prefill, to strip them from its output.
     """
 
-    query_mask: Optional[torch.Tensor] = None
-    prompts: Optional[torch.Tensor] = None
+    query_mask: torch.Tensor | None = None
+    prompts: torch.Tensor | None = None
     are_inserted: bool = False
-    placement: Optional[PromptPlacement] = None
+    placement: PromptPlacement | None = None
 
-    def query_mask_for(self, batch_size: int, length: int) -> Optional[torch.Tensor]:
+    def query_mask_for(self, batch_size: int, length: int) -> torch.Tensor | None:
         """The query's positions in an input with this shape: rows repeated for beams, generated tokens left out."""
         if self.query_mask is None:
             return None
@@ -94,14 +94,14 @@ class PromptHooks:
         self.layer = layer
         self.backbone = backbone
         self.language_model = language_model
-        self.generation: Optional[GenerationState] = None
+        self.generation: GenerationState | None = None
         self._backbone_arguments = list(inspect.signature(backbone.forward).parameters)
         self._language_model_arguments = list(inspect.signature(language_model.forward).parameters)
-        self._labels: Optional[torch.Tensor] = None
-        self._query_mask: Optional[torch.Tensor] = None
+        self._labels: torch.Tensor | None = None
+        self._query_mask: torch.Tensor | None = None
         self._groups = NO_GROUPS
         self._num_items_in_batch: Any = None
-        self._placement: Optional[PromptPlacement] = None
+        self._placement: PromptPlacement | None = None
         self._wants_tuple = False
         self._captures = False
         self._warned_without_labels = False
@@ -146,7 +146,7 @@ class PromptHooks:
 
     def before_language_model(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Optional[tuple[tuple[Any, ...], dict[str, Any]]]:
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         return None if self._rests else self._note_labels(args, kwargs)
 
     @property
@@ -156,7 +156,7 @@ class PromptHooks:
     @torch.compiler.disable
     def _note_labels(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Optional[tuple[tuple[Any, ...], dict[str, Any]]]:
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         named = _by_name(self._language_model_arguments, args, kwargs)
         self._labels = named.get("labels")
         if self._labels is None and torch.is_tensor(shift_labels := named.get("shift_labels")):
@@ -218,7 +218,7 @@ class PromptHooks:
 
     def before_backbone(
         self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Optional[tuple[tuple[Any, ...], dict[str, Any]]]:
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if self._rests:
             generation = self.generation
             assert generation is not None
@@ -230,7 +230,7 @@ class PromptHooks:
     @torch.compiler.disable
     def _add_prompts(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Optional[tuple[tuple[Any, ...], dict[str, Any]]]:
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self._placement = None
         call = _by_name(self._backbone_arguments, args, kwargs)
         if self._captures:
@@ -268,7 +268,7 @@ class PromptHooks:
         if self._wants_tuple:
             call["return_dict"] = True
 
-    def _prompts_for(self, inputs_embeds: torch.Tensor, attention_mask: Optional[torch.Tensor]) -> torch.Tensor:
+    def _prompts_for(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         batch_size, length = inputs_embeds.shape[:2]
         generation = self.generation
         if generation is None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 import torch.nn.functional as F
 
@@ -48,9 +46,7 @@ class HybridSelector(Selector):
         self.temperature = temperature
         self._pursuit = MatchingPursuit(step_size)
 
-    def select(
-        self, query: torch.Tensor, keys: torch.Tensor, k: int, bias: Optional[torch.Tensor] = None
-    ) -> Selection:
+    def select(self, query: torch.Tensor, keys: torch.Tensor, k: int, bias: torch.Tensor | None = None) -> Selection:
         indices, scores = self._pursuit(query, keys, k, bias)
         unit_query = F.normalize(query, dim=-1, eps=1e-6).unsqueeze(1)  # [batch, 1, d]
         cosines = (unit_query * F.normalize(keys[indices], dim=-1, eps=1e-6)).sum(dim=-1)  # [batch, k]

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Optional, Union
+from typing import Any
 
 import torch
 import torch.distributed
@@ -39,7 +39,7 @@ class SelectionRecord:
 
     indices: torch.Tensor
     scores: torch.Tensor
-    weights: Optional[torch.Tensor]
+    weights: torch.Tensor | None
     query: torch.Tensor
 
 
@@ -58,7 +58,7 @@ class AdapterState:
         self.sums = StepSums()
         self.step_queries: list[torch.Tensor] = []
         self.forward_passes = 0  # of the running step
-        self.values_version: Optional[int] = None
+        self.values_version: int | None = None
         self.counts_steps = True
 
     @property
@@ -89,8 +89,8 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         self.listen_step = BufferDict(persistent=True)
         self.states: dict[str, AdapterState] = {}
         self.merged_adapters: list[str] = []
-        self.last_selection: Optional[SelectionRecord] = None
-        self.key_loss_per_row: Optional[torch.Tensor] = None
+        self.last_selection: SelectionRecord | None = None
+        self.key_loss_per_row: torch.Tensor | None = None
         self.hooks: Any = None  # set by the tuner: they need the modules around
         self.generation: Any = None
         self._recorders: list[Callable[[SelectionRecord], None]] = []
@@ -121,7 +121,7 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         if trainable:
             self.set_adapter(self.active_adapters)
 
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Optional[torch.device] = None) -> None:
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # PEFT asks for this when weights were loaded into empty ones. The dtype stays: the pool is in float32.
         if device is None:
             device = self.hooks.backbone.get_input_embeddings().weight.device
@@ -143,7 +143,7 @@ class ListenLayer(nn.Module, BaseTunerLayer):
                 parameter = pool[adapter_name]
                 pool[adapter_name] = nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad)
 
-    def set_adapter(self, adapter_names: Union[str, list[str]], inference_mode: bool = False) -> None:
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Activates an adapter. Only one can be: prompts of several pools have no order among themselves.
 
         Raises:
@@ -156,13 +156,13 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         super().set_adapter(names, inference_mode=inference_mode)
 
     @property
-    def active_pool(self) -> Optional[str]:
+    def active_pool(self) -> str | None:
         """Name of the adapter whose prompts are prepended, or `None` if there is none or adapters are disabled."""
         if self.disable_adapters:
             return None
         return next((name for name in self.active_adapters if name in self.states), None)
 
-    def state_of(self, adapter_name: Optional[str]) -> tuple[str, AdapterState]:
+    def state_of(self, adapter_name: str | None) -> tuple[str, AdapterState]:
         """The named adapter's state, or the active one's.
 
         Raises:
@@ -181,7 +181,7 @@ class ListenLayer(nn.Module, BaseTunerLayer):
 
     # ----------------------------------------------------------------------------------------------- optimizer steps
 
-    def begin_step(self, adapter_name: str, step: Optional[int]) -> None:
+    def begin_step(self, adapter_name: str, step: int | None) -> None:
         """Tells which optimizer step the coming forward passes belong to; `None` goes back to counting by itself."""
         state = self.states[adapter_name]
         state.counts_steps = step is None
@@ -226,9 +226,9 @@ class ListenLayer(nn.Module, BaseTunerLayer):
     def choose(
         self,
         inputs_embeds: torch.Tensor,
-        attention_mask: Optional[torch.Tensor] = None,
-        labels: Optional[torch.Tensor] = None,
-        query_mask: Optional[torch.Tensor] = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        query_mask: torch.Tensor | None = None,
         groups: TokenGroups = NO_GROUPS,
     ) -> torch.Tensor:
         """
@@ -300,7 +300,7 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         # Brought back to the queries' own scale, which is that of the keys too.
         return query * (variance.mean() / (variance + 1e-3 * variance.mean())).sqrt()
 
-    def _bias(self, adapter_name: str, batch_size: int, device: torch.device) -> Optional[torch.Tensor]:
+    def _bias(self, adapter_name: str, batch_size: int, device: torch.device) -> torch.Tensor | None:
         """What is added to the scores before the choice, `(batch_size or 1, pool_size)`, or `None`."""
         state = self.states[adapter_name]
         config, bias = state.config, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Optional, Union
+from typing import Any
 
 import torch
 from peft.config import PeftConfig
@@ -153,7 +153,7 @@ class ListenModel(BaseTuner):
         merge: bool = True,
         progressbar: bool = False,
         safe_merge: bool = False,
-        adapter_names: Optional[list[str]] = None,
+        adapter_names: list[str] | None = None,
     ) -> nn.Module:
         if merge:
             self._check_merge_allowed()
@@ -193,12 +193,12 @@ class ListenModel(BaseTuner):
         return layer
 
     @property
-    def last_selection(self) -> Optional[SelectionRecord]:
+    def last_selection(self) -> SelectionRecord | None:
         """What the last prefill chose; see [`SelectionRecord`]. `None` before the first."""
         return self.layer.last_selection
 
     @property
-    def key_loss(self) -> Optional[torch.Tensor]:
+    def key_loss(self) -> torch.Tensor | None:
         """Key loss of the last forward pass in training (mean over rows, before its weight), with its graph.
 
         It is in `outputs.loss` already when labels are given; add it by hand only to a loss of your own.
@@ -206,7 +206,7 @@ class ListenModel(BaseTuner):
         per_row = self.layer.key_loss_per_row
         return None if per_row is None else per_row.mean()
 
-    def set_prompt_length(self, prompt_length: int, adapter_name: Optional[str] = None) -> None:
+    def set_prompt_length(self, prompt_length: int, adapter_name: str | None = None) -> None:
         """Sets the number of prompts used in evaluation and generation, at any time and without reloading.
 
         Args:
@@ -221,7 +221,7 @@ class ListenModel(BaseTuner):
         state.config.prompt_length = prompt_length
 
     @contextmanager
-    def use_prompt_length(self, prompt_length: int, adapter_name: Optional[str] = None) -> Iterator[None]:
+    def use_prompt_length(self, prompt_length: int, adapter_name: str | None = None) -> Iterator[None]:
         """[`set_prompt_length`] for the duration of a `with` block."""
         name, state = self.layer.state_of(adapter_name)
         before = state.prompt_length.fixed
@@ -231,7 +231,7 @@ class ListenModel(BaseTuner):
         finally:
             self.set_prompt_length(before, name)
 
-    def begin_step(self, step: Optional[int], adapter_name: Optional[str] = None) -> None:
+    def begin_step(self, step: int | None, adapter_name: str | None = None) -> None:
         """
         Tells which optimizer step the coming forward passes belong to.
 
@@ -246,9 +246,7 @@ class ListenModel(BaseTuner):
         name, _ = self.layer.state_of(adapter_name)
         self.layer.begin_step(name, step)
 
-    def init_keys_from(
-        self, queries: Union[torch.Tensor, Iterable[torch.Tensor]], adapter_name: Optional[str] = None
-    ) -> None:
+    def init_keys_from(self, queries: torch.Tensor | Iterable[torch.Tensor], adapter_name: str | None = None) -> None:
         """
         Starts the keys at the centres of a k-means clustering of real queries, so that none starts dead (ours).
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 import torch.nn.functional as F
 
@@ -23,7 +21,7 @@ class PromptPlacement:
             1 for real tokens, 0 for padding, without the prompts.
     """
 
-    def __init__(self, prompt_length: int, attention_mask: Optional[torch.Tensor] = None) -> None:
+    def __init__(self, prompt_length: int, attention_mask: torch.Tensor | None = None) -> None:
         self.prompt_length = prompt_length
         self.offset = None if attention_mask is None else leading_padding(attention_mask)  # [batch, 1]
 

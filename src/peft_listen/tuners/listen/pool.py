@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional, Union
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ def embedding_size(embedding: nn.Module, model_config: object) -> int:
 @torch.no_grad()
 def vocabulary_embeddings(
     embedding: nn.Module, model_config: object, count: int, generator: torch.Generator
-) -> Optional[torch.Tensor]:
+) -> torch.Tensor | None:
     """
     Embeddings of random ordinary tokens, as the decoder itself would embed them (scaling included).
 
@@ -49,9 +49,9 @@ def vocabulary_embeddings(
     if weight.device.type == "meta":
         return None
     vocabulary_size = int(getattr(embedding, "num_embeddings", 0) or weight.shape[0])
-    special: set[Optional[int]] = set()
+    special: set[int | None] = set()
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        token_id: Union[int, list[int], None] = getattr(model_config, name, None)
+        token_id: int | list[int] | None = getattr(model_config, name, None)
         special.update(token_id if isinstance(token_id, list) else [token_id])
     # Some rows of a vocabulary are unused and zero; drawing a surplus leaves enough after these are dropped.
     token_ids = torch.randint(vocabulary_size, (4 * count + len(special),), generator=generator).tolist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,7 @@ class MatchingPursuit:
 
     def __init__(self, step_size: float = 1.0) -> None:
         self.step_size = step_size
-        self._geometry: Optional[KeyGeometry] = None
+        self._geometry: KeyGeometry | None = None
 
     def __getstate__(self) -> dict[str, float]:
         return {"step_size": self.step_size}
@@ -49,7 +49,7 @@ class MatchingPursuit:
 
     @torch.no_grad()
     def __call__(
-        self, query: torch.Tensor, keys: torch.Tensor, k: int, bias: Optional[torch.Tensor] = None
+        self, query: torch.Tensor, keys: torch.Tensor, k: int, bias: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Chooses `k` keys for each row, in O(pool_size) per row and choice.

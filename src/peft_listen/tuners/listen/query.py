@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,8 @@ class TokenGroups(NamedTuple):
             Positions of audio, images or video, whose mean is taken apart from that of the text.
     """
 
-    ignored: Optional[torch.Tensor] = None
-    modality: Optional[torch.Tensor] = None
+    ignored: torch.Tensor | None = None
+    modality: torch.Tensor | None = None
 
 
 NO_GROUPS = TokenGroups()
@@ -35,9 +35,9 @@ NO_GROUPS = TokenGroups()
 def token_positions(
     token_ids: list[int],
     embedding: nn.Module,
-    input_ids: Optional[torch.Tensor] = None,
-    inputs_embeds: Optional[torch.Tensor] = None,
-) -> Optional[torch.Tensor]:
+    input_ids: torch.Tensor | None = None,
+    inputs_embeds: torch.Tensor | None = None,
+) -> torch.Tensor | None:
     """
     Where some tokens stand, by their ids or, without these, by their embeddings.
 
@@ -82,11 +82,11 @@ def leading_padding(attention_mask: torch.Tensor) -> torch.Tensor:
 def prompt_positions(
     batch_size: int,
     sequence_length: int,
-    attention_mask: Optional[torch.Tensor] = None,
-    labels: Optional[torch.Tensor] = None,
-    query_mask: Optional[torch.Tensor] = None,
-    ignored: Optional[torch.Tensor] = None,
-    device: Optional[torch.device] = None,
+    attention_mask: torch.Tensor | None = None,
+    labels: torch.Tensor | None = None,
+    query_mask: torch.Tensor | None = None,
+    ignored: torch.Tensor | None = None,
+    device: torch.device | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The positions of each row that belong to its prompt (audio, instruction and chat template), never padding and never
@@ -156,7 +156,7 @@ def drop_positions(positions: torch.Tensor, share: float, generator: torch.Gener
 
 
 def mean_query(
-    inputs_embeds: torch.Tensor, positions: torch.Tensor, modality: Optional[torch.Tensor] = None
+    inputs_embeds: torch.Tensor, positions: torch.Tensor, modality: torch.Tensor | None = None
 ) -> torch.Tensor:
     """
     Mean of the input embeddings over the prompt's positions (arXiv 2505.18517, the query), in float32.

@@ -7,7 +7,7 @@ they stand still: otherwise a batch that is cut into micro-batches would have an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch.distributed
@@ -37,7 +37,7 @@ class StepSums:
     """Sums over the forward passes of one optimizer step."""
 
     def __init__(self) -> None:
-        self._total: Optional[torch.Tensor] = None
+        self._total: torch.Tensor | None = None
         self._sizes: tuple[int, int, int] = (0, 0, 0)
 
     @torch.no_grad()
@@ -57,7 +57,7 @@ class StepSums:
         self._sizes = (query.shape[1], query.shape[1], pool_size)
 
     @torch.no_grad()
-    def take(self) -> Optional[StepStatistics]:
+    def take(self) -> StepStatistics | None:
         """The statistics of the step that has ended, of all ranks together, or `None` if there was no forward pass.
         The sums begin anew."""
         total, self._total = self._total, None

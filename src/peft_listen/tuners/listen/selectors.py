@@ -17,7 +17,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Optional, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +43,7 @@ class Selection:
 
     indices: torch.Tensor
     scores: torch.Tensor
-    weights: Optional[torch.Tensor] = None
+    weights: torch.Tensor | None = None
 
 
 class Selector(ABC):
@@ -165,7 +165,7 @@ def get_selector(name: str, **kwargs: Any) -> Selector:
         raise ValueError(f"The selector {name!r} does not take `selector_kwargs`={kwargs}: {error}") from error
 
 
-def best_prompts(scores: torch.Tensor, k: int, bias: Optional[torch.Tensor] = None) -> torch.Tensor:
+def best_prompts(scores: torch.Tensor, k: int, bias: torch.Tensor | None = None) -> torch.Tensor:
     """
     Indices of the `k` highest scores of each row, best first; of equal ones, the lower index comes first.
 
@@ -191,9 +191,7 @@ def cosines(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
 class SimilaritySelector(Selector):
     """The `k` keys of the highest cosine similarity to the query (arXiv 2505.18517). O(pool_size · d) per row."""
 
-    def select(
-        self, query: torch.Tensor, keys: torch.Tensor, k: int, bias: Optional[torch.Tensor] = None
-    ) -> Selection:
+    def select(self, query: torch.Tensor, keys: torch.Tensor, k: int, bias: torch.Tensor | None = None) -> Selection:
         similarity = cosines(query, keys)
         indices = best_prompts(similarity, k, bias)
         return Selection(indices=indices, scores=similarity.gather(-1, indices))
@@ -219,9 +217,7 @@ class AttentionSelector(Selector):
             raise ValueError(f"`temperature` must be above 0, got {temperature!r}.")
         self.temperature = temperature
 
-    def select(
-        self, query: torch.Tensor, keys: torch.Tensor, k: int, bias: Optional[torch.Tensor] = None
-    ) -> Selection:
+    def select(self, query: torch.Tensor, keys: torch.Tensor, k: int, bias: torch.Tensor | None = None) -> Selection:
         logits = query @ keys.T / (keys.shape[-1] ** 0.5 * self.temperature)  # [batch, pool_size]
         indices = best_prompts(logits, k, bias)
         scores = logits.softmax(dim=-1).gather(-1, indices)
@@ -243,8 +239,6 @@ class ResidualSelector(Selector):
     def __init__(self) -> None:
         self._pursuit = MatchingPursuit()
 
-    def select(
-        self, query: torch.Tensor, keys: torch.Tensor, k: int, bias: Optional[torch.Tensor] = None
-    ) -> Selection:
+    def select(self, query: torch.Tensor, keys: torch.Tensor, k: int, bias: torch.Tensor | None = None) -> Selection:
         indices, scores = self._pursuit(query, keys, k, bias)
         return Selection(indices=indices, scores=scores)

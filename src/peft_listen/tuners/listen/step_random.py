@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import random
-from typing import Optional
 
 import torch
 
 from .running_statistics import process_rank
 
 
-def step_generator(
-    purpose: str, seed: int, step: int, forward_pass: int, rank: Optional[int] = None
-) -> torch.Generator:
+def step_generator(purpose: str, seed: int, step: int, forward_pass: int, rank: int | None = None) -> torch.Generator:
     """
     Generator for one forward pass of the training.
 
