@@ -21,7 +21,7 @@ def adapted(make_adapted):
     model = make_adapted("listen")
     layer = find_listen_layer(model)
     with torch.no_grad():
-        layer.listen_query_mean["default"] += 0.3
+        layer.listen_pools["default"].query_mean += 0.3
     return model
 
 
@@ -100,12 +100,12 @@ def test_a_text_model_is_recorded_in_evaluation_and_left_in_training(make_llm, m
     def collator(batch):
         return tokenizer([row["text"] for row in batch], return_tensors="pt", padding=True)
 
-    step = int(find_listen_layer(model).listen_step["default"])
+    step = find_listen_layer(model).listen_pools["default"].step
     records = record_dataset(model, rows, collator=collator, batch_size=2)
     # In training 1 to 8 prompts would have been drawn, and the step's queries kept.
     assert records.prompt_length == 2
     assert model.training
-    assert int(find_listen_layer(model).listen_step["default"]) == step
+    assert find_listen_layer(model).listen_pools["default"].step == step
     assert records.inputs == ["a dog barks", "two", "a car"]
 
 

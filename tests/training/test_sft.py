@@ -39,7 +39,7 @@ def test_the_audio_reaches_the_model(make_adapted, processor, collator, examples
     trainer.train()
     assert len(heard) >= 3 and min(heard) > 0
     after = dict(model.named_parameters())
-    for part in ("listen_keys", "listen_values", "multi_modal_projector.modules_to_save.default"):
+    for part in ("pools.default.keys", "pools.default.values", "multi_modal_projector.modules_to_save.default"):
         names = [name for name in before if part in name]
         assert names and any(not torch.equal(after[name], before[name]) for name in names), part
     log = trainer.state.log_history[0]

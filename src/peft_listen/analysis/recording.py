@@ -57,7 +57,7 @@ def record_dataset(
         )
     module: nn.Module = model.model if isinstance(model, Pipeline) else model
     layer = find_listen_layer(module)
-    layer.state_of(None)  # refuses a model whose active adapter is another one
+    layer.resolve_adapter(None)  # raises if the active adapter is another one
     names = _Names()
     records: list[SelectionRecord] = []
     bar = tqdm(desc="Recording", unit="row", disable=not show_progress, total=_length(rows))

@@ -109,16 +109,15 @@ class SelectionRecords:
         lengths = {record.indices.shape[1] for record in records}
         if len(lengths) > 1:
             raise ValueError(f"The records have different numbers of prompts, {sorted(lengths)}; record with one.")
-        layer = find_listen_layer(model)
-        name, state = layer.state_of(None)
-        # Cloned, since training goes on in place.
-        keys = layer.listen_keys[name].detach().float().cpu().clone()
+        pool = find_listen_layer(model).pool_of()
+        # Cloned, since training updates them in place.
+        keys = pool.keys.detach().float().cpu().clone()
         queries = torch.cat([record.query.float().cpu() for record in records])
-        config = state.config.to_dict()
+        config = pool.config.to_dict()
         return cls(
             indices=torch.cat([record.indices.cpu() for record in records]),
             scores=torch.cat([record.scores.float().cpu() for record in records]),
-            queries=layer.matched_query(name, queries).detach(),
+            queries=pool.normalize_query(queries).detach(),
             keys=keys,
             tasks=list(tasks),
             inputs=list(inputs),
