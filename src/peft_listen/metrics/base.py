@@ -139,8 +139,8 @@ class BaseMetric(evaluate.Metric):
         Adds one row for a later `compute()`.
 
         Args:
-            prediction: prediction of the row.
-            reference: reference of the row.
+            prediction (`Any`): prediction of the row.
+            reference (`Any`): reference of the row.
 
         Raises:
             ValueError: if either has the wrong type or an invalid value.

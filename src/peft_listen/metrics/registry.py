@@ -104,7 +104,7 @@ def get_metric(name: str, **kwargs: Any) -> evaluate.Metric:
 
     Args:
         name (`str`): one of [`available_metrics`].
-        **kwargs: options of the metric (see its class) and settings of [`BaseMetric`].
+        **kwargs (`Any`): options of the metric (see its class) and settings of [`BaseMetric`].
 
     Returns:
         `evaluate.Metric`: `compute(predictions=..., references=...)` returns a `dict` with the value under the key
