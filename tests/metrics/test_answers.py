@@ -1,4 +1,4 @@
-"""Exact match and accuracy, compared with counts by hand, and the normalisation of answers."""
+"""Exact match and accuracy, compared with counts by hand, and the normalization of answers."""
 
 import unicodedata
 
@@ -55,7 +55,7 @@ def test_a_reference_with_only_punctuation_raises() -> None:
 
 
 @given(st.text())
-def test_normalisation_is_idempotent(text) -> None:
+def test_normalization_is_idempotent(text) -> None:
     once = normalize_answer(text)
     assert normalize_answer(once) == once
     assert once == once.strip()
@@ -85,7 +85,7 @@ def test_labels_default_to_those_of_the_references() -> None:
     assert get_metric("accuracy", labels=LABELS).compute(**inputs)["unparseable"] == 0.0
 
 
-def test_labels_are_normalised_like_answers() -> None:
+def test_labels_are_normalized_like_answers() -> None:
     metric = get_metric("accuracy", labels=["Same speaker.", "Another speaker."])
     assert metric.compute(predictions=["same speaker"], references=["Same  Speaker"])["accuracy"] == 1.0
 

@@ -42,7 +42,7 @@ def test_an_error_rate_can_exceed_one() -> None:
     assert get_metric("wer").compute(predictions=["one two three"], references=["four"])["wer"] == 3.0
 
 
-def test_transcripts_are_normalised_with_whispers_normalizer() -> None:
+def test_transcripts_are_normalized_with_whispers_normalizer() -> None:
     inputs = {"predictions": ["hello don t panic 12"], "references": ["Hello — DON'T panic! [laughs] \uff11\uff12"]}
     assert get_metric("wer").compute(**inputs)["wer"] == 0.0
     assert get_metric("cer").compute(**inputs)["cer"] == 0.0
@@ -58,7 +58,7 @@ def test_the_normalizer_can_be_disabled_or_replaced() -> None:
 
 @pytest.mark.parametrize("name", ["wer", "cer"])
 def test_a_reference_without_words_raises(name) -> None:
-    with pytest.raises(ValueError, match=r"`references\[0\]` is empty after normalisation \('\[laughs\]'\)"):
+    with pytest.raises(ValueError, match=r"`references\[0\]` is empty after normalization \('\[laughs\]'\)"):
         get_metric(name).compute(predictions=["ha"], references=["[laughs]"])
 
 

@@ -107,11 +107,11 @@ def test_other_settings_are_passed_to_the_configuration(tmp_path):
     ("options", "message"),
     [
         ({"remove_unused_columns": True}, "`remove_unused_columns=True` removes the `audio` column"),
-        ({"dataset_kwargs": {"skip_prepare_dataset": False}}, "tokenises the examples without their audio"),
+        ({"dataset_kwargs": {"skip_prepare_dataset": False}}, "tokenizes the examples without their audio"),
         ({"packing": True}, "`packing=True` puts several examples into one row"),
         ({"eval_packing": True}, "`eval_packing=True` puts several examples into one row"),
         ({"padding_free": True}, "`padding_free=True` replaces the collator"),
-        ({"assistant_only_loss": True}, "`assistant_only_loss=True` tokenises"),
+        ({"assistant_only_loss": True}, "`assistant_only_loss=True` tokenizes"),
         ({"max_length": 512}, "`max_length=512` would truncate audio tokens.*set it to None"),
     ],
 )

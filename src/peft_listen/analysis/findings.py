@@ -195,7 +195,7 @@ def _rate_neighbors(summary: SelectionSummary) -> Finding:
             "How often the five nearest queries of other inputs predict the task of a query. Always predicting the most "
             f"frequent task gives {baseline:.0%}."
         ),
-        advice="the queries hardly distinguish the tasks: check the training of the projector and the instructions",
+        advice="check the training of the projector and the wording of the instructions",
         position=value,
         goal_position=goal,
     )

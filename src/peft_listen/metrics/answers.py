@@ -24,7 +24,7 @@ class ExactMatch(_AnswerMetric):
     Fraction of predictions, from 0 to 1, that equal their reference (or one of their references) after
     [`normalize_answer`], which ignores case, extra white space and trailing punctuation.
 
-    An empty prediction counts as wrong. A reference that is empty after normalisation raises an error.
+    An empty prediction counts as wrong. A reference that is empty after normalization raises an error.
     """
 
     takes_several_references = True
@@ -86,6 +86,6 @@ def _normalized(labels: Sequence[str]) -> list[str]:
     if not normalized or "" in normalized or len(set(normalized)) < len(normalized):
         raise ValueError(
             "`labels` must contain at least one label, and the labels must be non-empty and distinct after "
-            f"normalisation; got {list(labels)}, which become {normalized}."
+            f"normalization; got {list(labels)}, which become {normalized}."
         )
     return normalized

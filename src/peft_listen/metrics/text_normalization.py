@@ -1,4 +1,4 @@
-"""Normalisation of answers and of transcripts before they are compared."""
+"""Normalization of answers and of transcripts before they are compared."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class _ErrorRate(BaseMetric):
         value = super()._check_reference(value, name)
         if not self.normalizer(value):
             raise ValueError(
-                f"`{name}` is empty after normalisation ({value!r}), so its error rate is undefined. Leave the row "
+                f"`{name}` is empty after normalization ({value!r}), so its error rate is undefined. Leave the row "
                 "out."
             )
         return value
@@ -33,7 +33,7 @@ class _ErrorRate(BaseMetric):
 class Wer(_ErrorRate):
     """
     Word error rate of the whole corpus: (substitutions + deletions + insertions) / number of reference words, after
-    normalisation. 0 is perfect; the value can exceed 1. `compute` also returns the three counts and `hits`.
+    normalization. 0 is perfect; the value can exceed 1. `compute` also returns the three counts and `hits`.
 
     Use [`Cer`] for languages that are written without spaces.
 
@@ -52,7 +52,7 @@ class Wer(_ErrorRate):
 class Cer(_ErrorRate):
     """
     Character error rate of the whole corpus: (substitutions + deletions + insertions) / number of reference characters,
-    including single spaces, after normalisation. 0 is perfect; the value can exceed 1. `compute` also returns the three
+    including single spaces, after normalization. 0 is perfect; the value can exceed 1. `compute` also returns the three
     counts and `hits`.
 
     Args:

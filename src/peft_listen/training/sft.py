@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 # Required values, and the effect of any other value on examples with audio.
 _REQUIRED = {
     "remove_unused_columns": (False, "removes the `audio` column before the collator receives it"),
-    "packing": (False, "puts several examples into one row, which requires tokenising them without their audio"),
-    "eval_packing": (False, "puts several examples into one row, which requires tokenising them without their audio"),
+    "packing": (False, "puts several examples into one row, which requires tokenizing them without their audio"),
+    "eval_packing": (False, "puts several examples into one row, which requires tokenizing them without their audio"),
     "padding_free": (False, "replaces the collator that loads the audio"),
-    "assistant_only_loss": (False, "tokenises the examples without their audio; the collator masks the prompt itself"),
+    "assistant_only_loss": (False, "tokenizes the examples without their audio; the collator masks the prompt itself"),
     "max_length": (None, "would truncate audio tokens but not the audio features that replace them"),
 }
 
@@ -62,7 +62,7 @@ def sft_config(output_dir: str | os.PathLike[str], **kwargs: Any) -> SFTConfig:
     dataset_kwargs = {"skip_prepare_dataset": True, **(kwargs.pop("dataset_kwargs", None) or {})}
     if not dataset_kwargs["skip_prepare_dataset"]:
         raise ValueError(
-            "`dataset_kwargs={'skip_prepare_dataset': False}` tokenises the examples without their audio. Leave it out."
+            "`dataset_kwargs={'skip_prepare_dataset': False}` tokenizes the examples without their audio. Leave it out."
         )
     for name, (required, consequence) in _REQUIRED.items():
         if kwargs.setdefault(name, required) != required:
