@@ -250,7 +250,7 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(build, attach, tmp_
     ("kind", "option", "message"),
     [
         ("Trainer", {"label_smoothing_factor": 0.1}, "`label_smoothing_factor`=0.1.*key loss is dropped"),
-        ("SFTTrainer", {"loss_type": "dft"}, "`loss_type='dft'` weighs every token's loss"),
+        ("SFTTrainer", {"loss_type": "dft"}, "`loss_type='dft'` weights the loss of every token"),
     ],
 )
 def test_an_option_that_distorts_the_key_loss_is_warned_of_when_training_begins(
