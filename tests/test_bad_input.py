@@ -320,7 +320,7 @@ class TestCheckpoints:
 
     def test_parts_in_each_others_place(self, published_parts):  # noqa: F811
         speech, sound, llm = (published_parts[name] for name in ("speech", "sound", "llm"))
-        build = AudioListenForCausalLM.from_encoders_and_llm
+        build = AudioListenForCausalLM.from_sub_models_pretrained
         with pytest.raises(ValueError, match="`speech` must be a Whisper checkpoint, but .* holds a beats model"):
             build(speech=sound, llm=llm)
         with pytest.raises(ValueError, match="`sound` must be a BEATs checkpoint, but .* holds a whisper model"):
@@ -356,7 +356,7 @@ class TestCheckpoints:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         message = rf"`{part}`: .*{part} lacks 1 of the encoder's weights: encoder\.layers\.0\.fc1\.weight\. Get"
         with pytest.raises(ValueError, match=message):
-            AudioListenForCausalLM.from_encoders_and_llm(**{**published_parts, part: folder})
+            AudioListenForCausalLM.from_sub_models_pretrained(**{**published_parts, part: folder})
 
     @pytest.fixture
     def original_beats(self, beats_config, tmp_path):  # noqa: F811
@@ -374,7 +374,7 @@ class TestCheckpoints:
         with pytest.raises(kind, match=message):
             BeatsModel.from_original_checkpoint(path)
         with pytest.raises(kind, match=message):
-            AudioListenForCausalLM.from_encoders_and_llm(**{**published_parts, "sound": path})
+            AudioListenForCausalLM.from_sub_models_pretrained(**{**published_parts, "sound": path})
         assert main(["convert-beats", str(path), str(tmp_path / "converted")]) == 2
         assert "Traceback" not in capsys.readouterr().err
         assert not (tmp_path / "converted").exists()

@@ -97,9 +97,9 @@ def small_things(tmp_path_factory, make_llm, make_tokenizer, whisper_config, bea
         write_salmonn_checkpoint()
 
         parts = {"speech": SPEECH, "llm": LLM}
-        base = AudioListenForCausalLM.from_encoders_and_llm(**parts, qformer_config=QFORMER)
+        base = AudioListenForCausalLM.from_sub_models_pretrained(**parts, qformer_config=QFORMER)
         base.save_pretrained("my-base", save_frozen=False)
-        AudioListenProcessor.from_pretrained_parts(**parts).save_pretrained("my-base")
+        AudioListenProcessor.from_sub_models_pretrained(**parts).save_pretrained("my-base")
         base = AudioListenForCausalLM.from_pretrained("my-base")
         settings = {"pool_size": 16, "prompt_length": 4, "modules_to_save": ["multi_modal_projector"]}
         get_peft_model(base, ListenConfig(**settings)).save_pretrained("my-adapter")

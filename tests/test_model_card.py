@@ -40,7 +40,7 @@ CONFIGS = {
 def make_adapter(published_parts, make_llm):  # noqa: F811
     def make(method, base="audio", **kwargs):
         if base == "audio":
-            model = AudioListenForCausalLM.from_encoders_and_llm(**published_parts, qformer_config=QFORMER)
+            model = AudioListenForCausalLM.from_sub_models_pretrained(**published_parts, qformer_config=QFORMER)
         else:
             model = make_llm("llama")
         model.name_or_path = "someone/base"
@@ -243,9 +243,9 @@ def run(code, folder, endpoint):
 def test_an_adapter_goes_to_the_hub_with_its_card_and_comes_back(published_parts, hub, tmp_path):  # noqa: F811
     endpoint, handler = hub
     parts = {name: str(published_parts[name]) for name in ("speech", "llm")}
-    model = AudioListenForCausalLM.from_encoders_and_llm(**parts, qformer_config=QFORMER)
+    model = AudioListenForCausalLM.from_sub_models_pretrained(**parts, qformer_config=QFORMER)
     model.save_pretrained(tmp_path / "base")
-    AudioListenProcessor.from_pretrained_parts(**parts).save_pretrained(tmp_path / "base")
+    AudioListenProcessor.from_sub_models_pretrained(**parts).save_pretrained(tmp_path / "base")
     soundfile.write(tmp_path / "clip.wav", 0.3 * np.sin(np.arange(8_000) / 10), 16_000)
     push = """
         import peft_listen

@@ -413,8 +413,8 @@ class TestModelForms:
         assert pipe(paths, text=QUESTION) == expected
 
     def test_the_base_of_an_adapter_may_lack_its_frozen_parts(self, published_parts, tmp_path, paths):
-        processor = AudioListenProcessor.from_pretrained_parts(**published_parts)
-        model = AudioListenForCausalLM.from_encoders_and_llm(**published_parts, qformer_config=QFORMER)
+        processor = AudioListenProcessor.from_sub_models_pretrained(**published_parts)
+        model = AudioListenForCausalLM.from_sub_models_pretrained(**published_parts, qformer_config=QFORMER)
         model.save_pretrained(tmp_path / "base", save_frozen=False)
         processor.save_pretrained(tmp_path / "base")
         base = AudioListenForCausalLM.from_pretrained(tmp_path / "base")

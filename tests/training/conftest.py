@@ -106,7 +106,7 @@ def make_processor(make_tokenizer: Callable[..., Any]) -> Callable[..., AudioLis
     def make(sound: bool = True, tokenizer: Any = None, **kwargs: Any) -> AudioListenProcessor:
         tokenizer = make_tokenizer() if tokenizer is None else tokenizer
         speech = WhisperFeatureExtractor()
-        return AudioListenProcessor.from_pretrained_parts(speech=speech, llm=tokenizer, sound=sound, **kwargs)
+        return AudioListenProcessor.from_sub_models_pretrained(speech=speech, llm=tokenizer, sound=sound, **kwargs)
 
     return make
 
@@ -162,7 +162,7 @@ def make_model(make_tokenizer: Callable[..., Any]) -> Callable[..., AudioListenF
             )
         )
         torch.manual_seed(0)
-        model = AudioListenForCausalLM.from_encoders_and_llm(
+        model = AudioListenForCausalLM.from_sub_models_pretrained(
             speech=speech,
             sound=beats if sound else None,
             llm=llm,

@@ -135,7 +135,7 @@ def beats_config() -> Callable[[], BeatsConfig]:
 @pytest.fixture(scope="session")
 def make_processor(make_tokenizer: Callable[..., Any]) -> Callable[..., AudioListenProcessor]:
     def make(sound: bool = False, **kwargs: Any) -> AudioListenProcessor:
-        return AudioListenProcessor.from_pretrained_parts(
+        return AudioListenProcessor.from_sub_models_pretrained(
             speech=WhisperFeatureExtractor(), llm=make_tokenizer(), sound=sound, **kwargs
         )
 
@@ -152,7 +152,7 @@ def make_model(
     def make(llm: str = "llama", sound: bool = False, **kwargs: Any) -> AudioListenForCausalLM:
         language_model = make_llm(llm)
         torch.manual_seed(1)
-        model = AudioListenForCausalLM.from_encoders_and_llm(
+        model = AudioListenForCausalLM.from_sub_models_pretrained(
             speech=WhisperForConditionalGeneration(whisper_config()),
             sound=BeatsModel(beats_config()) if sound else None,
             llm=language_model,
