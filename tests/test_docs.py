@@ -34,13 +34,6 @@ from peft_listen.cli import main
 from peft_listen.models.audio_listen.configuration_audio_listen import QFORMER_DEFAULTS
 from peft_listen.models.audio_listen.modeling_window_qformer import _convert_salmonn_state_dict
 from peft_listen.models.beats.convert_beats_original_checkpoint import to_original_checkpoint
-from tests.models.audio_listen.conftest import (  # noqa: F401
-    beats_config,
-    make_llm,
-    make_tokenizer,
-    one_thread,
-    whisper_config,
-)
 
 
 ROOT = Path(__file__).parent.parent
@@ -84,7 +77,7 @@ def write_salmonn_checkpoint() -> None:
 
 
 @pytest.fixture(scope="session")
-def small_things(tmp_path_factory, make_llm, make_tokenizer, whisper_config, beats_config):  # noqa: F811
+def small_things(tmp_path_factory, make_llm, make_tokenizer, whisper_config, beats_config):
     folder = tmp_path_factory.mktemp("documented")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

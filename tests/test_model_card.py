@@ -19,15 +19,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from peft_listen import AudioListenForCausalLM, AudioListenProcessor, ListenConfig, register
 from peft_listen.model_card import _write_card
-from tests.models.audio_listen.conftest import (  # noqa: F401
-    QFORMER,
-    beats_config,
-    make_llm,
-    make_tokenizer,
-    one_thread,
-    published_parts,
-    whisper_config,
-)
+from tests.small_models import QFORMER
 
 
 CONFIGS = {
@@ -37,7 +29,7 @@ CONFIGS = {
 
 
 @pytest.fixture
-def make_adapter(published_parts, make_llm):  # noqa: F811
+def make_adapter(published_parts, make_llm):
     def make(method, base="audio", **kwargs):
         if base == "audio":
             model = AudioListenForCausalLM.from_sub_models_pretrained(**published_parts, qformer_config=QFORMER)
@@ -240,7 +232,7 @@ def run(code, folder, endpoint):
     return result.stdout
 
 
-def test_an_adapter_goes_to_the_hub_with_its_card_and_comes_back(published_parts, hub, tmp_path):  # noqa: F811
+def test_an_adapter_goes_to_the_hub_with_its_card_and_comes_back(published_parts, hub, tmp_path):
     endpoint, handler = hub
     parts = {name: str(published_parts[name]) for name in ("speech", "llm")}
     model = AudioListenForCausalLM.from_sub_models_pretrained(**parts, qformer_config=QFORMER)

@@ -27,11 +27,11 @@ from transformers.pipelines.pt_utils import KeyDataset
 from peft_listen import AudioListenForCausalLM, AudioListenProcessor, ListenConfig
 from peft_listen.models.audio_listen import audio_chat_template
 from peft_listen.pipelines import DEFAULT_INSTRUCTION, AudioTextToTextPipeline
-from tests.models.audio_listen.conftest import LLM_CONFIGS, QFORMER
-from tests.pipelines.conftest import LENGTH
+from tests.small_models import LLM_CONFIGS, QFORMER
 
 
 SAMPLING_RATE = 16_000
+LENGTH = {"max_new_tokens": 6}  # as that of the `pipe` fixture
 QUESTION = "What?"
 
 
