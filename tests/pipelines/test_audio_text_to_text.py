@@ -134,6 +134,20 @@ class TestInputForms:
         (output,) = pipe(chat)
         assert output == {"input_text": chat, "generated_text": answer_of(answers[0])}
 
+    def test_a_part_with_several_keys_resolves_as_in_the_processor(self, pipe, paths, waveforms):
+        parts = [
+            {"type": "audio", "path": paths[0], "url": paths[1]},
+            {"type": "audio", "path": paths[0], "audio": paths[2], "url": paths[1]},
+            {"type": "audio", "path": paths[0], "audio": None, "url": None},
+        ]
+        for part, expected in zip(parts, (1, 2, 0), strict=True):
+            chat = [{"role": "user", "content": [part, {"type": "text", "text": QUESTION}]}]
+            (waveform,) = pipe.preprocess(chat)["audio"]
+            np.testing.assert_array_equal(waveform, waveforms[expected])
+            inputs = pipe.processor.apply_chat_template(chat, tokenize=True, return_dict=True)
+            alone = pipe.processor.apply_chat_template(chat_about(paths[expected]), tokenize=True, return_dict=True)
+            assert torch.equal(inputs["input_features"], alone["input_features"])
+
     def test_a_chat_as_text_a_single_message_and_a_tuple(self, pipe, paths, answers):
         chat = chat_about(paths[0])
         for form in (chat[0], tuple(chat)):
@@ -484,7 +498,7 @@ class TestRefusals:
             pipe((path for path in paths), text=["Who?", "What?"])
 
     def test_a_chat_beside_audio(self, pipe, paths):
-        with pytest.raises(ValueError, match=r"In a chat, audio stands in the messages"):
+        with pytest.raises(ValueError, match=r"The audio of a chat belongs in its messages"):
             pipe(paths[0], text=chat_about(paths[0]))
 
     def test_a_question_that_is_no_string(self, pipe, paths):
