@@ -1,4 +1,4 @@
-"""A sine wave, encoded and checked, for the tests of audio loading."""
+"""The sine wave of the audio tests: as samples, as an encoded file, and as the expected result."""
 
 import io
 

@@ -99,7 +99,7 @@ class TestSources:
         assert_is_the_sine(load_audio(column[0]["audio"]))
 
         class AudioDecoder:
-            """The two members of torchcodec's decoder that matter; torchcodec itself needs system libraries."""
+            """The two members of torchcodec's decoder that are used; torchcodec itself needs system libraries."""
 
             def get_all_samples(self):
                 stereo = torch.tensor(np.stack([sine(), sine()]))
