@@ -29,13 +29,18 @@ class AudioTextToTextPipeline(Pipeline):
     """
     Answers questions about audio: `pipeline("audio-text-to-text")`.
 
-    `model` is the folder or Hub name of an [`AudioListenForCausalLM`] saved with its processor, or of a PEFT adapter
-    trained on one (its base model and processor are loaded from the adapter's `base_model_name_or_path`); or a model or
-    `PeftModel` object, passed with `processor`. Any multimodal language model of transformers is supported if the chat
-    template of its processor accepts `{"type": "audio"}` parts.
-
     Every input is converted to a chat, with the audio before the text, and rendered by the processor's chat template. At
     most 256 new tokens are generated, unless the model's `generation_config.json` sets another limit.
+
+    Args:
+        model (`str`, [`AudioListenForCausalLM`] or `PeftModel`):
+            Folder or Hub name of a model that was saved with its processor, or of a PEFT adapter, whose base model and
+            processor are loaded from its `base_model_name_or_path`; or a model object. Other multimodal language models
+            of transformers are supported if the chat template of their processor accepts `{"type": "audio"}` parts.
+        processor ([`AudioListenProcessor`], *optional*):
+            Processor of the model; required with a model object.
+        kwargs:
+            Default arguments of calls, and other arguments of [`~transformers.pipeline`].
 
     Example:
 
