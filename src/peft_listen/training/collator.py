@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..chat import starts_with_bos
+
 
 if TYPE_CHECKING:
     from ..models.audio_listen import AudioListenProcessor
@@ -121,9 +123,7 @@ class AudioListenCollator:
         return prompt, full[len(prompt) :].rstrip("\n")
 
     def _prompts(self, texts: list[str], clips: list[Any]) -> tuple[list[list[int]], dict[str, torch.Tensor]]:
-        # As in `apply_chat_template`: a template that begins with the token of the beginning leaves it to nobody else.
-        bos_token = self.processor.tokenizer.bos_token
-        add_special_tokens = bos_token is None or not texts[0].startswith(bos_token)
+        add_special_tokens = not starts_with_bos(texts[0], self.processor.tokenizer.bos_token)
         if self.feature_cache is not None and clips:
             features = [self.feature_cache[clip] for clip in clips]
             texts = self._expand_audio_tokens(texts, [self._num_tokens(feature) for feature in features])

@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -94,9 +95,7 @@ def test_each_thread_gets_the_answer_that_it_gets_alone(kind, two_adapters, toke
     model, calls = two_adapters, []
     kinds, count = (list(CALLED), CALLS) if kind == "all" else ([kind], CALLS // 4)
     for i in range(THREADS * count):
-        function = CALLED[kinds[i % len(kinds)]]
-        input_ids = tokens(1 + i % 3, 4 + i % 5, seed=i)
-        calls.append(lambda function=function, input_ids=input_ids: function(model, input_ids))
+        calls.append(partial(CALLED[kinds[i % len(kinds)]], model, tokens(1 + i % 3, 4 + i % 5, seed=i)))
     for adapter in ("default", "other"):  # switched while no call runs
         model.set_adapter(adapter)
         alone = [call() for call in calls]
@@ -117,7 +116,7 @@ def test_results_of_the_last_call_belong_to_the_thread(two_adapters, tokens):
             torch.testing.assert_close(query, model.get_input_embeddings()(input_ids).mean(dim=1))
         return True
 
-    calls = [lambda input_ids=tokens(seed=i): own_selection(input_ids) for i in range(40)]
+    calls = [partial(own_selection, tokens(seed=i)) for i in range(40)]
     assert all(run_in_threads(calls))
     assert model.base_model.last_selection is None  # this thread has made no call
 

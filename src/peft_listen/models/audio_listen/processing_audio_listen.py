@@ -12,6 +12,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase, TextIn
 from transformers.utils import logging
 
 from ...audio import AudioSource, load_audio
+from ...audio.waveform import is_list_of_clips
+from ...chat import clip_of
 from ..beats.feature_extraction_beats import BeatsFeatureExtractor
 from .audio_tokens import AUDIO_TOKEN, add_audio_token, num_audio_windows, num_encoder_frames, window_reach
 from .chat_template import audio_chat_template
@@ -74,7 +76,7 @@ class AudioListenProcessor(ProcessorMixin):
         if audio_token not in tokenizer.get_vocab():
             raise ValueError(
                 f"The tokenizer does not know the audio token {audio_token!r}. Add it with `add_audio_token(tokenizer)`, "
-                "or build the processor with `AudioListenProcessor.from_pretrained_parts`."
+                "or build the processor with `AudioListenProcessor.from_sub_models_pretrained`."
             )
         if max_audio_seconds is not None and max_audio_seconds <= 0:
             raise ValueError(f"`max_audio_seconds` must be positive, got {max_audio_seconds}.")
@@ -97,7 +99,7 @@ class AudioListenProcessor(ProcessorMixin):
         return ["feature_extractor", "tokenizer"]
 
     @classmethod
-    def from_pretrained_parts(
+    def from_sub_models_pretrained(
         cls,
         *,
         speech: str | os.PathLike,
@@ -107,7 +109,7 @@ class AudioListenProcessor(ProcessorMixin):
         **kwargs: Any,
     ) -> "AudioListenProcessor":
         """
-        Builds the processor of a model made by [`AudioListenForCausalLM.from_encoders_and_llm`].
+        Builds the processor of a model made by [`AudioListenForCausalLM.from_sub_models_pretrained`].
 
         Args:
             speech (`str`, `os.PathLike` or `WhisperFeatureExtractor`):
@@ -247,7 +249,7 @@ class AudioListenProcessor(ProcessorMixin):
 
     def _check_rows(self, text: list[str], audio: Any) -> None:
         """With one list of clips per prompt, each prompt must have as many placeholders as clips."""
-        if not isinstance(audio, (list, tuple)) or not audio or not all(_is_list_of_clips(row) for row in audio):
+        if not isinstance(audio, (list, tuple)) or not audio or not all(is_list_of_clips(row) for row in audio):
             return
         if len(audio) != len(text):
             raise ValueError(f"Got {len(audio)} lists of clips for {len(text)} prompts; pass one list per prompt.")
@@ -357,7 +359,7 @@ class AudioListenProcessor(ProcessorMixin):
             for part in message["content"]
             if part["type"] == "audio"
         ]
-        sources = [part[key] for part in parts for key in ("audio", "path", "url") if part.get(key) is not None]
+        sources = [clip for clip in map(clip_of, parts) if clip is not None]
         audio = self._load(sources, audio_loading_params["source_sampling_rate"])
         return [], [], audio, {}
 
@@ -374,15 +376,10 @@ def _text_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return template.get("default") if isinstance(template, dict) else template
 
 
-def _is_list_of_clips(value: Any) -> bool:
-    """Whether `value` is a list of clips, not one clip given as a list of samples."""
-    return isinstance(value, (list, tuple)) and not (value and isinstance(value[0], (int, float, np.number)))
-
-
 def _flatten(audio: Any) -> list[Any]:
-    if not _is_list_of_clips(audio):
+    if not is_list_of_clips(audio):
         return [audio]
-    return [clip for item in audio for clip in (item if _is_list_of_clips(item) else [item])]
+    return [clip for item in audio for clip in (item if is_list_of_clips(item) else [item])]
 
 
 __all__ = ["AudioListenProcessor"]
