@@ -389,7 +389,7 @@ class TestCheckpoints:
     def test_a_beats_checkpoint_that_lacks_a_half(self, original_beats, published_parts, tmp_path, capsys, key):  # noqa: F811
         checkpoint, write = original_beats
         del checkpoint[key]
-        message = r"beats\.pt' is no original BEATs checkpoint: expected a dict with the dicts `cfg` and `model`"
+        message = r"beats\.pt' is not an original BEATs checkpoint: expected a dict with the dicts `cfg` and `model`"
         self.assert_refused(write(), published_parts, tmp_path, capsys, ValueError, message)
 
     def test_a_pickle_that_carries_code(self, original_beats, published_parts, tmp_path, capsys, monkeypatch):  # noqa: F811

@@ -8,6 +8,7 @@ import torch
 from peft_listen import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification, BeatsModel
 from peft_listen.models.beats import convert_beats_original_checkpoint as convert
 from peft_listen.models.beats.convert_beats_original_checkpoint import convert_beats_checkpoint, to_original_checkpoint
+from peft_listen.models.beats.original_checkpoint import original_names
 
 
 VARIANTS = ["iter3plus", "finetuned", "postnorm_nogate", "prenorm"]
@@ -42,7 +43,7 @@ def test_the_released_sizes_have_the_original_names_and_shapes(released_sizes, t
     shapes = {
         name: list(tensor.shape)
         for ours, tensor in model.state_dict().items()
-        for name in convert._original_names(ours, config.num_hidden_layers)
+        for name in original_names(ours, config.num_hidden_layers)
     }
     assert shapes == released_sizes[size]["params"]
     assert sum(parameter.numel() for parameter in model.parameters()) == released_sizes[size]["n_params"]
@@ -169,10 +170,10 @@ def test_a_missing_file_is_refused(tmp_path):
         (torch.zeros(2), "found Tensor"),
     ],
 )
-def test_a_file_that_is_no_beats_checkpoint_is_refused(tmp_path, content, found):
+def test_a_file_that_is_not_a_beats_checkpoint_is_refused(tmp_path, content, found):
     path = tmp_path / "other.pt"
     torch.save(content, path)
-    with pytest.raises(ValueError, match=rf"other\.pt' is no original BEATs checkpoint: .*{found}"):
+    with pytest.raises(ValueError, match=rf"other\.pt' is not an original BEATs checkpoint: .*{found}"):
         BeatsModel.from_original_checkpoint(path)
 
 

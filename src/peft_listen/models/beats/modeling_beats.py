@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import nn
@@ -22,10 +22,7 @@ from transformers.utils.generic import can_return_tuple, is_flash_attention_requ
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_beats import BeatsConfig
-
-
-if TYPE_CHECKING:
-    from typing import Self
+from .original_checkpoint import from_original_state_dict, has_class_head, read_original_checkpoint, set_labels
 
 
 def relative_position_bucket(relative_position: torch.Tensor, num_buckets: int, max_distance: int) -> torch.Tensor:
@@ -312,13 +309,13 @@ class BeatsPreTrainedModel(PreTrainedModel):
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
     @classmethod
-    def from_original_checkpoint(cls, checkpoint_path: str | os.PathLike[str]) -> "Self":
+    def from_original_checkpoint(cls, checkpoint_path: str | os.PathLike[str]) -> Self:
         """
         Loads a checkpoint in the original format: the `{"cfg", "model"[, "label_dict"]}` file of microsoft/unilm
-        `beats/`. The file is read with `weights_only=True`; code in it is never run.
+        `beats/`. The file is read with `weights_only=True`, so pickled code is never run.
 
-        [`BeatsModel`] leaves out the class head of a fine-tuned checkpoint; [`BeatsForAudioClassification`] requires it
-        and takes the labels from `label_dict`.
+        [`BeatsModel`] ignores the class head of a fine-tuned checkpoint; [`BeatsForAudioClassification`] requires it and
+        takes the labels from `label_dict`.
 
         Args:
             checkpoint_path (`str` or `os.PathLike`): Path of the file.
@@ -327,14 +324,35 @@ class BeatsPreTrainedModel(PreTrainedModel):
             The model in evaluation mode, with float32 weights on the CPU.
 
         Raises:
-            `OSError`: if the file is missing, cannot be read, or holds more than tensors and plain values.
-            `ValueError`: if it is no BEATs checkpoint, its configuration is not supported, or weights are missing,
+            `OSError`: if the file is missing, cannot be read, or contains more than tensors and plain values.
+            `ValueError`: if it is not a BEATs checkpoint, its configuration is not supported, or weights are missing,
                 unexpected or of the wrong shape; the message lists them.
         """
-        # The converter builds on this module.
-        from .convert_beats_original_checkpoint import load_original_checkpoint
+        return cls.from_original(read_original_checkpoint(checkpoint_path))
 
-        return load_original_checkpoint(cls, checkpoint_path)
+    @classmethod
+    def from_original(cls, checkpoint: dict[str, Any]) -> Self:
+        """
+        Builds the model from an original checkpoint in memory; see [`~BeatsModel.from_original_checkpoint`].
+
+        Args:
+            checkpoint (`dict`): The dicts `cfg` and `model`, and optionally `label_dict`.
+
+        Raises:
+            `ValueError`: if the configuration is not supported, or the weights do not fit it.
+        """
+        config = BeatsConfig.from_original(checkpoint["cfg"])
+        model = cls(config)
+        expected = model.state_dict()
+        if has_class_head(expected):
+            if not checkpoint["cfg"].get("finetuned_model", False):
+                raise ValueError(
+                    "The original checkpoint is not fine-tuned and has no class head (`finetuned_model` is not set in "
+                    "its `cfg`). Load it with `BeatsModel`."
+                )
+            set_labels(config, checkpoint.get("label_dict"))
+        model.load_state_dict(from_original_state_dict(checkpoint["model"], expected, config, cls.__name__))
+        return model.eval()
 
 
 class BeatsModel(BeatsPreTrainedModel):
