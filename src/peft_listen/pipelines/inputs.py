@@ -9,12 +9,13 @@ import torch
 from torch.utils.data import Dataset
 from transformers.utils.chat_template_utils import Chat, is_valid_message
 
+from ..models.audio_listen.chat_template import audio_of_part
+
 
 # Asked when an input has audio but no text.
 DEFAULT_INSTRUCTION = "Describe what you hear."
 
 _ROW_KEYS = frozenset({"audio", "text", "instruction"})
-_AUDIO_PART_KEYS = ("audio", "url", "path")
 _SINGLE_TYPES = (str, os.PathLike, bytes, bytearray, memoryview, Mapping, np.ndarray, torch.Tensor, Chat)
 
 
@@ -129,7 +130,7 @@ def take_out_clips(chat: Chat) -> tuple[list[dict[str, Any]], list[Any]]:
             parts = []
             for part in content:
                 if part.get("type") == "audio":
-                    clip = next((part[key] for key in _AUDIO_PART_KEYS if part.get(key) is not None), None)
+                    clip = audio_of_part(part)
                     if clip is None:
                         raise ValueError(
                             f"A message has an audio part without audio: {part!r}. Expected "

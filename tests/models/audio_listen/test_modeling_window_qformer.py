@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from peft_listen import WindowQFormerProjector
+from peft_listen.models.audio_listen.convert_salmonn_projector import convert_salmonn_projector
 
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "qformer"
@@ -19,7 +20,7 @@ CASES = [
 
 def load_salmonn(name: str) -> WindowQFormerProjector:
     checkpoint = torch.load(FIXTURES / f"{name}.pt", weights_only=True)
-    return WindowQFormerProjector.from_salmonn_state_dict(checkpoint["model"], **checkpoint["args"]).eval()
+    return convert_salmonn_projector(checkpoint["model"], **checkpoint["args"]).eval()
 
 
 @pytest.fixture
@@ -49,14 +50,14 @@ def test_outputs_in_bfloat16_stay_close_to_float32() -> None:
 def test_salmonns_other_weights_are_ignored_and_missing_ones_refused() -> None:
     checkpoint = torch.load(FIXTURES / "tiny.pt", weights_only=True)
     weights, args = checkpoint["model"], checkpoint["args"]
-    WindowQFormerProjector.from_salmonn_state_dict({**weights, "llama_model.lora_A": torch.ones(1)}, **args)
+    convert_salmonn_projector({**weights, "llama_model.lora_A": torch.ones(1)}, **args)
     incomplete = {name: weight for name, weight in weights.items() if name != "ln_audio.weight"}
     with pytest.raises(ValueError, match=r"(?s)does not fit the sizes given.*sound_layer_norm\.weight"):
-        WindowQFormerProjector.from_salmonn_state_dict(incomplete, **args)
+        convert_salmonn_projector(incomplete, **args)
     with pytest.raises(ValueError, match=r"(?s)does not fit the sizes given.*speech_layer_norm\.weight"):
-        WindowQFormerProjector.from_salmonn_state_dict(weights, **{**args, "speech_dim": 12})
-    with pytest.raises(ValueError, match="no state dict of SALMONN"):
-        WindowQFormerProjector.from_salmonn_state_dict({"model": weights}, **args)
+        convert_salmonn_projector(weights, **{**args, "speech_dim": 12})
+    with pytest.raises(ValueError, match="not a state dict of SALMONN"):
+        convert_salmonn_projector({"model": weights}, **args)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from .audio_tokens import AUDIO_TOKEN, add_audio_token
 from .chat_template import audio_chat_template
 from .configuration_audio_listen import AudioListenConfig
-from .modeling_audio_encoders import AudioFeatures
+from .forward_arguments import AudioFeatures
 from .modeling_audio_listen import AudioListenForCausalLM, AudioListenModel, AudioListenPreTrainedModel
 from .modeling_window_qformer import WindowQFormerProjector
 from .processing_audio_listen import AudioListenProcessor
