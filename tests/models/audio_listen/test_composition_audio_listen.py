@@ -250,7 +250,7 @@ def test_parts_of_the_wrong_kind_are_refused(published_parts, make_tokenizer) ->
     with pytest.raises(ValueError, match="T5Config is of an encoder-decoder model"):
         t5 = T5ForConditionalGeneration(T5Config(d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2))
         build(speech=published_parts["speech"], llm=t5, tokenizer=make_tokenizer())
-    with pytest.raises(ValueError, match="`tokenizer` is needed where `llm` is a model"):
+    with pytest.raises(ValueError, match="`tokenizer` is needed if `llm` is a model"):
         build(speech=published_parts["speech"], llm=AutoModelForCausalLM.from_pretrained(published_parts["llm"]))
     with pytest.raises(OSError, match="`llm` cannot be loaded from 'nowhere/to-be-found'"):
         build(speech=published_parts["speech"], llm="nowhere/to-be-found")

@@ -79,7 +79,7 @@ def test_models_that_need_the_token_ids_are_refused_by_name() -> None:
     model = AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():
         parameter.data.normal_(std=0.2)
-    with pytest.raises(ValueError, match="Gemma3nForCausalLM cannot be given audio"):
+    with pytest.raises(ValueError, match="Gemma3nForCausalLM does not support audio"):
         check_language_model(model)
 
 
@@ -97,7 +97,7 @@ def test_embeddings_that_are_scaled_outside_of_their_module_are_refused_by_name(
         mamba_d_state=8,
         embedding_multiplier=5.0,
     )
-    with pytest.raises(ValueError, match="FalconH1ForCausalLM cannot be given audio"):
+    with pytest.raises(ValueError, match="FalconH1ForCausalLM does not support audio"):
         check_language_model(AutoModelForCausalLM.from_config(config))
 
 
@@ -109,7 +109,7 @@ def test_an_altered_head_is_noticed(make_llm) -> None:
             return output
 
     model = Shouting(make_llm("llama").config)
-    with pytest.raises(ValueError, match="Shouting cannot be given audio"):
+    with pytest.raises(ValueError, match="Shouting does not support audio"):
         check_language_model(model)
 
 

@@ -243,8 +243,8 @@ def test_a_limit_on_the_length_says_what_is_lost(make_processor, clip, caplog) -
     with caplog.at_level("WARNING"):
         inputs = processor(text=AUDIO * 2, audio=[clip(1.9), clip(3.5)], sampling_rate=16000)
     assert inputs["input_features_mask"].sum(-1).tolist() == [190, 200]
-    assert [record.getMessage() for record in caplog.records if "lost" in record.getMessage()] == [
-        "Clip 1 lasts 3.50 s: its last 1.50 s are lost, because `max_audio_seconds` is 2."
+    assert [record.getMessage() for record in caplog.records if "dropped" in record.getMessage()] == [
+        "Clip 1 lasts 3.50 s: its last 1.50 s are dropped, because `max_audio_seconds` is 2."
     ]
     with pytest.raises(ValueError, match="`max_audio_seconds` must be positive, got -1"):
         make_processor(max_audio_seconds=-1)

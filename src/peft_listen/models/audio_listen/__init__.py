@@ -1,4 +1,4 @@
-"""AudioListen: a causal language model that hears through Whisper, BEATs and a window-level Q-Former."""
+"""AudioListen: a causal language model with audio input through Whisper, BEATs and a window-level Q-Former."""
 
 from .audio_tokens import AUDIO_TOKEN, add_audio_token
 from .chat_template import audio_chat_template
