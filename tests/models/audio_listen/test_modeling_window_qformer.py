@@ -69,7 +69,7 @@ def test_the_last_incomplete_window_is_dropped(projector) -> None:
 
 
 @torch.no_grad()
-def test_each_window_is_read_alone_in_the_order_of_time(projector) -> None:
+def test_each_window_is_encoded_separately_in_order_of_time(projector) -> None:
     speech, sound = torch.randn(1, 14, 16), torch.randn(1, 14, 16)
     windows = [projector(speech[:, start : start + 6], sound[:, start : start + 6]) for start in (0, 4, 8)]
     torch.testing.assert_close(projector(speech, sound), torch.cat(windows, dim=1), atol=1e-6, rtol=1e-5)
@@ -95,7 +95,7 @@ def test_less_than_a_window_is_padded_with_zeros(projector) -> None:
 
 
 @torch.no_grad()
-def test_only_the_wanted_windows_are_returned_row_after_row(projector) -> None:
+def test_only_the_requested_windows_are_returned_row_after_row(projector) -> None:
     speech, sound = torch.randn(3, 20, 16), torch.randn(3, 20, 16)
     everything = projector(speech, sound)
     wanted = projector(speech, sound, num_windows=torch.tensor([1, 4, 2]))
@@ -115,7 +115,7 @@ def test_missing_and_unexpected_sound_are_refused(projector, plain_config) -> No
         deaf(torch.randn(1, 20, 16), torch.randn(1, 20, 16))
 
 
-def test_every_part_of_the_projector_learns(projector) -> None:
+def test_every_parameter_of_the_projector_gets_a_gradient(projector) -> None:
     projector(torch.randn(2, 20, 16), torch.randn(2, 20, 16)).square().sum().backward()
     without = [name for name, weight in projector.named_parameters() if weight.grad is None]
     assert without == []
