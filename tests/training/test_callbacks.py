@@ -127,12 +127,14 @@ def test_keys_start_at_the_queries_of_the_steps_before(make_model, tmp_path):
 
 
 def test_only_the_last_queries_are_remembered(make_model, tmp_path):
-    callback = ListenCallback(num_queries=6)
     model = make_model()
+    pool = model.base_model.layer.pool_of()
+    look = AtStepBegin(lambda: pool.recent_queries)
     with model.record_selections() as records:
-        trainer_of(model, tmp_path, callback).train()
-    last = torch.cat([record.query for record in records])[-6:]
-    torch.testing.assert_close(torch.stack(list(callback._queries)), last)
+        trainer_of(model, tmp_path, ListenCallback((4,), num_queries=6), look).train()
+    last = torch.cat([record.query for record in records[:3]])[-6:]
+    torch.testing.assert_close(look.seen[3], last)
+    assert pool.recent_queries is None  # nothing is pending
 
 
 def test_the_query_mean_has_seen_every_step_when_it_is_saved(make_model, tmp_path):

@@ -1,9 +1,9 @@
-"""The signatures of collapse: each measure is 1 when everything is alike and low when it is not."""
+"""Collapse metrics: each is 1 when everything is alike and low when it is not."""
 
 import pytest
 import torch
 
-from peft_listen.training.collapse import SIGNATURES, collapse_measures, collapse_warnings
+from peft_listen.training.collapse import METRICS, collapse_measures, collapse_warnings
 
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -18,7 +18,7 @@ def test_each_signature_is_told_from_the_others(collapsed):
         ALIKE if collapsed == "key_cosine" else DIFFERENT,
         torch.full((64,), 7) if collapsed == "top_prompt_share" else torch.arange(64) % 16,
     )
-    assert set(measures) == {signature.measure for signature in SIGNATURES}
+    assert set(measures) == {metric.measure for metric in METRICS}
     for measure, value in measures.items():
         assert value > 0.99 if measure == collapsed else value < 0.1
     warnings = collapse_warnings(measures, threshold=0.95)

@@ -174,19 +174,31 @@ def test_a_checkpoint_keeps_the_queries_only_as_long_as_keys_are_to_be_started(
 ):
     callback = ListenCallback(init_keys_at_steps=(3,))
     train(make_adapted(), examples, cached, tmp_path, callback, max_steps=4, save_strategy="steps", save_steps=2)
-    queries = load_file(tmp_path / "checkpoint-2" / "listen_queries_0.safetensors")["queries"]
-    assert queries.shape == (4, 32)
-    assert not (tmp_path / "checkpoint-4" / "listen_queries_0.safetensors").exists()
+    found = [load_file(tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors") for step in (2, 4)]
+    (name,) = (name for name in found[0] if name.endswith("recent_queries"))
+    assert found[0][name].shape == (4, 32)
+    assert name not in found[1]
 
 
 def test_missing_queries_of_a_checkpoint_are_warned_of(make_adapted, examples, cached, tmp_path):
     changes = {"save_strategy": "steps", "save_steps": 2}
-    train(make_adapted(), examples, cached, tmp_path, ListenCallback((3,)), max_steps=2, **changes)
-    moved = shutil.move(tmp_path / "checkpoint-2", tmp_path / "elsewhere")
-    with pytest.warns(UserWarning, match=r"listen_queries_0\.safetensors is missing"):
+    train(make_adapted(), examples, cached, tmp_path, ListenCallback(), max_steps=2, **changes)
+    checkpoint = str(tmp_path / "checkpoint-2")
+    with pytest.warns(UserWarning, match=r"The checkpoint contains no queries"):
         train(
-            make_adapted(), examples, cached, tmp_path, ListenCallback((3,)), max_steps=3, resume=str(moved), **changes
+            make_adapted(), examples, cached, tmp_path, ListenCallback((3,)), max_steps=3, resume=checkpoint, **changes
         )
+
+
+def test_a_checkpoint_that_was_moved_resumes_from_the_same_queries(make_adapted, examples, cached, tmp_path):
+    changes = {"save_strategy": "steps", "save_steps": 2}
+    whole = make_adapted()
+    train(whole, examples, cached, tmp_path / "run", ListenCallback((3,)), max_steps=4, **changes)
+    moved = shutil.copytree(tmp_path / "run" / "checkpoint-2", tmp_path / "elsewhere")
+    again = make_adapted()
+    train(again, examples, cached, tmp_path / "again", ListenCallback((3,)), max_steps=4, resume=str(moved), **changes)
+    keys = [model.base_model.layer.pool_of().keys for model in (whole, again)]
+    torch.testing.assert_close(keys[1], keys[0], atol=1e-5, rtol=1e-4)
 
 
 def test_the_saved_adapter_gives_the_same_logits_and_is_small(make_adapted, make_model, examples, cached, tmp_path):

@@ -1,27 +1,23 @@
-"""What a Trainer has to tell the adapter, and what the adapter has to tell the user."""
+"""Trainer callback: optimizer steps, initialization of the keys, logging, and warnings of collapse."""
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..tuners.listen import ListenModel, SelectionRecord
+from ..tuners.listen import ListenModel, PromptPool, SelectionRecord
 from ..tuners.listen.running_statistics import gather_rows
 from .checks import check_trainer_arguments
 from .collapse import MIN_ROWS, collapse_measures, collapse_warnings
 
 
-# The measures of collapse are taken over so many rows.
+# Number of rows over which the collapse metrics are computed.
 _RECENT_ROWS = 64
 
 
@@ -29,28 +25,29 @@ class ListenCallback(TrainerCallback):
     """
     Connects a LISTEN adapter to a `Trainer` or `SFTTrainer`.
 
-    - Tells the adapter the optimizer step, from which the stochastic prompt length follows, so that a resumed run draws
-      what the uninterrupted one would have drawn.
+    - Passes the optimizer step to the adapter, from which the stochastic prompt length follows. A resumed run draws the
+      same prompt lengths as an uninterrupted one.
     - Warns of trainer options that drop or distort the key loss.
-    - Starts the keys at real queries after a few steps, and again later if asked, since the projector that makes the
-      queries moves (ours).
-    - Logs `key_loss`, `prompt_length`, `live_prompts` (how many of the pool were chosen since the last log) and the
-      measures of collapse (`query_cosine`, `key_cosine`, `top_prompt_share`), and warns once of each that has gone
-      beyond the threshold. They are in `trainer.state.log_history` and on the progress bar. Integrations given by `report_to` run before other callbacks; for them, put this one first:
-      `trainer.callback_handler.callbacks.insert(0, ListenCallback())` in place of `callbacks=[...]`.
+    - Initializes the keys from real queries after a few steps, and again later if requested, since the queries change
+      while the projector is trained (ours).
+    - Logs `key_loss`, `prompt_length`, `live_prompts` (number of prompts of the pool that were selected since the last
+      log) and the collapse metrics (`query_cosine`, `key_cosine`, `top_prompt_share`), and warns once of each that is
+      above the threshold. They are in `trainer.state.log_history` and on the progress bar. Integrations given by
+      `report_to` run before other callbacks; for them, put this one first with
+      `trainer.callback_handler.callbacks.insert(0, ListenCallback())` instead of `callbacks=[...]`.
 
-    While keys are still to be started, the queries are saved in the Trainer's checkpoints
-    (`listen_queries_<process>.safetensors`), so that a resumed run starts them from the same ones.
+    While an initialization of the keys is pending, the recent queries of all processes are a buffer of the adapter, and so
+    in every checkpoint. A resumed run initializes the keys from the same queries.
 
     Args:
         init_keys_at_steps (`Sequence[int]`, defaults to `()`):
-            Optimizer steps, from 1, before which the keys are set to the centres of a k-means clustering of the queries
+            Optimizer steps, from 1, before which the keys are set to the centers of a k-means clustering of the queries
             of the last `num_queries` rows. E.g. `(8, 64)`.
         num_queries (`int`, defaults to 2048):
-            Queries remembered for that, per process.
+            Number of queries stored for it, over all processes.
         collapse_threshold (`float`, defaults to 0.95):
-            Value of a measure of collapse above which the warning is given; see
-            [`~peft_listen.training.collapse.collapse_measures`]. Above 1 never.
+            Value of a collapse metric above which a warning is given; see
+            [`~peft_listen.training.collapse.collapse_measures`]. Above 1, there is never a warning.
 
     Raises:
         ValueError: for steps or a number of queries below 1; when training begins, for a model without an adapter, and
@@ -63,15 +60,17 @@ class ListenCallback(TrainerCallback):
         if any(step < 1 for step in init_keys_at_steps):
             raise ValueError(
                 f"`init_keys_at_steps` must hold steps of at least 1, got {tuple(init_keys_at_steps)}: before the first "
-                "step there are no queries to start the keys from."
+                "step there are no queries to initialize the keys from."
             )
         if num_queries < 1:
             raise ValueError(f"`num_queries` must be at least 1, got {num_queries}.")
         self.init_keys_at_steps = frozenset(init_keys_at_steps)
+        self.num_queries = num_queries
         self.collapse_threshold = collapse_threshold
-        self._queries: deque[torch.Tensor] = deque(maxlen=num_queries)
-        self._best: deque[int] = deque(maxlen=_RECENT_ROWS)
-        self._chosen: set[int] = set()
+        self._step_queries: list[torch.Tensor] = []  # of the running step, in this process
+        self._recent_queries: deque[torch.Tensor] = deque(maxlen=_RECENT_ROWS)
+        self._recent_best: deque[torch.Tensor] = deque(maxlen=_RECENT_ROWS)
+        self._is_selected: torch.Tensor | None = None  # [pool_size], since the last log
         self._prompt_length = 0
         self._tuner: ListenModel | None = None
         self._warned: set[str] = set()
@@ -85,44 +84,45 @@ class ListenCallback(TrainerCallback):
         collator = getattr(kwargs.get("train_dataloader"), "collate_fn", None)
         if hasattr(args, "packing") and getattr(collator, "supervised_logits_only", False):
             raise ValueError(
-                "`SFTTrainer` has a head of its own that leaves out unsupervised positions, and takes no batches in which "
-                "they are left out already. Use `AudioListenCollator(processor, supervised_logits_only=False)`."
+                "The head of `SFTTrainer` skips unsupervised positions itself, and does not support batches without them. "
+                "Use `AudioListenCollator(processor, supervised_logits_only=False)`."
             )
-        self._queries.clear()
-        self._best.clear()
-        self._chosen.clear()
+        self._step_queries.clear()
+        self._recent_queries.clear()
+        self._recent_best.clear()
+        self._is_selected = None
         self._recording.close()  # a run before this one may have ended with an exception
         self._recording.enter_context(self._tuner.layer.recording(self._record))
-        if state.global_step > 0 and self._starts_keys_from(state.global_step):
-            self._restore_queries(_queries_file(args, state))
+        self._resume_queries(state)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._recording.close()
-        self._connected.begin_step(None)
+        self._pool.begin_step(None)
+        self._pool.forget_queries()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        tuner = self._connected
-        tuner.begin_step(state.global_step)
-        if state.global_step in self.init_keys_at_steps and self._queries:
-            tuner.init_keys_from(gather_rows(torch.stack(list(self._queries))))
+        pool = self._pool
+        pool.begin_step(state.global_step)
+        if state.global_step in self.init_keys_at_steps and pool.recent_queries is not None:
+            pool.init_keys_from(pool.recent_queries)
+            if not self._is_pending(state.global_step + 1):
+                pool.forget_queries()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # Here and not at the next step's beginning: the query mean must have seen this step's queries when a checkpoint
-        # is written.
-        self._connected.begin_step(state.global_step)
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        path = _queries_file(args, state)
-        if self._queries and self._starts_keys_from(state.global_step) and path.parent.is_dir():
-            temporary = path.with_suffix(".tmp")
-            save_file({"queries": torch.stack(list(self._queries))}, temporary)
-            os.replace(temporary, path)
+        # Here and not at the beginning of the next step: a checkpoint is written in between, and must contain the
+        # queries of this step.
+        pool = self._pool
+        queries, self._step_queries = self._step_queries, []
+        if self._is_pending(state.global_step):
+            rows = torch.cat(queries) if queries else pool.query_mean.new_zeros(0, len(pool.query_mean))
+            pool.remember_queries(gather_rows(rows), self.num_queries)
+        pool.begin_step(state.global_step)
 
     def on_log(
         self,
@@ -133,50 +133,60 @@ class ListenCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         tuner = self._tuner
-        if tuner is None or logs is None or "loss" not in logs or not self._queries:
+        if tuner is None or logs is None or "loss" not in logs or not self._recent_queries:
             return
-        extra: dict[str, Any] = {"prompt_length": self._prompt_length, "live_prompts": len(self._chosen)}
+        pool = self._pool
+        selected = 0 if self._is_selected is None else int(self._is_selected.sum())
+        extra: dict[str, Any] = {"prompt_length": self._prompt_length, "live_prompts": selected}
         if tuner.key_loss is not None:
             extra["key_loss"] = round(float(tuner.key_loss.detach()), 4)
-        pool = tuner.layer.pool_of()
-        queries = pool.normalize_query(torch.stack(list(self._queries)[-_RECENT_ROWS:]))
-        keys = pool.keys.detach().float()
-        measures = collapse_measures(queries, keys, torch.tensor(list(self._best), dtype=torch.long))
+        queries = pool.normalize_query(torch.stack(list(self._recent_queries)))
+        measures = collapse_measures(queries, pool.keys.detach().float(), torch.stack(list(self._recent_best)))
         extra.update(measures)
         logs.update(extra)
         if state.log_history:
             state.log_history[-1].update(extra)
-        self._chosen.clear()
-        if len(self._queries) >= MIN_ROWS:
+        self._is_selected = None
+        if len(self._recent_queries) >= MIN_ROWS:
             self._warn_of_collapse(measures)
 
     @property
-    def _connected(self) -> ListenModel:
+    def _pool(self) -> PromptPool:
         if self._tuner is None:
             raise RuntimeError("`ListenCallback` was called outside a training run.")
-        return self._tuner
+        return self._tuner.layer.pool_of()
 
-    def _starts_keys_from(self, global_step: int) -> bool:
+    def _is_pending(self, global_step: int) -> bool:
+        """Whether the keys will be initialized at this step or later."""
         return any(step >= global_step for step in self.init_keys_at_steps)
 
-    def _restore_queries(self, path: Path) -> None:
-        if path.is_file():
-            self._queries.extend(load_file(path)["queries"])
-            return
-        warnings.warn(
-            f"{path} is missing, so the keys will be started from the queries since the resume alone, and not as in a "
-            "run that was not interrupted. Resume from a checkpoint in the trainer's own `output_dir`, with as many "
-            "processes as before.",
-            UserWarning,
-            stacklevel=2,
-        )
+    def _resume_queries(self, state: TrainerState) -> None:
+        pool = self._pool
+        if state.global_step == 0:
+            pool.forget_queries()
+        elif pool.recent_queries is not None:
+            self._recent_queries.extend(pool.recent_queries)
+        elif self._is_pending(state.global_step):
+            warnings.warn(
+                "The checkpoint contains no queries, so the keys will be initialized from the queries since the resume "
+                "only, unlike in a run that was not interrupted. Resume from a checkpoint that was written with the same "
+                "`init_keys_at_steps`.",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def _record(self, record: SelectionRecord) -> None:
-        if not self._connected.layer.pool_of().is_training_step:
+        # Everything stays on the device: reading it here would synchronize in every step.
+        pool = self._pool
+        if not pool.is_training_step:
             return
-        self._queries.extend(record.query.float().cpu())
-        self._best.extend(record.indices[:, 0].tolist())
-        self._chosen.update(record.indices.unique().tolist())
+        query = record.query.float()
+        self._step_queries.append(query)
+        self._recent_queries.extend(query)
+        self._recent_best.extend(record.indices[:, 0])
+        if self._is_selected is None:
+            self._is_selected = torch.zeros(len(pool.keys), dtype=torch.bool, device=record.indices.device)
+        self._is_selected[record.indices.flatten()] = True
         self._prompt_length = record.indices.shape[1]
 
     def _warn_of_collapse(self, measures: dict[str, float]) -> None:
@@ -188,7 +198,10 @@ class ListenCallback(TrainerCallback):
 
 def find_tuner(model: Any) -> ListenModel:
     """
-    The [`ListenModel`] inside whatever a trainer wraps around it.
+    Finds the [`ListenModel`] inside the wrappers of a trainer.
+
+    Args:
+        model (`nn.Module`): the model of the trainer.
 
     Raises:
         ValueError: if there is none.
@@ -197,10 +210,5 @@ def find_tuner(model: Any) -> ListenModel:
         if isinstance(module, ListenModel):
             return module
     raise ValueError(
-        f"There is no LISTEN adapter in {type(model).__name__}. Make one with `get_peft_model(model, ListenConfig())`."
+        f"There is no LISTEN adapter in {type(model).__name__}. Create one with `get_peft_model(model, ListenConfig())`."
     )
-
-
-def _queries_file(args: TrainingArguments, state: TrainerState) -> Path:
-    checkpoint = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-    return checkpoint / f"listen_queries_{args.process_index}.safetensors"

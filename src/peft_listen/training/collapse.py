@@ -1,4 +1,4 @@
-"""The signatures of a selection that has failed, and the alarm."""
+"""Collapse metrics of a selection, and their warnings."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ import torch
 from ..analysis.query_space import mean_pairwise_cosine
 
 
-# Fewer rows than this say nothing about collapse.
+# With fewer rows, the metrics are not meaningful.
 MIN_ROWS = 16
 
 
 @dataclass(frozen=True)
-class CollapseSignature:
+class CollapseMetric:
     """
-    What one kind of collapse looks like.
+    Metric of one kind of collapse.
 
     Attributes:
-        measure (`str`): name of the measure, as it is logged.
-        message (`str`): what has happened and what helps; `{value}` stands for the measure.
+        measure (`str`): name of the metric in the logs.
+        message (`str`): what has happened and what to do about it; `{value}` is replaced by the value.
     """
 
     measure: str
     message: str
 
 
-SIGNATURES = (
-    CollapseSignature(
+METRICS = (
+    CollapseMetric(
         "query_cosine",
-        "The queries of the last rows are nearly one direction (mean cosine {value:.3f}), so that all inputs choose the "
-        "same prompts. `center_queries=True` and keys started from real queries (`init_keys_at_steps`) help; see the "
-        "documentation on collapse.",
+        "The queries of the last rows are nearly one direction (mean cosine {value:.3f}), so that all inputs select the "
+        "same prompts. Set `center_queries=True` and initialize the keys from real queries (`init_keys_at_steps`); see "
+        "the documentation on collapse.",
     ),
-    CollapseSignature(
+    CollapseMetric(
         "key_cosine",
-        "The keys are nearly one direction (mean cosine {value:.3f}), so that which of them are chosen means little. A "
-        "lower `key_loss_weight`, or keys started from real queries (`init_keys_at_steps`), help.",
+        "The keys are nearly one direction (mean cosine {value:.3f}), so that the selection is nearly arbitrary. Lower "
+        "`key_loss_weight`, or initialize the keys from real queries (`init_keys_at_steps`).",
     ),
-    CollapseSignature(
+    CollapseMetric(
         "top_prompt_share",
-        "Of the last rows, a share of {value:.3f} has the same best prompt, so that the pool works as one plain soft "
-        "prompt. `usage_balance`, `reseed_every` and keys started from real queries (`init_keys_at_steps`) help. On a "
-        "single task of inputs that are all alike this may be as it should.",
+        "A share of {value:.3f} of the last rows has the same best prompt, so that the pool works like one plain soft "
+        "prompt. Initialize the keys from real queries (`init_keys_at_steps`), or use the grouped selector with added "
+        "shared prompts. For a single task with similar inputs, this can be as intended.",
     ),
 )
 
@@ -52,10 +52,10 @@ SIGNATURES = (
 @torch.no_grad()
 def collapse_measures(queries: torch.Tensor, keys: torch.Tensor, best: torch.Tensor) -> dict[str, float]:
     """
-    Measures of how alike the choices of recent rows are; each is 1 in full collapse.
+    Computes the similarity of the selections of recent rows; each metric is 1 in full collapse.
 
     Args:
-        queries (`torch.FloatTensor` of shape `(num_rows, embedding_size)`): as the keys see them.
+        queries (`torch.FloatTensor` of shape `(num_rows, embedding_size)`): after centering and scaling.
         keys (`torch.FloatTensor` of shape `(pool_size, embedding_size)`)
         best (`torch.LongTensor` of shape `(num_rows,)`): the first prompt of each row.
 
@@ -71,9 +71,9 @@ def collapse_measures(queries: torch.Tensor, keys: torch.Tensor, best: torch.Ten
 
 
 def collapse_warnings(measures: Mapping[str, float], threshold: float) -> dict[str, str]:
-    """The messages of those signatures whose measure is above `threshold`, by the measure's name."""
+    """The messages of the metrics that are above `threshold`, by the metric's name."""
     return {
-        signature.measure: signature.message.format(value=measures[signature.measure])
-        for signature in SIGNATURES
-        if measures[signature.measure] > threshold
+        metric.measure: metric.message.format(value=measures[metric.measure])
+        for metric in METRICS
+        if measures[metric.measure] > threshold
     }

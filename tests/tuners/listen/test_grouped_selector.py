@@ -43,16 +43,6 @@ def test_a_value_stands_at_one_place_whatever_the_input(draw):
     assert len(indices.unique()) == 20
 
 
-def test_a_bias_changes_the_choice_within_the_group(draw):
-    query, keys = draw(0)
-    bias = torch.zeros(20)
-    bias[[3, 6]] = 10.0
-    selection = get_selector("grouped", num_groups=5).select(query, keys, 5, bias=bias)
-    indices = selection.indices
-    assert indices[:, 0].tolist() == [3] * 3 and indices[:, 1].tolist() == [6] * 3
-    assert selection.scores.abs().max() <= 1  # cosines, as the similarity selector gives them: without the bias
-
-
 def test_each_group_is_started_over_all_queries(build, attach):
     model = attach(build(), selector="grouped", selector_kwargs={"num_groups": 4}, pool_size=12, prompt_length=4)
     generator = torch.Generator().manual_seed(0)

@@ -40,6 +40,25 @@ def rename_former_keys(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torc
     return renamed
 
 
+def name_recent_queries(
+    state_dict: Mapping[str, torch.Tensor], path: str, adapter_name: str
+) -> dict[str, torch.Tensor]:
+    """
+    Inserts the adapter's name into that of a buffer that a new adapter does not have, which PEFT therefore cannot map.
+
+    Args:
+        state_dict (`Mapping[str, torch.Tensor]`): tensors by their names in the model.
+        path (`str`): dotted path of the layer in the model.
+        adapter_name (`str`): the adapter that they are loaded into.
+    """
+    return {
+        f"{path}.listen_pools.{adapter_name}.recent_queries"
+        if key.endswith(".listen_pools.recent_queries")
+        else key: (tensor)
+        for key, tensor in state_dict.items()
+    }
+
+
 def check_fits(
     state_dict: Mapping[str, torch.Tensor], model_name: str, path: str, layer: ListenLayer, adapter_name: str
 ) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from .backbone import find_backbone
 from .calls import SelectionRecord
-from .checkpoints import check_fits, rename_former_keys
+from .checkpoints import check_fits, name_recent_queries, rename_former_keys
 from .config import ListenConfig, check_prompt_length
 from .generation import PromptGeneration, has_generate
 from .hooks import PromptHooks
@@ -129,6 +129,7 @@ class ListenModel(BaseTuner):
         )
         for path, layer in model.named_modules():
             if isinstance(layer, ListenLayer):
+                remapped = name_recent_queries(remapped, path, adapter_name)
                 check_fits(remapped, type(model).__name__, path, layer, adapter_name)
         return remapped
 

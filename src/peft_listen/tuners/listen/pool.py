@@ -53,6 +53,8 @@ class PromptPool(nn.Module):
         query_mean (`torch.FloatTensor` of shape `(embedding_size,)`): running mean of the training queries.
         query_variance (`torch.FloatTensor` of shape `(embedding_size,)`, *optional*): their running variance, for
             adapters that standardize.
+        recent_queries (`torch.FloatTensor` of shape `(num_queries, embedding_size)`, *optional*): queries for a pending
+            initialization of the keys; see [`remember_queries`].
         saved_step (`torch.LongTensor`, a scalar): [`step`] for checkpoints; written in training, read after loading.
     """
 
@@ -61,6 +63,7 @@ class PromptPool(nn.Module):
     shared_values: nn.Parameter | None
     query_mean: torch.Tensor
     query_variance: torch.Tensor | None
+    recent_queries: torch.Tensor | None
     saved_step: torch.Tensor
 
     def __init__(self, config: ListenConfig, initial: InitialPool, device: torch.device) -> None:
@@ -74,6 +77,7 @@ class PromptPool(nn.Module):
         self.register_buffer("query_mean", initial.query_mean.to(device))
         variance = torch.ones_like(initial.query_mean, device=device) if config.standardize_queries else None
         self.register_buffer("query_variance", variance)
+        self.register_buffer("recent_queries", None)
         self.register_buffer("saved_step", torch.zeros((), dtype=torch.long, device=device))
         self._step = 0
         self._step_is_read_from: torch.Tensor | None = None
@@ -111,8 +115,14 @@ class PromptPool(nn.Module):
         self._step = step
         self._step_is_read_from = self.saved_step
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(
+        self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Its number of rows is known from the checkpoint only.
+        recent_queries = state_dict.pop(f"{prefix}recent_queries", None)
+        if recent_queries is not None:
+            self.recent_queries = recent_queries.to(self.query_mean.device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._step_is_read_from = None
 
     def begin_step(self, step: int | None) -> None:
@@ -286,13 +296,33 @@ class PromptPool(nn.Module):
             )
         if not bool(queries.isfinite().all()):
             raise ValueError("`queries` holds NaN or infinite values; look for broken inputs before clustering.")
-        queries = queries.float()
+        # In an order of their own, so that the result does not depend on the number of processes that gathered them.
+        rows, counts = queries.float().unique(dim=0, return_counts=True)
+        queries = rows.repeat_interleave(counts, dim=0)
         if self.config.center_queries:
             self.query_mean.copy_(queries.mean(dim=0))
             if self.query_variance is not None and len(queries) > 1:
                 self.query_variance.copy_(queries.var(dim=0, correction=0))
             queries = self.normalize_query(queries)
         self.keys.copy_(self.selector.initial_keys(queries, self.keys.shape[0], seed=self.config.seed))
+
+    @torch.no_grad()
+    def remember_queries(self, queries: torch.Tensor, maximum: int) -> None:
+        """
+        Stores queries for a later [`init_keys_from`]. They are saved with the adapter until [`forget_queries`].
+
+        Args:
+            queries (`torch.FloatTensor` of shape `(num_queries, embedding_size)`): of all processes, before centering.
+                Rows that hold NaN or infinite values are skipped.
+            maximum (`int`): number of queries to store; the oldest are dropped.
+        """
+        queries = queries[queries.isfinite().all(dim=-1)].to(self.query_mean)
+        former = queries[:0] if self.recent_queries is None else self.recent_queries
+        self.recent_queries = torch.cat([former, queries])[-maximum:]
+
+    def forget_queries(self) -> None:
+        """Drops the queries that [`remember_queries`] has stored."""
+        self.recent_queries = None
 
     def cast_parameters(self, dtype: torch.dtype) -> None:
         """Casts keys, values and shared prompts. Running statistics keep their dtype, float32."""
