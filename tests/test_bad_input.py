@@ -377,7 +377,7 @@ class TestCheckpoints:
     ):
         checkpoint, write = original_beats
         del checkpoint[key]
-        message = r"beats\.pt' is no original BEATs checkpoint: expected a dict with the dicts `cfg` and `model`"
+        message = r"beats\.pt' is not an original BEATs checkpoint: expected a dict with the dicts `cfg` and `model`"
         self.assert_refused(write(), published_parts, tmp_path, capsys, ValueError, message)
 
     def test_a_pickle_that_contains_code(self, original_beats, published_parts, tmp_path, capsys, monkeypatch):
