@@ -148,7 +148,7 @@ def test_the_links_of_a_page_lead_somewhere(page) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["peft_listen.tuners.listen.selectors", "peft_listen.tuners.listen.model", analysis.selections.__name__],
+    ["peft_listen.tuners.listen.selectors", "peft_listen.tuners.listen.model", analysis.usage.__name__],
 )
 def test_the_examples_of_docstrings_give_what_they_say(module: str) -> None:
     from peft_listen.tuners.listen import selectors

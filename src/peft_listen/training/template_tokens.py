@@ -1,27 +1,28 @@
-"""What a chat template puts into every input, whatever is asked."""
+"""Finds the tokens that a chat template adds to every input."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-# Two messages with no word in common: what the template renders for both is the template's own.
+# Two messages without a common word: the tokens that both rendered messages contain come from the template.
 _PROBES = ("apple", "seven")
 
 
 def chat_template_token_ids(processor: Any) -> list[int]:
     """
-    Tokens that a chat template adds to a user's message: role markers, role names, line breaks, a default system prompt.
+    Finds the tokens that a chat template adds to a user message: role markers, role names, line breaks, a default system
+    prompt.
 
-    They are the same in every input, so in the mean that LiSTEN (arXiv 2505.18517) takes as its query they tell nothing.
-    Give them to `ListenConfig(query_ignored_token_ids=...)` to leave them out (ours).
+    They are the same in every input, so they carry no information in the mean that LiSTEN (arXiv 2505.18517) uses as its
+    query. Pass them to `ListenConfig(query_ignored_token_ids=...)` to exclude them from the query (ours).
 
     Args:
-        processor ([`AudioListenProcessor`] or a tokenizer): with a chat template.
+        processor ([`AudioListenProcessor`] or a tokenizer): processor or tokenizer with a chat template.
 
     Returns:
-        `list[int]`: sorted ids. Tokens that also occur in instructions, such as a line break, are among them if the
-        template has them.
+        `list[int]`: sorted token ids. Tokens of the template that also occur in instructions, such as a line break, are
+        included.
 
     Raises:
         ValueError: if there is no chat template.

@@ -1,4 +1,4 @@
-"""Inputs that prompts cannot be prepended to, each refused with its reason."""
+"""Checks of inputs that prompts cannot be prepended to, each with its reason."""
 
 from __future__ import annotations
 
@@ -10,17 +10,26 @@ import torch
 _PACKED_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 
 
-def refuse_unsupported(call: dict[str, Any], past_length: int) -> None:
+def check_supported(call: dict[str, Any], past_length: int) -> None:
     """
-    Refuses what the hooks cannot serve.
+    Checks the arguments of the backbone.
 
     Args:
         call (`dict`): the backbone's arguments, by name.
         past_length (`int`): number of positions in the cache.
 
     Raises:
-        ValueError: for packed sequences, and for an attention mask that is not of shape `(batch_size, length)`.
+        ValueError: for an input without tokens, for packed sequences, and for an attention mask that is not of shape
+            `(batch_size, length)`.
     """
+    inputs = call.get("input_ids") if call.get("inputs_embeds") is None else call["inputs_embeds"]
+    if inputs is None:
+        raise ValueError("The model got neither `input_ids` nor `inputs_embeds`. Pass one of them.")
+    if 0 in inputs.shape[:2]:
+        raise ValueError(
+            f"The input has the shape {tuple(inputs.shape[:2])} (batch_size, sequence_length), so that there is no token "
+            "to select prompts by. Pass at least one row and one token."
+        )
     for argument in _PACKED_ARGUMENTS:
         if call.get(argument) is not None:
             raise ValueError(
@@ -50,23 +59,23 @@ def refuse_unsupported(call: dict[str, Any], past_length: int) -> None:
         )
 
 
-def refuse_cache_of_other_state(cache_has_prompts: bool, is_on: bool) -> None:
+def check_cache_matches_adapter(cache_has_prompts: bool, adapter_is_on: bool) -> None:
     """
-    Refuses a filled cache that does not fit the adapter's state.
+    Checks that a filled cache matches the state of the adapter.
 
     Args:
-        cache_has_prompts (`bool`): whether the cache was filled behind prompts.
-        is_on (`bool`): whether the adapter is on now.
+        cache_has_prompts (`bool`): whether the cache contains prompts.
+        adapter_is_on (`bool`): whether the adapter is on now.
 
     Raises:
-        ValueError: if one is and the other is not.
+        ValueError: if only one of them is true.
     """
-    if is_on and not cache_has_prompts:
+    if adapter_is_on and not cache_has_prompts:
         raise ValueError(
             "The cache was filled while the LISTEN adapter was off, and the adapter is on now. Start from an empty "
-            "cache, so that prompts are chosen and prepended."
+            "cache, so that prompts are selected and prepended."
         )
-    if cache_has_prompts and not is_on:
+    if cache_has_prompts and not adapter_is_on:
         raise ValueError(
             "The cache was filled while the LISTEN adapter was on, and the adapter is off now. Start from an empty "
             "cache, or turn the adapter on again."

@@ -1,7 +1,7 @@
-"""ROUGE-L of captions.
+"""Captioning metric: ROUGE-L.
 
-CIDEr and SPIDEr, with which audio captions are often reported, have no light library: pycocoevalcap is a wheel of 100 MB
-with Java programs, aac-metrics brings CLAP and sentence-transformers. ROUGE-L runs anywhere and is bounded.
+CIDEr and SPIDEr, which are common for audio captioning, have no lightweight implementation: pycocoevalcap is a 100 MB
+wheel with Java programs, and aac-metrics depends on CLAP and sentence-transformers. ROUGE-L is pure Python and bounded.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from .registry import register_metric
 @register_metric("rouge_l")
 class RougeL(BaseMetric):
     """
-    ROUGE-L (Lin, 2004) by Google's rouge-score: F1 of the longest common subsequence of words, from 0 to 1, the best
-    of a row's references, averaged over the rows. Case and punctuation do not count.
+    ROUGE-L (Lin, 2004) as computed by Google's rouge-score: F1 of the longest common subsequence of words, from 0 to 1.
+    Each row's score is that of its best reference; the result is the mean over the rows. Case and punctuation are
+    ignored.
 
-    Its words are runs of the letters a to z and digits, so it is for English: a reference without any is refused.
+    Words are sequences of the letters a to z and digits, so the metric is meant for English. A reference without such a
+    word raises an error.
 
     Args:
-        use_stemmer (`bool`, defaults to `False`): whether "barks" counts as "barking" (Porter's stemmer).
+        use_stemmer (`bool`, defaults to `False`): whether to apply Porter's stemmer, so that "barks" matches "barking".
     """
 
     library = "rouge_score.rouge_scorer"
@@ -39,8 +41,8 @@ class RougeL(BaseMetric):
         value = super()._check_reference(value, name)
         if not self.tokenizer.tokenize(value):
             raise ValueError(
-                f"`{name}` holds no word of letters a to z or digits ({value!r}). Leave the row out; for other "
-                "languages use `chrf`."
+                f"`{name}` contains no word of letters a to z or digits ({value!r}). Leave the row out, or use "
+                "`chrf` for other languages."
             )
         return value
 

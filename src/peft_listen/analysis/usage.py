@@ -1,4 +1,4 @@
-"""Which prompts each task uses: overlap of tasks, live prompts, entropy, and whether the queries have collapsed."""
+"""How often each task selects each prompt, and the overlap and entropy that follow from it."""
 
 from __future__ import annotations
 
@@ -8,33 +8,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 
 
 @dataclass
-class SelectionLog:
+class PromptUsage:
     """
-    The prompts chosen for the rows of each task.
+    Counts of the prompts that the rows of each task select.
 
     Example:
 
     ```python
     >>> import torch
-    >>> from peft_listen.analysis import SelectionLog
+    >>> from peft_listen.analysis import PromptUsage
 
-    >>> log = SelectionLog(pool_size=8)
-    >>> log.add(torch.tensor([[0, 1], [0, 2]]), ["speech", "speech"])
-    >>> log.add(torch.tensor([[5, 1]]), ["sound"])
-    >>> log.live_prompts()
+    >>> usage = PromptUsage(pool_size=8)
+    >>> usage.add(torch.tensor([[0, 1], [0, 2]]), ["speech", "speech"])
+    >>> usage.add(torch.tensor([[5, 1]]), ["sound"])
+    >>> usage.live_prompts()
     4
-    >>> log.task_overlap(top=2)[("sound", "speech")]
+    >>> usage.task_overlap(top=2)[("sound", "speech")]
     0.5
 
     ```
 
     Args:
         pool_size (`int`): number of prompts in the pool.
-        counts (`dict[str, Counter]`): how often each task chose each prompt.
+        counts (`dict[str, Counter]`, *optional*): for each task, how often it selected each prompt.
     """
 
     pool_size: int
@@ -42,38 +41,44 @@ class SelectionLog:
 
     def add(self, indices: torch.Tensor, tasks: Sequence[str]) -> None:
         """
+        Adds the selections of a batch.
+
         Args:
-            indices (`torch.LongTensor` of shape `(batch_size, k)`): chosen prompts, as in [`SelectionRecord`].
-            tasks (`Sequence[str]` of length `batch_size`): each row's task.
+            indices (`torch.LongTensor` of shape `(batch_size, k)`): selected prompts, as in [`SelectionRecord`].
+            tasks (`Sequence[str]` of length `batch_size`): task of each row.
 
         Raises:
-            ValueError: if the two differ in length, or an index lies outside the pool.
+            ValueError: if the two differ in length, or an index is outside the pool.
         """
         if len(indices) != len(tasks):
-            raise ValueError(f"There are {len(indices)} rows of selections, but {len(tasks)} tasks.")
+            raise ValueError(f"There are {len(indices)} rows of selections, but {len(tasks)} tasks; pass one per row.")
         if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self.pool_size:
-            raise ValueError(f"An index lies outside the pool of {self.pool_size} prompts.")
+            raise ValueError(
+                f"`indices` run from {int(indices.min())} to {int(indices.max())}, which is outside the pool of "
+                f"{self.pool_size} prompts. Set `pool_size` to that of the adapter."
+            )
         for row, task in zip(indices.tolist(), tasks, strict=True):
             self.counts.setdefault(task, Counter()).update(row)
 
     def live_prompts(self) -> int:
-        """How many prompts of the pool were chosen at least once."""
+        """Returns the number of prompts that were selected at least once."""
         return len(set().union(*self.counts.values())) if self.counts else 0
 
     def top_prompts(self, task: str, top: int) -> list[int]:
         """
-        The `top` prompts that a task chose most often; ties go to the lower index.
+        Returns the `top` prompts that a task selected most often, in descending order; ties go to the lower index.
 
         Raises:
-            KeyError: if nothing was added for the task.
+            KeyError: if there are no counts for the task.
         """
         ranked = sorted(self._counts_of(task).items(), key=lambda item: (-item[1], item[0]))
         return [index for index, _ in ranked[:top]]
 
     def task_overlap(self, top: int = 10) -> dict[tuple[str, str], float]:
         """
-        For each pair of tasks, the share of their `top` most chosen prompts that both have, from 0 to 1. Pairs and their
-        members are sorted. When a task has chosen fewer prompts than `top`, the smaller number counts.
+        Returns, for each pair of tasks, the fraction of their `top` most selected prompts that both have in common, from
+        0 to 1. Pairs and their members are sorted. If a task has selected fewer than `top` prompts, the smaller number
+        is used.
         """
         overlaps = {}
         for first, second in itertools.combinations(sorted(self.counts), 2):
@@ -83,26 +88,26 @@ class SelectionLog:
         return overlaps
 
     def mean_task_overlap(self, top: int = 10) -> float:
-        """Mean of [`task_overlap`] over all pairs of tasks; 1.0 is collapse. 0.0 if there are fewer than two tasks."""
+        """Returns the mean of [`task_overlap`] over all pairs; 1.0 is full collapse, 0.0 if there are fewer than two tasks."""
         overlaps = self.task_overlap(top)
         return sum(overlaps.values()) / len(overlaps) if overlaps else 0.0
 
     def entropy(self, task: str) -> float:
         """
-        Entropy in bits of a task's choices: `log2(k)` when every row chooses the same k prompts.
+        Returns the entropy of a task's selections in bits: `log2(k)` if every row selects the same k prompts.
 
         Raises:
-            KeyError: if nothing was added for the task.
+            KeyError: if there are no counts for the task.
         """
         return _entropy(self._counts_of(task))
 
     def total_entropy(self) -> float:
-        """Entropy in bits of the choices of all tasks together; `log2(pool_size)` when the pool is used evenly."""
+        """Returns the entropy of all tasks' selections in bits: `log2(pool_size)` if the pool is used evenly."""
         return _entropy(sum(self.counts.values(), Counter()))
 
     def _counts_of(self, task: str) -> Counter[int]:
         if task not in self.counts:
-            raise KeyError(f"There is no task {task!r} in the log; there are {sorted(self.counts)}.")
+            raise KeyError(f"There is no task {task!r}; the tasks are {sorted(self.counts)}.")
         return self.counts[task]
 
 
@@ -113,25 +118,8 @@ def _entropy(counts: Counter[int]) -> float:
     return abs(float((shares * shares.log2()).sum()))
 
 
-def mean_pairwise_cosine(vectors: torch.Tensor) -> float:
-    """
-    Mean cosine between different rows: near 1 when the rows are one direction.
-
-    Args:
-        vectors (`torch.FloatTensor` of shape `(num_vectors, size)`)
-
-    Returns:
-        `float` from -1 to 1; 0.0 for fewer than two rows.
-    """
-    count = len(vectors)
-    if count < 2:
-        return 0.0
-    total = F.normalize(vectors.float(), dim=-1).sum(dim=0)
-    return (float(total.square().sum()) - count) / (count * (count - 1))
-
-
 def format_overlap(overlaps: Mapping[tuple[str, str], float]) -> str:
-    """The pairs of tasks as an aligned table, one line a task."""
+    """Formats the result of [`PromptUsage.task_overlap`] as an aligned table with one line per task."""
     tasks = sorted({task for pair in overlaps for task in pair})
     width = max((len(task) for task in tasks), default=0)
     lines = [" " * width + "".join(f"  {task:>{max(5, len(task))}}" for task in tasks)]

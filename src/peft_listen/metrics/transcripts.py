@@ -1,4 +1,4 @@
-"""Word and character error rate of transcripts."""
+"""Transcription metrics: word and character error rate."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class _ErrorRate(BaseMetric):
         value = super()._check_reference(value, name)
         if not self.normalizer(value):
             raise ValueError(
-                f"`{name}` is empty after normalisation ({value!r}), and an error rate is undefined without a "
-                "reference. Leave the row out."
+                f"`{name}` is empty after normalization ({value!r}), so its error rate is undefined. Leave the row "
+                "out."
             )
         return value
 
@@ -32,10 +32,10 @@ class _ErrorRate(BaseMetric):
 @register_metric("wer")
 class Wer(_ErrorRate):
     """
-    Word error rate over the whole corpus: (substitutions + deletions + insertions) / words of the references, after
-    normalisation. 0 is perfect; it may pass 1. The three counts and `hits` are returned too.
+    Word error rate of the whole corpus: (substitutions + deletions + insertions) / number of reference words, after
+    normalization. 0 is perfect; the value can exceed 1. `compute` also returns the three counts and `hits`.
 
-    For a language that is written without spaces use [`Cer`].
+    Use [`Cer`] for languages that are written without spaces.
 
     Args:
         normalizer (`str`, `Callable[[str], str]` or `None`, defaults to `"basic"`): see [`get_normalizer`].
@@ -51,9 +51,9 @@ class Wer(_ErrorRate):
 @register_metric("cer")
 class Cer(_ErrorRate):
     """
-    Character error rate over the whole corpus: (substitutions + deletions + insertions) / characters of the references,
-    single spaces among them, after normalisation. 0 is perfect; it may pass 1. The three counts and `hits` are returned
-    too.
+    Character error rate of the whole corpus: (substitutions + deletions + insertions) / number of reference characters,
+    including single spaces, after normalization. 0 is perfect; the value can exceed 1. `compute` also returns the three
+    counts and `hits`.
 
     Args:
         normalizer (`str`, `Callable[[str], str]` or `None`, defaults to `"basic"`): see [`get_normalizer`].

@@ -1,4 +1,4 @@
-"""Equal error rate of speaker verification."""
+"""Speaker verification metric: equal error rate."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .registry import register_metric
 @register_metric("eer")
 class Eer(BaseMetric):
     """
-    Equal error rate: where the share of impostors that are accepted equals the share of targets that are rejected, from
-    0 to 1, interpolated between the two neighbouring points of the ROC curve. 0.5 is guessing. `threshold` is the score
-    from which on to accept so that the two are closest.
+    Equal error rate: the error rate at which the false acceptance rate equals the false rejection rate, from 0 to 1,
+    interpolated between the two nearest points of the ROC curve. Random guessing gives 0.5. `compute` also returns
+    `threshold`: accepting scores greater than or equal to it brings the two rates closest to each other.
 
-    `predictions` are scores, higher for "the same speaker"; of a language model, take the log-probability of "yes" minus
-    that of "no". `references` are 1 (same speaker) or 0 (another). Both must occur.
+    `predictions` are scores, higher for the same speaker; for a language model, use the log-probability of "yes" minus
+    that of "no". `references` are 1 (same speaker) or 0 (different speakers); both values must occur.
     """
 
     library = "sklearn.metrics"
@@ -38,7 +38,7 @@ class Eer(BaseMetric):
     def _check_reference(self, value: Any, name: str) -> int:
         value = _scalar(value)
         if not isinstance(value, (int, float)) or value not in (0, 1):
-            raise ValueError(f"`{name}` must be 1 (the same speaker) or 0 (another one), got {value!r}.")
+            raise ValueError(f"`{name}` must be 1 (same speaker) or 0 (different speakers), got {value!r}.")
         return int(value)
 
     def _compute(self, predictions: list[float], references: list[int]) -> dict[str, Any]:
@@ -46,19 +46,19 @@ class Eer(BaseMetric):
 
         if len(set(references)) < 2:
             raise ValueError(
-                f"All {len(references)} references are {references[0]}: an equal error rate needs both pairs of the "
-                "same speaker (1) and of different ones (0)."
+                f"All {len(references)} references are {references[0]}: an equal error rate needs pairs of the same "
+                "speaker (1) and pairs of different speakers (0)."
             )
         accepted, detected, thresholds = roc_curve(references, predictions, drop_intermediate=False)
         rejected = 1.0 - detected
-        # From 1, where nothing is accepted, to -1, where everything is; it falls with every threshold.
+        # Decreases from 1 (everything is rejected) to -1 (everything is accepted) as the threshold is lowered.
         gap = rejected - accepted
         after = int(np.argmax(gap <= 0))
         before = after - 1
         share = gap[before] / (gap[before] - gap[after])
         return {
             "eer": float(accepted[before] + share * (accepted[after] - accepted[before])),
-            # The first point of the curve accepts nothing, and has no score.
+            # The first point of the curve rejects everything; its threshold is infinite.
             "threshold": float(thresholds[1 + np.argmin(np.abs(gap[1:]))]),
         }
 
