@@ -1,4 +1,4 @@
-"""Audio in chat messages: the parts `{"type": "audio", ...}`, and templates that render them as the audio token."""
+"""Chat templates that render the parts `{"type": "audio", ...}` of a message as the audio token."""
 
 # Joins lists of content parts to strings, so that the template of any text-only language model can render them.
 _FLATTEN_CONTENT = """\
