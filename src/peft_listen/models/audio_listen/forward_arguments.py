@@ -1,7 +1,7 @@
-"""Names of arguments of [`AudioListenForCausalLM.forward`] that generation handles too."""
+"""Arguments of [`AudioListenForCausalLM.forward`]: names shared with generation, and types."""
 
 from dataclasses import fields
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -38,3 +38,31 @@ AUDIO_ARGUMENTS = (
     "sound_attention_mask",
     *AudioFeatures._fields,
 )
+
+
+class LanguageModelKwargs(TypedDict, total=False):
+    """
+    Further arguments of `forward`, passed on to the language model and the loss. These are transformers'
+    `TransformersKwargs` without `position_ids`, which `forward` names.
+
+    Args:
+        num_items_in_batch (`torch.Tensor`, *optional*): Number of supervised tokens that the loss is divided by.
+        output_hidden_states (`bool`, *optional*): Whether to return the hidden states of all layers.
+        output_attentions (`bool`, *optional*): Whether to return the attention probabilities of all layers.
+        output_router_logits (`bool`, *optional*): Whether to return the router logits of all layers.
+        cu_seq_lens_q, cu_seq_lens_k (`torch.LongTensor`, *optional*): Cumulative sequence lengths of packed rows.
+        max_length_q, max_length_k (`int`, *optional*): Largest sequence lengths of packed rows.
+        is_causal (`bool`, *optional*): Whether attention is causal.
+        seq_idx (`torch.IntTensor`, *optional*): Index of the sequence of each token in packed rows.
+    """
+
+    num_items_in_batch: torch.Tensor | None
+    output_hidden_states: bool | None
+    output_attentions: bool | None
+    output_router_logits: bool | None
+    cu_seq_lens_q: torch.LongTensor | None
+    cu_seq_lens_k: torch.LongTensor | None
+    max_length_q: int | None
+    max_length_k: int | None
+    is_causal: bool | None
+    seq_idx: torch.IntTensor | None

@@ -21,8 +21,9 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.processing_utils import Unpack
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_NAME, TransformersKwargs, cached_file
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
 
 from ..beats.modeling_beats import BeatsModel
@@ -35,7 +36,7 @@ from .audio_tokens import (
     window_reach,
 )
 from .configuration_audio_listen import AudioListenConfig
-from .forward_arguments import CACHE, AudioFeatures
+from .forward_arguments import CACHE, AudioFeatures, LanguageModelKwargs
 from .frozen_references import (
     Reference,
     is_referenced,
@@ -263,7 +264,7 @@ class AudioListenModel(AudioListenPreTrainedModel):
         input_features_mask: torch.Tensor | None,
         sound_input_values: torch.Tensor | None,
         sound_attention_mask: torch.Tensor | None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> Iterator[tuple[AudioFeatures, BaseModelOutput]]:
         """
         Encodes `config.encoder_batch_size` chunks at a time. Yields their features and the complete output of the speech
@@ -328,7 +329,7 @@ class AudioListenModel(AudioListenPreTrainedModel):
         speech_features: torch.Tensor | None = None,
         sound_features: torch.Tensor | None = None,
         audio_features_mask: torch.Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
         """
         Encodes audio and projects it into the embedding space of the language model.
@@ -443,7 +444,7 @@ class AudioListenModel(AudioListenPreTrainedModel):
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         use_cache: bool | None = None,
         cache: Cache | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[LanguageModelKwargs],
     ) -> tuple | AudioListenModelOutputWithPast:
         """See [`AudioListenForCausalLM.forward`] for the arguments."""
         cache = past_key_values if cache is None else cache
@@ -565,7 +566,7 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         cache: Cache | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[LanguageModelKwargs],
     ) -> tuple | AudioListenCausalLMOutputWithPast:
         """
         Clips are split into chunks of at most 30 s. The first axis of the audio arguments runs over the chunks of all
@@ -602,7 +603,7 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
                 Number of last positions, or indices of positions, to compute logits for. 0 means all positions.
             cache (`Cache`, *optional*):
                 The name of `past_key_values` in transformers 5.24 and later.
-            kwargs: Other arguments of the language model, such as `output_hidden_states`.
+            kwargs ([`LanguageModelKwargs`]): Other arguments of the language model, such as `output_hidden_states`.
 
         Returns:
             [`AudioListenCausalLMOutputWithPast`]
