@@ -232,7 +232,7 @@ class TestPlaceholders:
         with pytest.raises(ValueError, match="Found total 2"):
             pipe(samples(TONE), text=f"What is {processor.audio_token}?")
         example = {"audio": samples(TONE), "instruction": f"What is {processor.audio_token}?", "answer": "a tone"}
-        with pytest.raises(ValueError, match=r"has the audio token <\|audio\|> in it"):
+        with pytest.raises(ValueError, match=r"contains the audio token <\|audio\|>"):
             AudioListenCollator(processor)([example])
 
     @pytest.fixture
