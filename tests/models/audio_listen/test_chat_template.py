@@ -125,6 +125,15 @@ def test_audio_parts_may_be_files(make_processor, clip, tmp_path, key: str) -> N
     assert inputs["input_features_mask"].sum() == 100
 
 
+@pytest.mark.parametrize("other", ["url", "path"])
+def test_the_first_key_of_an_audio_part_is_used(make_processor, clip, other: str) -> None:
+    messages = [{"role": "user", "content": [{"type": "audio", other: "nowhere.wav", "audio": clip(1.0)}]}]
+    inputs = make_processor().apply_chat_template(
+        messages, tokenize=True, return_dict=True, processor_kwargs={"sampling_rate": 16000}
+    )
+    assert inputs["input_features"].shape[0] == 1
+
+
 def test_the_sampling_rate_of_plain_arrays_is_required(make_processor, clip) -> None:
     messages = [{"role": "user", "content": [{"type": "audio", "audio": clip(1.0)}]}]
     processor = make_processor()

@@ -7,6 +7,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from peft_listen import AudioListenForCausalLM, AudioListenModel, BeatsModel
 from peft_listen.models.audio_listen import AudioFeatures
+from peft_listen.models.audio_listen.forward_arguments import CACHE
 
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0}
@@ -358,6 +359,19 @@ def test_an_audio_token_in_a_decoding_step_requires_no_audio(model) -> None:
     model(input_ids=torch.tensor([[5, 6]]), past_key_values=cache, use_cache=True)
     output = model(input_ids=torch.tensor([[model.config.audio_token_id]]), past_key_values=cache, use_cache=True)
     assert output.logits.isfinite().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_the_cache_has_the_name_of_either_version_of_transformers(model, name: str) -> None:
+    cache = DynamicCache(config=model.config.text_config)
+    first = model(input_ids=torch.tensor([[5, 6]]), use_cache=True, **{name: cache})
+    assert first[CACHE] is cache
+    assert first.past_key_values is cache
+    second = model(input_ids=torch.tensor([[7]]), use_cache=True, **{name: cache})
+    assert cache.get_seq_length() == 3
+    expected = model(input_ids=torch.tensor([[5, 6, 7]])).logits
+    torch.testing.assert_close(second.logits[:, -1], expected[:, -1])
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """
 Original BEATs checkpoints (microsoft/unilm, `beats/`): reading them, and mapping their names to ours.
 
-This module knows the configuration and plain tensors only. The models load checkpoints with it, and
-`convert_beats_original_checkpoint` writes them.
+This module depends only on the configuration. The models use it to load checkpoints, and
+`convert_beats_original_checkpoint` to write them.
 """
 
 import os
