@@ -72,12 +72,24 @@ def test_an_offloaded_vocabulary_cannot_be_enlarged(published_parts, tmp_path) -
         )
 
 
+def skip_without_4bit_kernels_for_narrow_weights(bitsandbytes) -> None:
+    # Where the processor has AVX512-BF16, bitsandbytes 0.50 dequantizes weights of fewer than 64 columns wrongly, and
+    # packs only those whose rows are divisible by 32. The small models of these tests have neither.
+    weight = torch.randn(32, 32, generator=torch.Generator().manual_seed(0))
+    restored = bitsandbytes.functional.dequantize_4bit(
+        *bitsandbytes.functional.quantize_4bit(weight, quant_type="nf4")
+    )
+    if float((restored - weight).abs().mean()) > 0.1:
+        pytest.skip("the 4-bit kernel of bitsandbytes for this processor does not support narrow weights")
+
+
 def quantisation(name: str):
     """A quantisation configuration, and the class of the modules or weights that it quantises."""
     if name.startswith("bitsandbytes"):
         bitsandbytes = pytest.importorskip("bitsandbytes", reason="it quantises, `pip install bitsandbytes`")
         if name.endswith("8bit"):
             return BitsAndBytesConfig(load_in_8bit=True), bitsandbytes.nn.Linear8bitLt
+        skip_without_4bit_kernels_for_narrow_weights(bitsandbytes)
         config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
         return config, bitsandbytes.nn.Linear4bit
     torchao = pytest.importorskip("torchao.quantization", reason="it quantises, `pip install torchao`")
