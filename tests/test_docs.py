@@ -30,10 +30,10 @@ from peft_listen import (
     WindowQFormerProjector,
     analysis,
 )
-from peft_listen.cli import main
 from peft_listen.models.audio_listen.configuration_audio_listen import QFORMER_DEFAULTS
 from peft_listen.models.audio_listen.modeling_window_qformer import _convert_salmonn_state_dict
 from peft_listen.models.beats.convert_beats_original_checkpoint import to_original_checkpoint
+from peft_listen_cli import main
 from tests.models.audio_listen.conftest import (  # noqa: F401
     beats_config,
     make_llm,
@@ -136,7 +136,7 @@ def test_the_data_of_a_page_is_valid(page) -> None:
 
 
 def test_the_pages_show_every_command() -> None:
-    from peft_listen.cli import COMMANDS
+    from peft_listen_cli import COMMANDS
 
     shown = {arguments[0] for page in PAGES for _, block in blocks(page, "bash") for arguments in commands(block)}
     assert shown == set(COMMANDS)

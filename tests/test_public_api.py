@@ -51,7 +51,6 @@ def test_the_public_names_are_these() -> None:
         "get_selector",
         "load_audio",
         "register_selector",
-        "relative_position_bucket",
     ]
     for name in peft_listen.__all__:
         assert getattr(peft_listen, name).__doc__, f"{name} has no docstring"

@@ -1,10 +1,17 @@
-"""Makes the method known to PEFT and transformers. The only file that touches other libraries' registries.
+"""Registers the method with PEFT, and the models and the pipeline with transformers.
 
 Neither library has entry points for plug-ins (https://github.com/huggingface/peft/issues/229 asks for them), so this
-runs when `peft_listen` is imported, and may run any number of times.
+runs when `peft_listen` is imported. It may run any number of times. No other file changes another library's registries.
+
+The tuner is registered at once. The audio models are registered when transformers first looks for one of them, so that
+`import peft_listen` neither imports them nor needs a transformers that they can be imported with.
 """
 
 from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 from peft import PeftModel
 from peft.utils import PeftType, register_peft_method
@@ -17,7 +24,87 @@ from transformers import (
     AutoModelForMultimodalLM,
     AutoProcessor,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.pipelines import PIPELINE_REGISTRY
+
+from .compatibility import audio_is_supported, warn_about_untested_versions
+
+
+MODEL_TYPES = ("audio_listen", "beats")
+PIPELINE_TASK = "audio-text-to-text"
+
+_loading = threading.RLock()
+_models_are_registered = False
+_has_warned = False
+
+
+class _LazyEntries(dict):
+    """
+    The entries that were added to one of transformers' auto mappings. The audio models' entries are added before the
+    first of them is looked up, or before all entries are listed.
+    """
+
+    def __contains__(self, key: object) -> bool:
+        if _is_ours(key):
+            _complete()
+        return super().__contains__(key)
+
+    def __getitem__(self, key: Any) -> Any:
+        if _is_ours(key):
+            _complete()
+        return super().__getitem__(key)
+
+    def __iter__(self) -> Iterator[Any]:
+        _complete_if_supported()
+        return super().__iter__()
+
+    def keys(self) -> Any:
+        _complete_if_supported()
+        return super().keys()
+
+    def values(self) -> Any:
+        _complete_if_supported()
+        return super().values()
+
+    def items(self) -> Any:
+        _complete_if_supported()
+        return super().items()
+
+
+class _LazyTask(dict):
+    """The entry of our pipeline in transformers' registry. The pipeline's class is imported when it is looked up."""
+
+    def __missing__(self, key: str) -> Any:
+        register_pipelines()
+        return PIPELINE_REGISTRY.supported_tasks[PIPELINE_TASK][key]
+
+
+def _is_ours(key: object) -> bool:
+    """Whether a key of an auto mapping, a model type or a configuration class, is one of this package's."""
+    if isinstance(key, str):
+        return key in MODEL_TYPES
+    return getattr(key, "__module__", "").startswith(f"{__package__}.models.")
+
+
+def _complete() -> None:
+    """Registers the models once. Other threads wait until all are registered."""
+    global _models_are_registered
+    with _loading:
+        if _models_are_registered:
+            return
+        _models_are_registered = True  # first, since the models' own imports look up entries
+        try:
+            register_models()
+        except BaseException:
+            _models_are_registered = False
+            raise
+
+
+def _complete_if_supported() -> None:
+    if not _models_are_registered and audio_is_supported():
+        _complete()
 
 
 def _add_peft_type(name: str) -> None:
@@ -46,7 +133,7 @@ def register_tuner() -> None:
 
 
 def register_models() -> None:
-    """Makes the configurations, models and processors known to transformers' Auto classes."""
+    """Registers the configurations, models and processors with transformers' Auto classes; imports all of them."""
     from .models.audio_listen import AudioListenConfig, AudioListenForCausalLM, AudioListenModel, AudioListenProcessor
     from .models.beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification, BeatsModel
 
@@ -62,17 +149,40 @@ def register_models() -> None:
     AutoModelForMultimodalLM.register(AudioListenConfig, AudioListenForCausalLM, exist_ok=True)
 
 
+def register_models_lazily() -> None:
+    """Lets transformers' Auto classes find the models, without importing them yet."""
+    mappings: list[Any] = [
+        CONFIG_MAPPING,
+        FEATURE_EXTRACTOR_MAPPING,
+        PROCESSOR_MAPPING,
+        AutoModel._model_mapping,
+        AutoModelForAudioClassification._model_mapping,
+        AutoModelForCausalLM._model_mapping,
+        AutoModelForMultimodalLM._model_mapping,
+    ]
+    for mapping in mappings:
+        # There is no public way to add an entry whose class is imported later.
+        if not isinstance(mapping._extra_content, _LazyEntries):
+            mapping._extra_content = _LazyEntries(mapping._extra_content)
+
+
 def register_pipelines() -> None:
-    """Makes `pipeline("audio-text-to-text")` known to transformers."""
+    """Registers `pipeline("audio-text-to-text")` with transformers; imports it."""
     from .pipelines import AudioTextToTextPipeline
 
-    if "audio-text-to-text" not in PIPELINE_REGISTRY.get_supported_tasks():
+    if isinstance(PIPELINE_REGISTRY.supported_tasks.get(PIPELINE_TASK, _LazyTask()), _LazyTask):
+        PIPELINE_REGISTRY.supported_tasks.pop(PIPELINE_TASK, None)
         PIPELINE_REGISTRY.register_pipeline(
-            "audio-text-to-text",
+            PIPELINE_TASK,
             pipeline_class=AudioTextToTextPipeline,
             pt_model=AutoModelForMultimodalLM,
             type="multimodal",
         )
+
+
+def register_pipelines_lazily() -> None:
+    """Lets `transformers.pipeline` find the pipeline, without importing it yet."""
+    PIPELINE_REGISTRY.supported_tasks.setdefault(PIPELINE_TASK, _LazyTask())
 
 
 def register_model_cards() -> None:
@@ -84,7 +194,11 @@ def register_model_cards() -> None:
 
 def register() -> None:
     """Registers everything; called by `import peft_listen`."""
+    global _has_warned
+    if not _has_warned:
+        _has_warned = True
+        warn_about_untested_versions()
     register_tuner()
-    register_models()
-    register_pipelines()
+    register_models_lazily()
+    register_pipelines_lazily()
     register_model_cards()
