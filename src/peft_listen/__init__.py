@@ -56,7 +56,7 @@ __all__ = [
     "register_selector",
 ]
 
-# Where the names are that are imported when they are first used.
+# Names that are imported when they are first used, and their modules.
 _LAZY_NAMES = {
     "AudioListenConfig": ".models.audio_listen",
     "AudioListenForCausalLM": ".models.audio_listen",

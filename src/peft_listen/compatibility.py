@@ -1,4 +1,4 @@
-"""Versions of transformers and PEFT: which have been tested, and which the audio models need."""
+"""Supported versions of transformers and PEFT."""
 
 import importlib.metadata
 import re
@@ -8,7 +8,7 @@ import warnings
 # The newest minor versions under which the whole suite has passed (`make test-newest`).
 NEWEST_TESTED = {"transformers": "5.24", "peft": "0.21"}
 
-# The tuner works from the lower bounds of pyproject.toml on. The audio models use parts of transformers that came later.
+# The tuner works with the lower bounds of pyproject.toml. The audio models use newer parts of transformers.
 AUDIO_NEEDS_TRANSFORMERS = "5.23"
 
 
@@ -26,7 +26,7 @@ def release(version: str) -> tuple[int, int]:
 
 
 def untested_versions() -> list[str]:
-    """Installed libraries that are newer than the newest tested version, such as `"peft 0.30.0 (tested up to 0.21)"`."""
+    """Lists the installed libraries that are newer than the newest tested version: `"peft 0.30.0 (tested up to 0.21)"`."""
     installed = {name: importlib.metadata.version(name) for name in NEWEST_TESTED}
     return [
         f"{name} {version} (tested up to {NEWEST_TESTED[name]})"
@@ -36,7 +36,7 @@ def untested_versions() -> list[str]:
 
 
 def warn_about_untested_versions() -> None:
-    """Warns of libraries that are newer than the tests have seen. They are allowed: most minor versions work."""
+    """Warns about libraries that are newer than the newest tested version. They usually work, so there is no error."""
     untested = untested_versions()
     if untested:
         warnings.warn(
@@ -47,7 +47,7 @@ def warn_about_untested_versions() -> None:
 
 
 def audio_is_supported() -> bool:
-    """Whether the installed transformers has what the audio models need."""
+    """Whether the installed transformers is new enough for the audio models."""
     return release(importlib.metadata.version("transformers")) >= release(AUDIO_NEEDS_TRANSFORMERS)
 
 

@@ -1,10 +1,11 @@
-"""Registers the method with PEFT, and the models and the pipeline with transformers.
+"""Registers the tuner with PEFT, and the models and the pipeline with transformers.
 
-Neither library has entry points for plug-ins (https://github.com/huggingface/peft/issues/229 asks for them), so this
-runs when `peft_listen` is imported. It may run any number of times. No other file changes another library's registries.
+Neither library has entry points for plug-ins (https://github.com/huggingface/peft/issues/229 requests them), so
+registration runs when `peft_listen` is imported. It can run any number of times. No other file changes the registries of
+other libraries.
 
-The tuner is registered at once. The audio models are registered when transformers first looks for one of them, so that
-`import peft_listen` neither imports them nor needs a transformers that they can be imported with.
+The tuner is registered at once. The audio models are registered when transformers first looks one of them up: importing
+`peft_listen` does not import them, and works with a transformers that is too old for them.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ _has_warned = False
 
 class _LazyEntries(dict):
     """
-    The entries that were added to one of transformers' auto mappings. The audio models' entries are added before the
-    first of them is looked up, or before all entries are listed.
+    Replaces the dictionary of added entries of one of transformers' auto mappings. The audio models are registered before
+    one of them is looked up, and before the entries are listed.
     """
 
     def __contains__(self, key: object) -> bool:
@@ -74,7 +75,7 @@ class _LazyEntries(dict):
 
 
 class _LazyTask(dict):
-    """The entry of our pipeline in transformers' registry. The pipeline's class is imported when it is looked up."""
+    """Entry of the pipeline in transformers' registry. The pipeline's class is imported when the entry is read."""
 
     def __missing__(self, key: str) -> Any:
         register_pipelines()
@@ -82,7 +83,7 @@ class _LazyTask(dict):
 
 
 def _is_ours(key: object) -> bool:
-    """Whether a key of an auto mapping, a model type or a configuration class, is one of this package's."""
+    """Whether a key of an auto mapping (a model type or a configuration class) belongs to this package."""
     if isinstance(key, str):
         return key in MODEL_TYPES
     return getattr(key, "__module__", "").startswith(f"{__package__}.models.")
@@ -94,7 +95,7 @@ def _complete() -> None:
     with _loading:
         if _models_are_registered:
             return
-        _models_are_registered = True  # first, since the models' own imports look up entries
+        _models_are_registered = True  # set first, because importing the models looks up entries
         try:
             register_models()
         except BaseException:
@@ -133,7 +134,7 @@ def register_tuner() -> None:
 
 
 def register_models() -> None:
-    """Registers the configurations, models and processors with transformers' Auto classes; imports all of them."""
+    """Imports the configurations, models and processors and registers them with transformers' Auto classes."""
     from .models.audio_listen import AudioListenConfig, AudioListenForCausalLM, AudioListenModel, AudioListenProcessor
     from .models.beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification, BeatsModel
 
@@ -150,7 +151,7 @@ def register_models() -> None:
 
 
 def register_models_lazily() -> None:
-    """Lets transformers' Auto classes find the models, without importing them yet."""
+    """Makes the models available to transformers' Auto classes without importing them."""
     mappings: list[Any] = [
         CONFIG_MAPPING,
         FEATURE_EXTRACTOR_MAPPING,
@@ -167,7 +168,7 @@ def register_models_lazily() -> None:
 
 
 def register_pipelines() -> None:
-    """Registers `pipeline("audio-text-to-text")` with transformers; imports it."""
+    """Imports the pipeline and registers it with transformers as `pipeline("audio-text-to-text")`."""
     from .pipelines import AudioTextToTextPipeline
 
     if isinstance(PIPELINE_REGISTRY.supported_tasks.get(PIPELINE_TASK, _LazyTask()), _LazyTask):
@@ -181,12 +182,12 @@ def register_pipelines() -> None:
 
 
 def register_pipelines_lazily() -> None:
-    """Lets `transformers.pipeline` find the pipeline, without importing it yet."""
+    """Makes the pipeline available to `transformers.pipeline` without importing it."""
     PIPELINE_REGISTRY.supported_tasks.setdefault(PIPELINE_TASK, _LazyTask())
 
 
 def register_model_cards() -> None:
-    """Lets the model cards of this package's adapters say how to load them."""
+    """Adds instructions for loading to the model cards of this package's adapters."""
     from . import model_card
 
     model_card.install(PeftModel)
