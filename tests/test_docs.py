@@ -34,7 +34,7 @@ from peft_listen import (
     WindowQFormerProjector,
 )
 from peft_listen.models.audio_listen.configuration_audio_listen import QFORMER_DEFAULTS
-from peft_listen.models.audio_listen.modeling_window_qformer import _convert_salmonn_state_dict
+from peft_listen.models.audio_listen.convert_salmonn_projector import rename_salmonn_weights
 from peft_listen.models.beats.convert_beats_original_checkpoint import to_original_checkpoint
 from peft_listen_cli import COMMANDS, main
 
@@ -75,7 +75,7 @@ def write_salmonn_checkpoint() -> None:
     )
     weights = WindowQFormerProjector(config).state_dict()
     names = torch.load(ROOT / "tests/fixtures/qformer/tiny.pt", weights_only=True)["model"]
-    originals = _convert_salmonn_state_dict({name: name for name in names})
+    originals = rename_salmonn_weights({name: name for name in names})
     assert originals.keys() == weights.keys()
     torch.save({"model": {original: weights[name] for name, original in originals.items()}}, SALMONN)
 
@@ -149,7 +149,7 @@ def test_the_links_of_a_page_lead_somewhere(page) -> None:
 
 
 def tracked_text_files() -> list[Path]:
-    """The files that readers see: pages, sources, tests of the pages excepted, and settings."""
+    """The text files that readers see: pages, sources and settings, but not tests."""
     found = [
         path
         for name in ("src", "docs", "benchmarks", "examples", "demo", "offline", ".github", ".ci")
@@ -171,7 +171,7 @@ def test_no_file_has_an_unfilled_placeholder(path) -> None:
     if path.suffix == ".jinja":
         content = re.sub(r"\{\{.*?\}\}", "", content, flags=re.DOTALL)
     if path.suffix == ".py":
-        # Of a module, the docstrings and comments: in code, "{{" is an escaped brace of a format string.
+        # In code, "{{" is an escaped brace of a format string.
         content = re.sub(r"\{\{", "", content)
     found = [match.group() for match in PLACEHOLDER.finditer(content)]
     assert not found, found
@@ -213,7 +213,7 @@ MODULES_WITH_EXAMPLES = [
 
 @pytest.mark.parametrize("module", MODULES_WITH_EXAMPLES)
 def test_the_examples_of_docstrings_give_what_they_say(module: str, small_things, tmp_path, monkeypatch) -> None:
-    from peft_listen.tuners.listen import selectors
+    from peft_listen.tuners.listen.selectors import base as selectors
 
     shutil.copytree(small_things, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)

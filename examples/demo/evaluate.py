@@ -15,7 +15,7 @@ from pathlib import Path
 from transformers import pipeline
 
 import peft_listen  # noqa: F401 - makes the pipeline known
-from peft_listen.analysis import SelectionLog
+from peft_listen.analysis import PromptUsage
 from peft_listen.data import read_examples
 from peft_listen.metrics import get_metric
 from peft_listen.tuners.listen import ListenLayer
@@ -65,7 +65,7 @@ def evaluate(model_dir: Path, data_file: Path, output_file: Path, batch_size: in
     }
     if layers:
         _, state = layers[0].state_of(None)
-        log = SelectionLog(pool_size=state.config.pool_size)
+        log = PromptUsage(pool_size=state.config.pool_size)
         for row, example in zip(selections, examples, strict=True):
             log.add(row[None], [example["task"]])
         result["selections"] = {
