@@ -30,10 +30,10 @@ from peft_listen import (
     BeatsModel,
     load_audio,
 )
-from peft_listen.cli import main
 from peft_listen.data import check_examples
 from peft_listen.models.beats.convert_beats_original_checkpoint import to_original_checkpoint
 from peft_listen.training import AudioListenCollator, FeatureCache
+from peft_listen_cli import main
 
 
 SAMPLING_RATE = 16_000

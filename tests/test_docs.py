@@ -5,18 +5,22 @@ everything that they name lies as something small and random under the same path
 model, an adapter, clips and data files.
 """
 
+import ast
 import doctest
 import importlib
 import json
 import re
 import shlex
 import shutil
+import textwrap
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 from peft import get_peft_model
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
@@ -28,16 +32,16 @@ from peft_listen import (
     BeatsModel,
     ListenConfig,
     WindowQFormerProjector,
-    analysis,
 )
-from peft_listen.cli import main
 from peft_listen.models.audio_listen.configuration_audio_listen import QFORMER_DEFAULTS
 from peft_listen.models.audio_listen.convert_salmonn_projector import rename_salmonn_weights
 from peft_listen.models.beats.convert_beats_original_checkpoint import to_original_checkpoint
+from peft_listen_cli import COMMANDS, main
 
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
 LLM, SPEECH = "HuggingFaceTB/SmolLM2-135M-Instruct", "openai/whisper-tiny.en"
 BEATS, SALMONN = "BEATs_iter3_plus_AS2M.pt", "salmonn_v1.pth"
 QFORMER = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
@@ -129,8 +133,6 @@ def test_the_data_of_a_page_is_valid(page) -> None:
 
 
 def test_the_pages_show_every_command() -> None:
-    from peft_listen.cli import COMMANDS
-
     shown = {arguments[0] for page in PAGES for _, block in blocks(page, "bash") for arguments in commands(block)}
     assert shown == set(COMMANDS)
 
@@ -146,18 +148,109 @@ def test_the_links_of_a_page_lead_somewhere(page) -> None:
         assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["peft_listen.tuners.listen.selectors", "peft_listen.tuners.listen.model", analysis.usage.__name__],
-)
-def test_the_examples_of_docstrings_give_what_they_say(module: str) -> None:
-    from peft_listen.tuners.listen import selectors
+def tracked_text_files() -> list[Path]:
+    """The text files that readers see: pages, sources and settings, but not tests."""
+    found = [
+        path
+        for name in ("src", "docs", "benchmarks", "examples", "demo", "offline", ".github", ".ci")
+        for path in (ROOT / name).rglob("*")
+    ]
+    found += [path for path in ROOT.iterdir() if path.is_file()]
+    endings = {".md", ".py", ".toml", ".txt", ".yml", ".yaml", ".cff", ".jinja", ""}
+    return sorted(path for path in found if path.is_file() and path.suffix in endings and path.name != ".coverage")
 
+
+PLACEHOLDER = re.compile(
+    r"@@\w*@@|\b(?:TODO|FIXME|XXX|TBD)\b|\blorem\b|(?<!\$)\{\{|<(?:insert|placeholder|your)[ -][^>]*>", re.IGNORECASE
+)
+
+
+@pytest.mark.parametrize("path", tracked_text_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_has_an_unfilled_placeholder(path) -> None:
+    content = path.read_text(encoding="utf-8")
+    if path.suffix == ".jinja":
+        content = re.sub(r"\{\{.*?\}\}", "", content, flags=re.DOTALL)
+    if path.suffix == ".py":
+        # In code, "{{" is an escaped brace of a format string.
+        content = re.sub(r"\{\{", "", content)
+    found = [match.group() for match in PLACEHOLDER.finditer(content)]
+    assert not found, found
+
+
+def test_the_placeholders_are_recognized() -> None:
+    for text in ("@@SPEED@@", "# TODO: later", "FIXME", "XXX", "Lorem ipsum", "{{ title }}", "<insert name>"):
+        assert PLACEHOLDER.search(text), text
+    for text in ("${{ matrix.python }}", "user@example.org", "a todolist", "Xxxy"):
+        assert not PLACEHOLDER.search(text), text
+
+
+def docstring_nodes(path: Path) -> list[tuple[str, str]]:
+    """Names and docstrings of a module and of everything that it defines."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(tree) if isinstance(node, kinds)]
+    named = [(getattr(node, "name", path.stem), ast.get_docstring(node)) for node in nodes]
+    return [(name, docstring) for name, docstring in named if docstring]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))
+def test_the_code_blocks_of_docstrings_compile(path) -> None:
+    for name, docstring in docstring_nodes(path):
+        assert docstring.count("```") % 2 == 0, f"{name} has an open code block"
+        for block in re.findall(r"```(?:py|python)\n(.*?)```", docstring, flags=re.DOTALL):
+            if ">>>" in block:
+                examples = doctest.DocTestParser().get_examples(block)
+                block = "".join(example.source for example in examples)
+            compile(textwrap.dedent(block), f"{path}: {name}", "exec")
+
+
+# The examples of models and pipelines load models of their real size, so they are compiled but not run.
+MODULES_WITH_EXAMPLES = [
+    ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
+    for path in SOURCES
+    if not {"models", "pipelines"} & set(path.relative_to(ROOT / "src").parts)
+    and any(">>>" in docstring for _, docstring in docstring_nodes(path))
+]
+
+
+@pytest.mark.parametrize("module", MODULES_WITH_EXAMPLES)
+def test_the_examples_of_docstrings_give_what_they_say(module: str, small_things, tmp_path, monkeypatch) -> None:
+    from peft_listen.tuners.listen.selectors import base as selectors
+
+    shutil.copytree(small_things, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    for name, value in QFORMER.items():
+        monkeypatch.setitem(QFORMER_DEFAULTS, name, value)
     registered = dict(selectors._SELECTORS)
     try:
-        result = doctest.testmod(importlib.import_module(module))
+        result = doctest.testmod(importlib.import_module(module.removesuffix(".__init__")))
     finally:
         selectors._SELECTORS.clear()
         selectors._SELECTORS.update(registered)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+@pytest.mark.parametrize(
+    "path", [*sorted((ROOT / ".github").rglob("*.yml")), ROOT / "CITATION.cff"], ids=lambda path: path.name
+)
+def test_the_settings_of_the_repository_are_valid_yaml(path) -> None:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    if path.parent.name == "workflows":
+        # YAML reads the key "on" as true.
+        assert content["name"] and content[True] and content["permissions"]
+        for job in content["jobs"].values():
+            assert job["runs-on"] and all("run" in step or "uses" in step for step in job["steps"])
+    elif path.parent.name == "ISSUE_TEMPLATE" and path.name != "config.yml":
+        assert content["name"] and content["description"]
+        identifiers = [field["id"] for field in content["body"]]
+        assert len(set(identifiers)) == len(identifiers)
+
+
+def test_the_repository_has_one_address() -> None:
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+    assert set(urls) == {"Repository", "Documentation", "Issues", "Changelog", "Paper"}
+    for path in [*PAGES, ROOT / "SECURITY.md", ROOT / "CITATION.cff", *(ROOT / ".github").rglob("*.yml")]:
+        for address in re.findall(r"https://github\.com/([\w-]+/peft-listen)", path.read_text(encoding="utf-8")):
+            assert f"https://github.com/{address}" == urls["Repository"]

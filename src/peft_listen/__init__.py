@@ -1,21 +1,13 @@
-"""LiSTEN (arXiv 2505.18517) as a plug-in for the Hugging Face ecosystem. See the README for where to begin."""
+"""LiSTEN (arXiv 2505.18517) as a plug-in for PEFT and transformers.
 
-from .audio import load_audio
-from .models.audio_listen import (
-    AudioListenConfig,
-    AudioListenForCausalLM,
-    AudioListenModel,
-    AudioListenProcessor,
-    WindowQFormerProjector,
-)
-from .models.beats import (
-    BeatsConfig,
-    BeatsFeatureExtractor,
-    BeatsForAudioClassification,
-    BeatsModel,
-    relative_position_bucket,
-)
-from .pipelines import AudioTextToTextPipeline
+Importing the package registers the tuner with PEFT. The audio models, the pipeline and audio loading are imported when
+they are first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__ as __version__
 from .registration import register
 from .tuners.listen import (
     ListenConfig,
@@ -29,7 +21,18 @@ from .tuners.listen import (
 )
 
 
-__version__ = "0.1.0.dev0"
+if TYPE_CHECKING:
+    from .audio import load_audio
+    from .models.audio_listen import (
+        AudioListenConfig,
+        AudioListenForCausalLM,
+        AudioListenModel,
+        AudioListenProcessor,
+        WindowQFormerProjector,
+    )
+    from .models.beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification, BeatsModel
+    from .pipelines import AudioTextToTextPipeline
+
 
 __all__ = [
     "AudioListenConfig",
@@ -51,7 +54,34 @@ __all__ = [
     "get_selector",
     "load_audio",
     "register_selector",
-    "relative_position_bucket",
 ]
+
+# Names that are imported when they are first used, and their modules.
+_LAZY_NAMES = {
+    "AudioListenConfig": ".models.audio_listen",
+    "AudioListenForCausalLM": ".models.audio_listen",
+    "AudioListenModel": ".models.audio_listen",
+    "AudioListenProcessor": ".models.audio_listen",
+    "AudioTextToTextPipeline": ".pipelines",
+    "BeatsConfig": ".models.beats",
+    "BeatsFeatureExtractor": ".models.beats",
+    "BeatsForAudioClassification": ".models.beats",
+    "BeatsModel": ".models.beats",
+    "WindowQFormerProjector": ".models.audio_listen",
+    "load_audio": ".audio",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY_NAMES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 register()

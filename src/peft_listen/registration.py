@@ -1,10 +1,18 @@
-"""Makes the method known to PEFT and transformers. The only file that touches other libraries' registries.
+"""Registers the tuner with PEFT, and the models and the pipeline with transformers.
 
-Neither library has entry points for plug-ins (https://github.com/huggingface/peft/issues/229 asks for them), so this
-runs when `peft_listen` is imported, and may run any number of times.
+Neither library has entry points for plug-ins (https://github.com/huggingface/peft/issues/229 requests them), so
+registration runs when `peft_listen` is imported. It can run any number of times. No other file changes the registries of
+other libraries.
+
+The tuner is registered at once. The audio models are registered when transformers first looks one of them up: importing
+`peft_listen` does not import them, and works with a transformers that is too old for them.
 """
 
 from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 from peft import PeftModel
 from peft.utils import PeftType, register_peft_method
@@ -17,7 +25,87 @@ from transformers import (
     AutoModelForMultimodalLM,
     AutoProcessor,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.pipelines import PIPELINE_REGISTRY
+
+from .compatibility import audio_is_supported, warn_about_untested_versions
+
+
+MODEL_TYPES = ("audio_listen", "beats")
+PIPELINE_TASK = "audio-text-to-text"
+
+_loading = threading.RLock()
+_models_are_registered = False
+_has_warned = False
+
+
+class _LazyEntries(dict):
+    """
+    Replaces the dictionary of added entries of one of transformers' auto mappings. The audio models are registered before
+    one of them is looked up, and before the entries are listed.
+    """
+
+    def __contains__(self, key: object) -> bool:
+        if _is_ours(key):
+            _complete()
+        return super().__contains__(key)
+
+    def __getitem__(self, key: Any) -> Any:
+        if _is_ours(key):
+            _complete()
+        return super().__getitem__(key)
+
+    def __iter__(self) -> Iterator[Any]:
+        _complete_if_supported()
+        return super().__iter__()
+
+    def keys(self) -> Any:
+        _complete_if_supported()
+        return super().keys()
+
+    def values(self) -> Any:
+        _complete_if_supported()
+        return super().values()
+
+    def items(self) -> Any:
+        _complete_if_supported()
+        return super().items()
+
+
+class _LazyTask(dict):
+    """Entry of the pipeline in transformers' registry. The pipeline's class is imported when the entry is read."""
+
+    def __missing__(self, key: str) -> Any:
+        register_pipelines()
+        return PIPELINE_REGISTRY.supported_tasks[PIPELINE_TASK][key]
+
+
+def _is_ours(key: object) -> bool:
+    """Whether a key of an auto mapping (a model type or a configuration class) belongs to this package."""
+    if isinstance(key, str):
+        return key in MODEL_TYPES
+    return getattr(key, "__module__", "").startswith(f"{__package__}.models.")
+
+
+def _complete() -> None:
+    """Registers the models once. Other threads wait until all are registered."""
+    global _models_are_registered
+    with _loading:
+        if _models_are_registered:
+            return
+        _models_are_registered = True  # set first, because importing the models looks up entries
+        try:
+            register_models()
+        except BaseException:
+            _models_are_registered = False
+            raise
+
+
+def _complete_if_supported() -> None:
+    if not _models_are_registered and audio_is_supported():
+        _complete()
 
 
 def _add_peft_type(name: str) -> None:
@@ -46,7 +134,7 @@ def register_tuner() -> None:
 
 
 def register_models() -> None:
-    """Makes the configurations, models and processors known to transformers' Auto classes."""
+    """Imports the configurations, models and processors and registers them with transformers' Auto classes."""
     from .models.audio_listen import AudioListenConfig, AudioListenForCausalLM, AudioListenModel, AudioListenProcessor
     from .models.beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification, BeatsModel
 
@@ -62,21 +150,44 @@ def register_models() -> None:
     AutoModelForMultimodalLM.register(AudioListenConfig, AudioListenForCausalLM, exist_ok=True)
 
 
+def register_models_lazily() -> None:
+    """Makes the models available to transformers' Auto classes without importing them."""
+    mappings: list[Any] = [
+        CONFIG_MAPPING,
+        FEATURE_EXTRACTOR_MAPPING,
+        PROCESSOR_MAPPING,
+        AutoModel._model_mapping,
+        AutoModelForAudioClassification._model_mapping,
+        AutoModelForCausalLM._model_mapping,
+        AutoModelForMultimodalLM._model_mapping,
+    ]
+    for mapping in mappings:
+        # There is no public way to add an entry whose class is imported later.
+        if not isinstance(mapping._extra_content, _LazyEntries):
+            mapping._extra_content = _LazyEntries(mapping._extra_content)
+
+
 def register_pipelines() -> None:
-    """Makes `pipeline("audio-text-to-text")` known to transformers."""
+    """Imports the pipeline and registers it with transformers as `pipeline("audio-text-to-text")`."""
     from .pipelines import AudioTextToTextPipeline
 
-    if "audio-text-to-text" not in PIPELINE_REGISTRY.get_supported_tasks():
+    if isinstance(PIPELINE_REGISTRY.supported_tasks.get(PIPELINE_TASK, _LazyTask()), _LazyTask):
+        PIPELINE_REGISTRY.supported_tasks.pop(PIPELINE_TASK, None)
         PIPELINE_REGISTRY.register_pipeline(
-            "audio-text-to-text",
+            PIPELINE_TASK,
             pipeline_class=AudioTextToTextPipeline,
             pt_model=AutoModelForMultimodalLM,
             type="multimodal",
         )
 
 
+def register_pipelines_lazily() -> None:
+    """Makes the pipeline available to `transformers.pipeline` without importing it."""
+    PIPELINE_REGISTRY.supported_tasks.setdefault(PIPELINE_TASK, _LazyTask())
+
+
 def register_model_cards() -> None:
-    """Lets the model cards of this package's adapters say how to load them."""
+    """Adds instructions for loading to the model cards of this package's adapters."""
     from . import model_card
 
     model_card.install(PeftModel)
@@ -84,7 +195,11 @@ def register_model_cards() -> None:
 
 def register() -> None:
     """Registers everything; called by `import peft_listen`."""
+    global _has_warned
+    if not _has_warned:
+        _has_warned = True
+        warn_about_untested_versions()
     register_tuner()
-    register_models()
-    register_pipelines()
+    register_models_lazily()
+    register_pipelines_lazily()
     register_model_cards()

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 from transformers import pipeline
 
-from peft_listen.cli import main
+from peft_listen_cli import main
 
 
 @pytest.fixture

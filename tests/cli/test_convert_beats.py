@@ -3,7 +3,7 @@ from pathlib import Path
 import torch
 
 from peft_listen import BeatsModel
-from peft_listen.cli import main
+from peft_listen_cli import main
 
 
 CHECKPOINT = Path(__file__).parents[1] / "fixtures" / "beats" / "iter3plus.pt"

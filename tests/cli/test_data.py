@@ -3,7 +3,7 @@ import json
 import numpy as np
 import soundfile
 
-from peft_listen.cli import main
+from peft_listen_cli import main
 
 
 def write(tmp_path, *clips):

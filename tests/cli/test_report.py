@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from peft_listen.analysis import SelectionRecords
-from peft_listen.cli import main
+from peft_listen_cli import main
 
 
 @pytest.fixture
@@ -50,7 +50,10 @@ def test_an_adapter_is_run_over_a_data_file_and_its_selections_kept(adapter, dat
 
 def test_an_adapter_without_data_and_selections_with_data_are_refused(adapter, data_file, tmp_path, capsys) -> None:
     assert main(["report", adapter]) == 2
-    assert "my-adapter is no file of selections. If it is an adapter, name a data file too" in capsys.readouterr().err
+    assert (
+        "my-adapter is not a file of selections. If it is an adapter, also name the data file"
+        in capsys.readouterr().err
+    )
     assert main(["report", data_file, data_file]) == 2
     assert "Leave out" in capsys.readouterr().err
     assert main(["report", data_file, "-o", str(tmp_path / "page.html")]) == 2

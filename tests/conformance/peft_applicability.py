@@ -1,4 +1,5 @@
-"""Which of PEFT's tests apply to LISTEN. The tests and the table in `docs/peft_conformance.md` are made from this."""
+"""The PEFT tests that apply to LISTEN. The tests and the table in `tests/conformance/peft_conformance.md` are made from
+these."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Writes `docs/peft_conformance.md`, on which of PEFT's tests run for LISTEN and which do not apply, when it is run as
-`python -m tests.conformance.peft_table`."""
+"""Writes `tests/conformance/peft_conformance.md`, which lists the PEFT tests that run for LISTEN and those that do not
+apply: `python -m tests.conformance.peft_table`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.conformance import peft_applicability, peft_suite
 from tests.conformance.peft_applicability import PeftTest
 
 
-PAGE = Path(__file__).parents[2] / "docs" / "peft_conformance.md"
+PAGE = Path(__file__).parent / "peft_conformance.md"
 VERSION = importlib.metadata.version("peft")
 
 _INTRODUCTION = """\

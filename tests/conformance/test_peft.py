@@ -73,7 +73,7 @@ def for_listen(test):
 def adapted_tests():
     for test in peft_applicability.decoder_tests(decoder.TestDecoderModels):
         original = getattr(decoder.TestDecoderModels, test.name)
-        # What does not apply is hidden from pytest; the table in the docs has it with the reason.
+        # What does not apply is hidden from pytest; peft_conformance.md lists it with the reason.
         yield test.name, for_listen(original) if test.reason is None else None
 
 

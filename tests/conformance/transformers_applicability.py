@@ -1,5 +1,6 @@
 """
-What of transformers' mixins does not apply, and why. The skips and `docs/transformers_conformance.md` are made of this.
+The tests of transformers' mixins that do not apply, with reasons. The skips and the table in
+`tests/conformance/transformers_conformance.md` are made from these.
 """
 
 _NO_EXPERTS = "For mixtures of experts; the models here have none of their own."

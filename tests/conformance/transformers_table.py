@@ -1,5 +1,5 @@
-"""Writes `docs/transformers_conformance.md`, on which of transformers' tests run here and which do not apply, when it is
-run as `python -m tests.conformance.transformers_table`."""
+"""Writes `tests/conformance/transformers_conformance.md`, which lists the transformers tests that run here and those that
+do not apply: `python -m tests.conformance.transformers_table`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.conformance.transformers_applicability import GENERATION, NOT_APPLICA
 from tests.conformance.transformers_conformance import SUITES, why_needed, why_not_applicable
 
 
-PAGE = Path(__file__).parents[2] / "docs" / "transformers_conformance.md"
+PAGE = Path(__file__).parent / "transformers_conformance.md"
 VERSION = importlib.metadata.version("transformers")
 MODULES = ("models", "processing", "pipelines")
 MIXINS = (

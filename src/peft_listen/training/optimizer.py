@@ -42,7 +42,7 @@ def parameter_groups(
 
     ```python
     optimizer = torch.optim.AdamW(parameter_groups(model, learning_rate=1e-3))
-    trainer = Trainer(model, args, optimizers=(optimizer, None), ...)
+    trainer = Trainer(model, args, train_dataset=dataset, optimizers=(optimizer, None))
     ```
     """
     value_rate = 10 * learning_rate if value_learning_rate is None else value_learning_rate

@@ -1,4 +1,4 @@
-"""How a sub-command loads the model that its user names."""
+"""Loads the model that a sub-command's user names."""
 
 import os
 
@@ -6,17 +6,20 @@ from peft import PeftConfig
 from peft.utils import CONFIG_NAME
 from transformers import Pipeline, pipeline
 
+from peft_listen.registration import register
+
 
 def load_pipeline(model: str) -> Pipeline:
     """
-    The audio-text-to-text pipeline of a model, or of an adapter and its base model.
+    Loads the audio-text-to-text pipeline of a model, or of an adapter and its base model.
 
     Args:
-        model (`str`): folder or Hub name.
+        model (`str`): Folder or Hub name.
 
     Raises:
-        OSError: if the model cannot be loaded; for an adapter, its base model is named.
+        OSError: if the model cannot be loaded. For an adapter, the message names its base model.
     """
+    register()
     try:
         return pipeline("audio-text-to-text", model=model)  # type: ignore[call-overload]
     except OSError as error:
@@ -24,7 +27,7 @@ def load_pipeline(model: str) -> Pipeline:
 
 
 def _base_of(model: str) -> str:
-    """For the folder of an adapter, a sentence on the base model that is loaded with it."""
+    """For the folder of an adapter, a sentence about the base model that is loaded with it."""
     if not os.path.isfile(os.path.join(model, CONFIG_NAME)):
         return ""
     base = PeftConfig.from_pretrained(model).base_model_name_or_path

@@ -1,4 +1,4 @@
-"""Types of arguments that several sub-commands take."""
+"""Argument types that several sub-commands use."""
 
 import argparse
 

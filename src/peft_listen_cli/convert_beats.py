@@ -1,8 +1,6 @@
-"""`peft-listen convert-beats`: an original BEATs checkpoint as a folder for `from_pretrained`."""
+"""`peft-listen convert-beats`: converts an original BEATs checkpoint into a folder for `from_pretrained`."""
 
 import argparse
-
-from ..models.beats.convert_beats_original_checkpoint import convert_beats_checkpoint
 
 
 HELP = "Convert an original BEATs checkpoint (microsoft/unilm) into a folder for BeatsModel.from_pretrained."
@@ -15,6 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from peft_listen.models.beats.convert_beats_original_checkpoint import convert_beats_checkpoint
+
     folder = convert_beats_checkpoint(arguments.checkpoint, arguments.output_dir)
     print(f"Wrote {folder}")
     return 0

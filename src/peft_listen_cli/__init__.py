@@ -1,0 +1,63 @@
+"""The `peft-listen` command. Each sub-command is a file with its help text, its arguments and the function that runs it.
+
+The command is a package beside `peft_listen` because importing `peft_listen` registers the tuner, which imports torch and
+transformers. Sub-commands import them only when they run, which keeps `--help` and `--version` fast.
+"""
+
+import argparse
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Sequence
+
+from . import ask, convert_beats, data, report
+
+
+COMMANDS = {"ask": ask, "convert-beats": convert_beats, "data": data, "report": report}
+REPORTED_VERSIONS = ("peft-listen", "torch", "transformers", "peft", "accelerate", "trl")
+
+
+class _ShowVersions(argparse.Action):
+    """Prints the versions that a bug report needs, without importing any of the libraries."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        for name in REPORTED_VERSIONS:
+            try:
+                print(name, importlib.metadata.version(name))
+            except importlib.metadata.PackageNotFoundError:
+                print(name, "not installed")
+        print("python", platform.python_version())
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command and its sub-commands; `arguments.run(arguments)` runs the selected one."""
+    parser = argparse.ArgumentParser(prog="peft-listen", description="A text LLM that understands audio.")
+    parser.add_argument(
+        "--version", action=_ShowVersions, nargs=0, help="show the versions of this and related packages and exit"
+    )
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, module in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
+        module.add_arguments(subparser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Runs the command.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): The arguments. If not given, those of the process.
+
+    Returns:
+        `int`, the exit code: 0 for success, 1 if a check found problems, 2 for wrong arguments or bad input, with an
+        explanation on stderr.
+    """
+    arguments = build_parser().parse_args(argv)
+    try:
+        exit_code: int = arguments.run(arguments)
+    except (OSError, ValueError, ImportError) as error:
+        print(f"peft-listen: error: {error}", file=sys.stderr)
+        return 2
+    return exit_code

@@ -1,0 +1,78 @@
+"""`peft-listen report`: writes an HTML page about the prompts that an adapter selects for each task."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+from .argument_types import positive_integer
+
+
+if TYPE_CHECKING:
+    from peft_listen.analysis import SelectionRecords
+
+
+HELP = "Report which prompts an adapter selects for each task, as one HTML page."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="selections written by --save-records, or the folder or Hub name of an adapter")
+    parser.add_argument("data", nargs="?", help="for an adapter: the data file to select prompts for")
+    parser.add_argument("-o", "--output", default="report.html", help="path of the page (default: report.html)")
+    parser.add_argument("--save-records", metavar="FILE", help="also save the selections, for further reports")
+    parser.add_argument("--title", help="heading of the page (default: the name of the source)")
+    parser.add_argument(
+        "--top",
+        type=positive_integer,
+        default=10,
+        metavar="N",
+        help="compare the N most selected prompts of each task (default: 10)",
+    )
+    parser.add_argument(
+        "--projection",
+        choices=["pca", "umap"],
+        default="pca",
+        help="projection of the map (default: pca; umap needs umap-learn)",
+    )
+    parser.add_argument(
+        "--batch-size", type=positive_integer, default=8, metavar="N", help="number of clips in a batch (default: 8)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from peft_listen.analysis import format_summary, save_report
+
+    records = _records(arguments)
+    if arguments.save_records:
+        records.save(arguments.save_records)
+    title = arguments.title or f"Prompts of {os.path.basename(os.path.normpath(arguments.source))}"
+    summary = save_report(records, arguments.output, title=title, top=arguments.top, projection=arguments.projection)
+    print(format_summary(summary))
+    print(f"Wrote {arguments.output}")
+    return 0
+
+
+def _records(arguments: argparse.Namespace) -> SelectionRecords:
+    from peft_listen.analysis import SelectionRecords, record_dataset
+    from peft_listen.data import read_examples
+
+    if os.path.isfile(arguments.source):
+        if arguments.data is not None:
+            raise ValueError(
+                f"{arguments.source} is a file of selections, which already contains the results for its data. Leave "
+                f"out {arguments.data}, or name an adapter instead of the file."
+            )
+        return SelectionRecords.load(arguments.source)
+    if arguments.data is None:
+        raise ValueError(
+            f"{arguments.source} is not a file of selections. If it is an adapter, also name the data file to select "
+            "prompts for."
+        )
+    from .model_loading import load_pipeline
+
+    # The data file is read first, since loading the model may take minutes.
+    examples = read_examples(arguments.data)
+    pipe = load_pipeline(arguments.source)
+    return record_dataset(pipe, examples, batch_size=arguments.batch_size, show_progress=True)
