@@ -25,7 +25,7 @@ help:
 install: .venv/installed
 
 demo: install
-	$(BIN)/python -m examples.demo.run
+	$(BIN)/python -m demo.run
 
 lint: install
 	$(BIN)/ruff check .

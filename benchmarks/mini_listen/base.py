@@ -11,9 +11,9 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from examples.demo import build_base as demo_base
-from examples.demo import small_models
-from examples.demo.short_context import shorten_context
+from offline import build_base as base_parts
+from offline import small_models
+from offline.short_context import shorten_context
 
 from .beats import BeatsTraining, train_beats
 from .data import SMOKE_SIZES, make_data
@@ -31,7 +31,7 @@ def build_base(folder: str | Path, models_dir: str | Path, beats_checkpoint: str
 
     Args:
         folder: Folder to write. One that is complete already is left as it is.
-        models_dir: Folder of the two small models, filled by `examples.demo.small_models.obtain` where they are missing.
+        models_dir: Folder of the two small models, filled by `offline.small_models.obtain` where they are missing.
         beats_checkpoint: Original checkpoint of the BEATs encoder, as `train_beats` writes it.
         seed: Of the projector's initial weights.
 
@@ -46,12 +46,12 @@ def build_base(folder: str | Path, models_dir: str | Path, beats_checkpoint: str
     models = small_models.obtain(models_dir)
     speech = models_dir / f"{small_models.WHISPER}-{WHISPER_SECONDS}s"
     shorten_context(models["speech"], speech, WHISPER_SECONDS)
-    demo_base.build_base(
+    base_parts.build_base(
         folder,
         speech=str(speech),
         llm=str(models["llm"]),
         sound=str(Path(beats_checkpoint).resolve()),
-        text_template=demo_base.CHATML_TEMPLATE,
+        text_template=base_parts.CHATML_TEMPLATE,
         seed=seed,
     )
     return Path(folder)

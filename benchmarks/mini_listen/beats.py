@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from examples.demo.dataset_folder import write_atomically
+from offline.dataset_folder import write_atomically
 from peft_listen.audio import load_audio
 from peft_listen.models.beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification
 from peft_listen.models.beats.convert_beats_original_checkpoint import to_original_checkpoint

@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from examples.demo import sound_synthesis, speech_synthesis
-from examples.demo.dataset_folder import SAMPLING_RATE, balanced, describe_request, write_dataset
-from examples.demo.sound_synthesis import SOUND_CLASSES
-from examples.demo.speech_synthesis import EspeakSynthesizer
+from offline import sound_synthesis, speech_synthesis
+from offline.dataset_folder import SAMPLING_RATE, balanced, describe_request, write_dataset
+from offline.sound_synthesis import SOUND_CLASSES
+from offline.speech_synthesis import EspeakSynthesizer
 
 from . import instructions, questions, sentences
 from .instructions import INSTRUCTIONS

@@ -28,8 +28,8 @@ from benchmarks.mini_listen.data import (
 from benchmarks.mini_listen.instructions import INSTRUCTIONS
 from benchmarks.mini_listen.sentences import SPLITS
 from benchmarks.mini_listen.settings import TASKS
-from examples.demo.dataset_folder import SAMPLING_RATE
-from examples.demo.speech_synthesis import EspeakSynthesizer
+from offline.dataset_folder import SAMPLING_RATE
+from offline.speech_synthesis import EspeakSynthesizer
 from peft_listen.data import check_examples, read_examples
 
 
@@ -105,7 +105,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(small_data: 
 KILLED_RUN = """
 import os, sys
 from benchmarks.mini_listen.data import make_data
-from examples.demo import dataset_folder
+from offline import dataset_folder
 write, written = dataset_folder.write_atomically, 0
 def dying_write(path, data):
     global written

@@ -1,6 +1,6 @@
 """The demo from nothing to answers: two small models, a data set, training, and a fresh process that answers.
 
-    python -m examples.demo.run [--folder .demo] [--speech SPEECH] [--llm LLM] [--sound SOUND] [--steps N]
+    python -m demo.run [--folder .demo] [--speech SPEECH] [--llm LLM] [--sound SOUND] [--steps N]
 
 Each stage is a command of its own, printed before it runs; what is there already is reused.
 """
@@ -82,33 +82,33 @@ def main() -> None:
     start = time.perf_counter()
     speech, llm = arguments.speech, arguments.llm
     if speech is None or llm is None:
-        run_stage("Models", models, "examples.demo.small_models", models, force=True)
+        run_stage("Models", models, "offline.small_models", models, force=True)
         llm = llm or models / "smollm2-135m-instruct"
     if speech is None:
         speech = folder / "whisper-tiny.en-5s"
         run_stage(
             "Whisper with a context of 5 s, ten times as fast on short clips",
             speech,
-            "examples.demo.short_context",
+            "offline.short_context",
             models / "whisper-tiny.en",
             speech,
         )
-    run_stage("Data", data, "examples.demo.make_dataset", data, force=True)
+    run_stage("Data", data, "demo.make_dataset", data, force=True)
     options = ["--speech", speech, "--llm", llm]
     options += ["--chatml"] if arguments.llm is None else []
     options += ["--sound", arguments.sound] if arguments.sound else []
     run_stage(
         "Base model: frozen encoder, untrained projector, frozen LLM",
         base / "processor_config.json",
-        "examples.demo.build_base",
+        "offline.build_base",
         base,
         *options,
     )
     test = data / "test.jsonl"
     before, after = folder / "before.json", folder / "after.json"
-    run_stage("Answers before training", before, "examples.demo.evaluate", base, test, before)
-    run_stage("Training", trained / "adapter", "examples.demo.train", base, data, trained, "--steps", arguments.steps)
-    run_stage("Answers after training", after, "examples.demo.evaluate", trained / "adapter", test, after)
+    run_stage("Answers before training", before, "demo.evaluate", base, test, before)
+    run_stage("Training", trained / "adapter", "demo.train", base, data, trained, "--steps", arguments.steps)
+    run_stage("Answers after training", after, "demo.evaluate", trained / "adapter", test, after)
     show_results(*(json.loads(path.read_text(encoding="utf-8")) for path in (before, after)))
     print(f"\nDone in {(time.perf_counter() - start) / 60:.1f} minutes. Everything is in {folder}; ask it yourself:")
     clip = data / "audio" / "test" / "sound-0000.wav"

@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 
-from examples.demo.speech_synthesis import EspeakSynthesizer
+from offline.speech_synthesis import EspeakSynthesizer
 
 
 pytest.importorskip("espeakng_loader")

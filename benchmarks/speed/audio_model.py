@@ -1,6 +1,6 @@
 """The audio model against transformers' Granite Speech of the same sizes, as ratios in one process.
 
-    python benchmarks/audio_model.py [--device cuda --dtype bfloat16] [--sound] [--seconds 30]
+    python -m benchmarks.speed.audio_model [--device cuda --dtype bfloat16] [--sound] [--seconds 30]
 
 Both have the same language model, Q-Former, windows and number of audio tokens. Granite Speech's encoder gets as many
 layers of the same width as come nearest to the parameters of Whisper's encoder (with `--sound`, of Whisper's and BEATs'
@@ -13,7 +13,6 @@ One difference is by design and part of what is measured: Whisper always encodes
 import argparse
 
 import torch
-from ratios import Call, Ratio, describe_machine, header, time_in_turns
 from torch import nn
 from transformers import (
     Blip2QFormerConfig,
@@ -25,6 +24,8 @@ from transformers import (
 )
 
 from peft_listen import AudioListenConfig, AudioListenForCausalLM, BeatsConfig
+
+from .ratios import Call, Ratio, describe_machine, header, time_in_turns
 
 
 WINDOW = 17  # frames of 20 ms

@@ -1,6 +1,6 @@
 """Make the demo's data set: short WAV files of speech and sounds, each with an instruction and an answer.
 
-    python -m examples.demo.make_dataset OUTPUT_DIR
+    python -m demo.make_dataset OUTPUT_DIR
 
 Four tasks, every class of a task equally frequent (to within one clip):
 
@@ -29,10 +29,10 @@ from typing import Any
 
 import numpy as np
 
-from examples.demo import sound_synthesis, speech_synthesis
-from examples.demo.dataset_folder import SAMPLING_RATE, SPLITS, balanced, describe_request, write_dataset
-from examples.demo.sound_synthesis import SOUND_CLASSES
-from examples.demo.speech_synthesis import EspeakSynthesizer
+from offline import sound_synthesis, speech_synthesis
+from offline.dataset_folder import SAMPLING_RATE, SPLITS, balanced, describe_request, write_dataset
+from offline.sound_synthesis import SOUND_CLASSES
+from offline.speech_synthesis import EspeakSynthesizer
 
 
 DURATION_LIMITS = (1.0, 3.0)  # seconds

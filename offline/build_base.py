@@ -1,6 +1,6 @@
 """Put the demo's base model together: a frozen Whisper encoder, a frozen LLM, and an untrained projector between them.
 
-    python -m examples.demo.build_base OUTPUT_DIR --speech SPEECH --llm LLM [--sound SOUND]
+    python -m offline.build_base OUTPUT_DIR --speech SPEECH --llm LLM [--sound SOUND]
 
 `SPEECH`, `LLM` and `SOUND` are folders or Hub ids; `SOUND` may also be an original BEATs checkpoint. The frozen parts
 are not copied: the folder keeps references to them.

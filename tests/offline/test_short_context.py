@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-from examples.demo.short_context import shorten_context
+from offline.short_context import shorten_context
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,12 @@
 import re
-import runpy
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.speed import audio_model
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "audio_model.py"
+
 SMALL = [
     "--encoder-size",
     "64",
@@ -25,12 +24,11 @@ SMALL += ["--vocab-size", "64", "--new-tokens", "2", "--repeats", "2", "--warm-u
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     threads = torch.get_num_threads()
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *SMALL, "--device", "cpu", "--threads", "1", *arguments])
-        runpy.run_path(str(SCRIPT), run_name="__main__")
+        monkeypatch.setattr(sys, "argv", ["audio_model", *SMALL, "--device", "cpu", "--threads", "1", *arguments])
+        audio_model.main()
         return capsys.readouterr().out
 
     yield run

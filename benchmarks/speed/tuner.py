@@ -1,6 +1,6 @@
 """What dynamic prompt selection costs, as ratios to its peers in the same process run.
 
-    python benchmarks/speed.py [--device cuda] [--hidden-size 4096 --layers 32 --dtype bfloat16]
+    python -m benchmarks.speed.tuner [--device cuda] [--hidden-size 4096 --layers 32 --dtype bfloat16]
 
 Every comparison is between two calls that take turns; printed are the median of the ratios of neighbours, their
 quartiles, and the goal. Weights are random: only their sizes matter here.
@@ -17,10 +17,11 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from ratios import Call, Ratio, describe_machine, header, time_in_turns
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from peft_listen import ListenConfig, get_selector
+
+from .ratios import Call, Ratio, describe_machine, header, time_in_turns
 
 
 class Benchmark:
@@ -168,7 +169,7 @@ class Benchmark:
         return self.compare(name, selector("residual"), selector("similarity"), 1.5)
 
     def memory(self) -> Ratio:
-        command = [sys.executable, __file__, *sys.argv[1:], "--memory-of"]
+        command = [sys.executable, "-m", "benchmarks.speed.tuner", *sys.argv[1:], "--memory-of"]
         ratios = []
         for _ in range(self.arguments.memory_repeats):
             listen, lora = (

@@ -1,6 +1,6 @@
 """Ask a model about every clip of a data file through the pipeline, in a process of its own.
 
-    python -m examples.demo.evaluate MODEL_DIR DATA.jsonl OUTPUT.json
+    python -m demo.evaluate MODEL_DIR DATA.jsonl OUTPUT.json
 
 `MODEL_DIR` is the base model's folder or an adapter's. Written are the answers, the share of right ones per task, and,
 for an adapter, which prompts each task chose.

@@ -1,6 +1,6 @@
 """A Whisper whose encoder hears a few seconds at a time instead of thirty, for short clips on a CPU.
 
-    python -m examples.demo.short_context WHISPER_DIR OUTPUT_DIR [--seconds 5]
+    python -m offline.short_context WHISPER_DIR OUTPUT_DIR [--seconds 5]
 
 Whisper pads every clip to 30 s, and encodes the silence too. The encoder's position embeddings are a plain sinusoid, so
 the first few hundred of its 1500 positions work alone; whisper.cpp has the same as `--audio-ctx`. Clips of 1 to 5 s are

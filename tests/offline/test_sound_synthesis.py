@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from examples.demo.sound_synthesis import PEAK_LEVELS, SOUND_CLASSES, register_sound
+from offline.sound_synthesis import PEAK_LEVELS, SOUND_CLASSES, register_sound
 
 
 SAMPLING_RATE = 16_000

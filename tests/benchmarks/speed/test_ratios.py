@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from benchmarks.ratios import Ratio, describe_machine, header, time_in_turns
+from benchmarks.speed.ratios import Ratio, describe_machine, header, time_in_turns
 
 
 def test_calls_take_turns_and_who_goes_first_alternates():

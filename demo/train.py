@@ -1,6 +1,6 @@
 """Train the demo's adapter: a pool of prompts and the projector, with the HF Trainer. The rest stays frozen.
 
-    python -m examples.demo.train BASE_DIR DATA_DIR OUTPUT_DIR
+    python -m demo.train BASE_DIR DATA_DIR OUTPUT_DIR
 
 Interrupted, it goes on from its last checkpoint.
 """
