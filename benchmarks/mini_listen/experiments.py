@@ -85,8 +85,21 @@ class Experiment:
     seeds: tuple[int, ...] = field(default=SEEDS)
     role: Literal["reference", "ours", "baseline"] | None = None
 
+    @property
+    def is_runnable(self) -> bool:
+        """Whether all of its options still exist."""
+        return REMOVED_OPTIONS.isdisjoint(self.settings.options)
+
     def runs(self) -> list[RunSettings]:
+        """The settings of its runs, one per seed."""
         return [replace(self.settings, seed=seed) for seed in self.seeds]
+
+
+# Options that lost and no longer exist. Runs that use them were measured with commit 3368f81, the last one that had these
+# options; their stored results stay in the tables, but they cannot be run again.
+REMOVED_OPTIONS = frozenset(
+    {"standardize_queries", "usage_balance", "reseed_every", "exploration", "exploration_steps", "query_dropout"}
+)
 
 
 # Prompt lengths at which the trained pool is evaluated, and not only its own.
@@ -143,7 +156,7 @@ def methods(base: RunSettings) -> Iterator[Experiment]:
     yield _soft_prompt(base)
     yield _single(_tuned_form(base))
     yield Experiment("DPS, paper's form", _listen(base, **PLAIN), seeds=(0,))
-    yield Experiment("connector alone", replace(base, method="connector", options={}), seeds=(0,))
+    yield Experiment("projector alone", replace(base, method="projector", options={}), seeds=(0,))
 
 
 def _at_rate(experiment: Experiment, rate: float) -> Experiment:

@@ -61,8 +61,8 @@ def register_method(name: str) -> Callable[[Method], Method]:
     return register
 
 
-@register_method("connector")
-def connector(base: AudioListenForCausalLM, processor: AudioListenProcessor, seed: int) -> Adapted:
+@register_method("projector")
+def projector(base: AudioListenForCausalLM, processor: AudioListenProcessor, seed: int) -> Adapted:
     """The projector alone."""
     return Adapted(base)
 
@@ -111,6 +111,7 @@ def listen(
     seed: int,
     init_keys_at_steps: list[int] | None = None,
     ignore_template: bool = False,
+    paper_form: bool = False,
     lora_rank: int | None = None,
     value_rate: float = 1.0,
     **config: Any,
@@ -126,7 +127,8 @@ def listen(
     """
     if ignore_template:
         config["query_ignored_token_ids"] = chat_template_token_ids(processor)
-    listen_config = ListenConfig(**config, modules_to_save=[PROJECTOR], task_type="CAUSAL_LM", seed=seed)
+    make_config = ListenConfig.paper if paper_form else ListenConfig
+    listen_config = make_config(**config, modules_to_save=[PROJECTOR], task_type="CAUSAL_LM", seed=seed)
     model = get_peft_model(base, listen_config)
     if lora_rank is not None:
         lora_config = LoraConfig(

@@ -9,32 +9,25 @@ FOLDER/selections.safetensors` makes the page on the selections of one run.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from peft_listen.files import atomic_path
 
 from .experiments import GROUPS, Experiment
 from .run import add_settings, settings_of
 from .settings import TASKS, RunSettings
+from .storage import Run, read_results
 
 
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
-Run = dict[str, Any]
 
-
-def stored_run(settings: RunSettings, results_dir: Path) -> Run | None:
-    """What a run has left, or `None` if it has not been run."""
-    path = results_dir / settings.name / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def load_runs(experiment: Experiment, results_dir: Path) -> list[Run]:
-    """The stored results of an experiment's runs; those that have not been run are left out."""
-    runs = (stored_run(settings, results_dir) for settings in experiment.runs())
-    return [run for run in runs if run is not None]
+def load_runs(experiment: Experiment, stored: Mapping[str, Run]) -> list[Run]:
+    """The stored runs of an experiment."""
+    return [stored[settings.name] for settings in experiment.runs() if settings.name in stored]
 
 
 def spread(values: Iterable[float]) -> str:
@@ -61,15 +54,15 @@ HEADER = (
 )
 
 
-def group_table(group: str, experiments: list[Experiment], results_dir: Path) -> str:
+def group_table(group: str, experiments: list[Experiment], stored: Mapping[str, Run]) -> str:
     """One table: a line an experiment, a column a task. A group of which nothing has been run yet is one line."""
     title = f"**{group}**: {(GROUPS[group].__doc__ or '').strip().splitlines()[0]}"
-    stored = [(experiment, load_runs(experiment, results_dir)) for experiment in experiments]
-    if not any(runs for _, runs in stored):
+    lines = [(experiment, load_runs(experiment, stored)) for experiment in experiments]
+    if not any(runs for _, runs in lines):
         return f"{title} *Not run yet: {'; '.join(experiment.label for experiment in experiments)}.*"
     rows = [
         _cells(experiment, runs) if runs else [experiment.label, "not run", *[""] * (len(HEADER) - 2)]
-        for experiment, runs in stored
+        for experiment, runs in lines
     ]
     return f"{title}\n\n{markdown_table(HEADER, rows)}"
 
@@ -102,12 +95,12 @@ def mean_of(rows: list[dict[str, Any]], name: str) -> float:
     return statistics.fmean(row[name] for row in rows)
 
 
-def sweep_table(experiments: list[Experiment], results_dir: Path) -> str:
+def sweep_table(experiments: list[Experiment], stored: Mapping[str, Run]) -> str:
     """Mean loss of the right answers to the validation clips at each prompt length."""
     header: list[str] = []
     rows = []
     for experiment in experiments:
-        for run in load_runs(experiment, results_dir):
+        for run in load_runs(experiment, stored):
             if losses := run.get("losses_by_prompt_length"):
                 header = header or ["validation loss at k =", *losses]
                 means = (f"{statistics.fmean(by_task.values()):.3f}" for by_task in losses.values())
@@ -115,7 +108,7 @@ def sweep_table(experiments: list[Experiment], results_dir: Path) -> str:
     return markdown_table(header, rows) if rows else ""
 
 
-def wordings_table(experiments: Iterable[Experiment], results_dir: Path) -> str:
+def wordings_table(experiments: Iterable[Experiment], stored: Mapping[str, Run]) -> str:
     """Mean loss on the validation clips with their own wordings, which no training clip has, and with those of training;
     of all runs that know both, each once."""
     planned: dict[str, tuple[str, RunSettings]] = {}
@@ -124,7 +117,7 @@ def wordings_table(experiments: Iterable[Experiment], results_dir: Path) -> str:
             planned.setdefault(settings.name, (experiment.label, settings))
     rows = []
     for label, settings in planned.values():
-        run = stored_run(settings, results_dir) or {}
+        run = stored.get(settings.name, {})
         if known := run.get("validation_loss_training_wordings"):
             new = {task: run["validation_loss"][task] for task in known}
             means = (f"{statistics.fmean(losses.values()):.3f}" for losses in (new, known))
@@ -150,15 +143,15 @@ def by_role(experiments: Iterable[Experiment]) -> dict[str, Experiment]:
     return {experiment.role: experiment for experiment in experiments if experiment.role is not None}
 
 
-def wins(experiments: list[Experiment], results_dir: Path) -> list[str]:
+def wins(experiments: list[Experiment], stored: Mapping[str, Run]) -> list[str]:
     """For each experiment, on how many tasks it is at or above the reference (LoRA)."""
     reference = by_role(experiments)["reference"]
-    reference_runs = load_runs(reference, results_dir)
+    reference_runs = load_runs(reference, stored)
     lines = []
     for experiment in experiments:
         if experiment is reference:
             continue
-        runs, theirs = on_common_seeds(load_runs(experiment, results_dir), reference_runs)
+        runs, theirs = on_common_seeds(load_runs(experiment, stored), reference_runs)
         if runs:
             won = tasks_won(runs, theirs)
             names = f" ({', '.join(won)})" if won else ""
@@ -170,10 +163,10 @@ def wins(experiments: list[Experiment], results_dir: Path) -> list[str]:
     return lines
 
 
-def goals(experiments: list[Experiment], results_dir: Path) -> str:
+def goals(experiments: list[Experiment], stored: Mapping[str, Run]) -> str:
     """What our form is held to, what was measured, and whether that is enough; of a group that compares methods."""
     roles = by_role(experiments)
-    ours, lora, soft_prompt = (load_runs(roles[role], results_dir) for role in ("ours", "reference", "baseline"))
+    ours, lora, soft_prompt = (load_runs(roles[role], stored) for role in ("ours", "reference", "baseline"))
     if not ours:
         return ""
     selections = [run["selections"] for run in ours if "selections" in run]
@@ -196,18 +189,18 @@ def goals(experiments: list[Experiment], results_dir: Path) -> str:
     return markdown_table(header, ((goal, value, "yes" if reached else "no") for goal, value, reached in rows))
 
 
-def stored_test_sizes(results_dir: Path) -> str:
+def stored_test_sizes(stored: Mapping[str, Run]) -> str:
     """How many test examples the stored runs were evaluated on."""
-    sizes = {json.loads(path.read_text(encoding="utf-8"))["test_size"] for path in results_dir.glob("*/run.json")}
+    sizes = {run["test_size"] for run in stored.values()}
     return " or ".join(map(str, sorted(sizes))) or "no"
 
 
 def report(arguments: argparse.Namespace) -> str:
     """All tables in Markdown."""
-    base = settings_of(arguments)
+    base, stored = settings_of(arguments), read_results(arguments.results)
     parts = [
         f"{base.steps} steps of {base.batch_size} clips; learning rate {base.learning_rate:g}, of soft prompts and "
-        f"values {base.value_learning_rate:g}; {stored_test_sizes(arguments.results)} test examples. Scores times 100, "
+        f"values {base.value_learning_rate:g}; {stored_test_sizes(stored)} test examples. Scores times 100, "
         "mean ± standard deviation over the seeds: word accuracy (asr), chrF (en2zh), right answers (er, sv, sqa), "
         "ROUGE-L (acap). Loss: mean over the tasks, of a token of the right answer, on clips that were trained on and on "
         "as many validation clips. Overlap: share of the ten most chosen prompts that two tasks have in common, mean "
@@ -215,14 +208,14 @@ def report(arguments: argparse.Namespace) -> str:
     ]
     groups = {group: list(GROUPS[group](base)) for group in arguments.groups}
     for group, experiments in groups.items():
-        parts.append(group_table(group, experiments, arguments.results))
+        parts.append(group_table(group, experiments, stored))
         if by_role(experiments):
-            parts.append("\n".join(wins(experiments, arguments.results)))
-            parts.append(goals(experiments, arguments.results))
+            parts.append("\n".join(wins(experiments, stored)))
+            parts.append(goals(experiments, stored))
         if all(experiment.settings.prompt_lengths for experiment in experiments):
-            parts.append(sweep_table(experiments, arguments.results))
+            parts.append(sweep_table(experiments, stored))
     whole = (e for experiments in groups.values() for e in experiments if e.settings.steps == base.steps)
-    if table := wordings_table(whole, arguments.results):
+    if table := wordings_table(whole, stored):
         parts.append(f"**All runs of {base.steps} steps**: what new wordings of the instructions cost.\n\n{table}")
     return "\n\n".join(part for part in parts if part)
 
@@ -236,16 +229,17 @@ def plot(arguments: argparse.Namespace, folder: Path) -> list[Path]:
     import matplotlib.pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
+    stored = read_results(arguments.results)
     paths = []
     for group in GROUPS:
         experiments = list(GROUPS[group](settings_of(arguments)))
         if not by_role(experiments):
             continue
-        stored = [(e.label, runs) for e in experiments if (runs := load_runs(e, arguments.results))]
+        lines = [(e.label, runs) for e in experiments if (runs := load_runs(e, stored))]
         for name, draw in (("training_loss", _draw_losses), ("scores", _draw_scores)):
-            if stored:
+            if lines:
                 figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
-                draw(axes, stored, arguments.results)
+                draw(axes, lines)
                 axes.spines[["top", "right"]].set_visible(False)
                 axes.legend(frameon=False, ncols=2)
                 paths.append(folder / f"{group}_{name}.svg")
@@ -254,22 +248,20 @@ def plot(arguments: argparse.Namespace, folder: Path) -> list[Path]:
     return paths
 
 
-def _draw_losses(axes: Any, stored: list[tuple[str, list[Run]]], results_dir: Path) -> None:
-    for label, runs in stored:
-        folder = results_dir / RunSettings(**runs[0]["settings"]).name
-        log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-        points = [(row["step"], row["loss"]) for row in log if "loss" in row]
+def _draw_losses(axes: Any, lines: list[tuple[str, list[Run]]]) -> None:
+    for label, runs in lines:
+        points = [(row["step"], row["loss"]) for row in runs[0]["log"] if "loss" in row]
         axes.plot(*zip(*points, strict=True), label=label)
     axes.set(xlabel="optimizer step", ylabel="training loss, seed 0 (with the key loss)", yscale="log")
     axes.set_yticks([1, 2, 3, 4, 5, 6], list("123456"))
     axes.minorticks_off()
 
 
-def _draw_scores(axes: Any, stored: list[tuple[str, list[Run]]], results_dir: Path) -> None:
-    width = 0.8 / len(stored)
-    for number, (label, runs) in enumerate(stored):
+def _draw_scores(axes: Any, lines: list[tuple[str, list[Run]]]) -> None:
+    width = 0.8 / len(lines)
+    for number, (label, runs) in enumerate(lines):
         means = task_means(runs)
-        places = [index + (number - (len(stored) - 1) / 2) * width for index in range(len(TASKS))]
+        places = [index + (number - (len(lines) - 1) / 2) * width for index in range(len(TASKS))]
         heights = [100 * means[task] for task in TASKS]
         spreads = [100 * statistics.pstdev(run["test"][task]["score"] for run in runs) for task in TASKS]
         axes.bar(places, heights, width, yerr=spreads, error_kw={"lw": 1}, label=f"{label} ({len(runs)})")
@@ -284,9 +276,8 @@ def write_between_markers(path: Path, content: str) -> None:
     _, end_marker, after = rest.partition(END)
     if not marker or not end_marker:
         raise ValueError(f"{path} has no place for the tables: expected the lines {BEGIN} and {END}.")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(f"{before}{BEGIN}\n\n{content}\n\n{END}{after}", encoding="utf-8")
-    temporary.replace(path)
+    with atomic_path(path) as temporary:
+        temporary.write_text(f"{before}{BEGIN}\n\n{content}\n\n{END}{after}", encoding="utf-8")
 
 
 def main() -> None:
