@@ -213,9 +213,9 @@ def test_goals_say_what_was_reached():
     experiments = list(GROUPS["methods"](RunSettings(method="projector")))
     assert goals(experiments, {}) == ""
     stored = {}
-    for number, score in enumerate((0.5, 0.6, 0.4)):  # LoRA, ours, soft prompt
+    for number, mean in enumerate((0.5, 0.6, 0.4)):  # LoRA, ours, soft prompt
         for one in experiments[number].runs():
-            scores = {task: {"score": score + one.seed / 100} for task in TASKS}
+            scores = {task: {"score": mean + one.seed / 100} for task in TASKS}
             result = {"settings": one.as_json(), "test": scores, "test_size": 12}
             if number == 1:
                 result["selections"] = {"pool_size": 400, "live_prompts": 300, "mean_overlap": 0.1, "silhouette": 0.4}
