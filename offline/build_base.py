@@ -51,13 +51,13 @@ def build_base(
         print(f"reusing {output_dir}")
         return
     torch.manual_seed(seed)
-    processor = AudioListenProcessor.from_pretrained_parts(
+    processor = AudioListenProcessor.from_sub_models_pretrained(
         speech=speech,
         sound=sound,
         llm=llm,
         chat_template=text_template and audio_chat_template(AUDIO_TOKEN, text_template),
     )
-    model = AudioListenForCausalLM.from_encoders_and_llm(
+    model = AudioListenForCausalLM.from_sub_models_pretrained(
         speech=speech,
         sound=sound,
         llm=llm,

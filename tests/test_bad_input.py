@@ -34,20 +34,6 @@ from peft_listen.cli import main
 from peft_listen.data import check_examples
 from peft_listen.models.beats.convert_beats_original_checkpoint import to_original_checkpoint
 from peft_listen.training import AudioListenCollator, FeatureCache
-from tests.pipelines.conftest import (  # noqa: F401
-    beats_config,
-    clip,
-    composite_folder,
-    make_adapted,
-    make_llm,
-    make_model,
-    make_processor,
-    make_tokenizer,
-    one_thread,
-    pipe,
-    published_parts,
-    whisper_config,
-)
 
 
 SAMPLING_RATE = 16_000
@@ -143,17 +129,17 @@ def host(folder):
 
 
 @pytest.fixture(scope="module")
-def processor(composite_folder):  # noqa: F811
+def processor(composite_folder):
     return AutoProcessor.from_pretrained(composite_folder)
 
 
 @pytest.fixture(scope="module")
-def model(composite_folder):  # noqa: F811
+def model(composite_folder):
     return AudioListenForCausalLM.from_pretrained(composite_folder).eval()
 
 
 @pytest.fixture(scope="module")
-def entries(pipe, model, processor, tmp_path_factory):  # noqa: F811
+def entries(pipe, model, processor, tmp_path_factory):
     """The places where a clip comes in, and a call of each."""
     collator = AudioListenCollator(processor)
     cache = FeatureCache(tmp_path_factory.mktemp("features"), model)
@@ -242,7 +228,7 @@ class TestPlaceholders:
         with pytest.raises(ValueError, match=r"Found 1 <\|audio\|> tokens in the text but no audio inputs"):
             processor(text=processor.audio_token + "What?")
 
-    def test_a_placeholder_in_a_question(self, pipe, processor):  # noqa: F811
+    def test_a_placeholder_in_a_question(self, pipe, processor):
         with pytest.raises(ValueError, match="Found total 2"):
             pipe(samples(TONE), text=f"What is {processor.audio_token}?")
         example = {"audio": samples(TONE), "instruction": f"What is {processor.audio_token}?", "answer": "a tone"}
@@ -308,19 +294,19 @@ class TestCheckpoints:
     """Files and folders that are not what they are taken for."""
 
     @pytest.mark.parametrize("model_class", [AudioListenForCausalLM, AudioListenModel])
-    def test_a_checkpoint_of_another_model(self, published_parts, model_class):  # noqa: F811
+    def test_a_checkpoint_of_another_model(self, published_parts, model_class):
         for part, name in (("llm", "llama"), ("speech", "whisper"), ("sound", "beats")):
             with pytest.raises(ValueError, match=f"checkpoint of a '{name}' model, but AudioListenConfig needs"):
                 model_class.from_pretrained(published_parts[part])
 
     @pytest.mark.parametrize("model_class", [BeatsModel, BeatsForAudioClassification])
-    def test_a_checkpoint_that_is_no_beats(self, published_parts, model_class):  # noqa: F811
+    def test_a_checkpoint_that_is_no_beats(self, published_parts, model_class):
         with pytest.raises(ValueError, match="checkpoint of a 'llama' model, but BeatsConfig needs one of a 'beats'"):
             model_class.from_pretrained(published_parts["llm"])
 
-    def test_parts_in_each_others_place(self, published_parts):  # noqa: F811
+    def test_parts_in_each_others_place(self, published_parts):
         speech, sound, llm = (published_parts[name] for name in ("speech", "sound", "llm"))
-        build = AudioListenForCausalLM.from_encoders_and_llm
+        build = AudioListenForCausalLM.from_sub_models_pretrained
         with pytest.raises(ValueError, match="`speech` must be a Whisper checkpoint, but .* holds a beats model"):
             build(speech=sound, llm=llm)
         with pytest.raises(ValueError, match="`sound` must be a BEATs checkpoint, but .* holds a whisper model"):
@@ -328,24 +314,24 @@ class TestCheckpoints:
         with pytest.raises(ValueError, match="BeatsConfig.* for this kind of AutoModel: AutoModelForCausalLM"):
             build(speech=speech, llm=sound)
 
-    def test_a_pipeline_of_another_model(self, published_parts):  # noqa: F811
+    def test_a_pipeline_of_another_model(self, published_parts):
         with pytest.raises(TypeError, match="you specified correct pipeline task for the model"):
             pipeline("audio-text-to-text", model=str(published_parts["llm"]))
         with pytest.raises(ValueError, match="Could not load model"):
             pipeline("audio-text-to-text", model=str(published_parts["sound"]))
 
-    def test_a_processor_of_another_model(self, published_parts):  # noqa: F811
+    def test_a_processor_of_another_model(self, published_parts):
         with pytest.raises(OSError, match="feature extractor"):
             AudioListenProcessor.from_pretrained(published_parts["llm"])
 
-    def test_an_adapter_of_another_model(self, model, published_parts, make_adapted, tmp_path):  # noqa: F811
+    def test_an_adapter_of_another_model(self, model, published_parts, make_adapted, tmp_path):
         make_adapted("listen").save_pretrained(tmp_path)
         llm = AutoModelForCausalLM.from_pretrained(published_parts["llm"])
         with pytest.raises(ValueError, match="The adapter was made for another architecture: its prompts are at"):
             PeftModel.from_pretrained(llm, tmp_path)
 
     @pytest.mark.parametrize("part", ["speech", "sound"])
-    def test_an_encoder_with_missing_keys(self, published_parts, tmp_path, part):  # noqa: F811
+    def test_an_encoder_with_missing_keys(self, published_parts, tmp_path, part):
         folder = tmp_path / part
         folder.mkdir()
         for file in published_parts[part].iterdir():
@@ -356,10 +342,10 @@ class TestCheckpoints:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         message = rf"`{part}`: .*{part} lacks 1 of the encoder's weights: encoder\.layers\.0\.fc1\.weight\. Get"
         with pytest.raises(ValueError, match=message):
-            AudioListenForCausalLM.from_encoders_and_llm(**{**published_parts, part: folder})
+            AudioListenForCausalLM.from_sub_models_pretrained(**{**published_parts, part: folder})
 
     @pytest.fixture
-    def original_beats(self, beats_config, tmp_path):  # noqa: F811
+    def original_beats(self, beats_config, tmp_path):
         """An original checkpoint as a dictionary, and a function that writes it and tells its path."""
         to_original_checkpoint(BeatsModel(beats_config()), tmp_path / "beats.pt")
         checkpoint = torch.load(tmp_path / "beats.pt", weights_only=True)
@@ -370,29 +356,29 @@ class TestCheckpoints:
 
         return checkpoint, write
 
-    def assert_refused(self, path, published_parts, tmp_path, capsys, kind, message):  # noqa: F811
+    def assert_refused(self, path, published_parts, tmp_path, capsys, kind, message):
         with pytest.raises(kind, match=message):
             BeatsModel.from_original_checkpoint(path)
         with pytest.raises(kind, match=message):
-            AudioListenForCausalLM.from_encoders_and_llm(**{**published_parts, "sound": path})
+            AudioListenForCausalLM.from_sub_models_pretrained(**{**published_parts, "sound": path})
         assert main(["convert-beats", str(path), str(tmp_path / "converted")]) == 2
         assert "Traceback" not in capsys.readouterr().err
         assert not (tmp_path / "converted").exists()
 
-    def test_a_beats_checkpoint_with_missing_keys(self, original_beats, published_parts, tmp_path, capsys):  # noqa: F811
+    def test_a_beats_checkpoint_with_missing_keys(self, original_beats, published_parts, tmp_path, capsys):
         checkpoint, write = original_beats
         del checkpoint["model"]["layer_norm.weight"]
         message = r"(?s)weights of the original checkpoint do not fit.*1 missing: layer_norm\.weight"
         self.assert_refused(write(), published_parts, tmp_path, capsys, ValueError, message)
 
     @pytest.mark.parametrize("key", ["cfg", "model"])
-    def test_a_beats_checkpoint_that_lacks_a_half(self, original_beats, published_parts, tmp_path, capsys, key):  # noqa: F811
+    def test_a_beats_checkpoint_that_lacks_a_half(self, original_beats, published_parts, tmp_path, capsys, key):
         checkpoint, write = original_beats
         del checkpoint[key]
         message = r"beats\.pt' is no original BEATs checkpoint: expected a dict with the dicts `cfg` and `model`"
         self.assert_refused(write(), published_parts, tmp_path, capsys, ValueError, message)
 
-    def test_a_pickle_that_carries_code(self, original_beats, published_parts, tmp_path, capsys, monkeypatch):  # noqa: F811
+    def test_a_pickle_that_carries_code(self, original_beats, published_parts, tmp_path, capsys, monkeypatch):
         monkeypatch.chdir(tmp_path)
         checkpoint, write = original_beats
         checkpoint["cfg"]["label"] = Payload()
@@ -400,7 +386,7 @@ class TestCheckpoints:
         self.assert_refused(write(), published_parts, tmp_path, capsys, OSError, message)
         assert not (tmp_path / "harm").exists()
 
-    def test_an_adapter_that_carries_code(self, model, make_adapted, tmp_path, monkeypatch):  # noqa: F811
+    def test_an_adapter_that_carries_code(self, model, make_adapted, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         make_adapted("listen").save_pretrained(tmp_path)
         weights = load_file("adapter_model.safetensors")

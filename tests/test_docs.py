@@ -34,13 +34,6 @@ from peft_listen.cli import main
 from peft_listen.models.audio_listen.configuration_audio_listen import QFORMER_DEFAULTS
 from peft_listen.models.audio_listen.modeling_window_qformer import _convert_salmonn_state_dict
 from peft_listen.models.beats.convert_beats_original_checkpoint import to_original_checkpoint
-from tests.models.audio_listen.conftest import (  # noqa: F401
-    beats_config,
-    make_llm,
-    make_tokenizer,
-    one_thread,
-    whisper_config,
-)
 
 
 ROOT = Path(__file__).parent.parent
@@ -84,7 +77,7 @@ def write_salmonn_checkpoint() -> None:
 
 
 @pytest.fixture(scope="session")
-def small_things(tmp_path_factory, make_llm, make_tokenizer, whisper_config, beats_config):  # noqa: F811
+def small_things(tmp_path_factory, make_llm, make_tokenizer, whisper_config, beats_config):
     folder = tmp_path_factory.mktemp("documented")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -97,9 +90,9 @@ def small_things(tmp_path_factory, make_llm, make_tokenizer, whisper_config, bea
         write_salmonn_checkpoint()
 
         parts = {"speech": SPEECH, "llm": LLM}
-        base = AudioListenForCausalLM.from_encoders_and_llm(**parts, qformer_config=QFORMER)
+        base = AudioListenForCausalLM.from_sub_models_pretrained(**parts, qformer_config=QFORMER)
         base.save_pretrained("my-base", save_frozen=False)
-        AudioListenProcessor.from_pretrained_parts(**parts).save_pretrained("my-base")
+        AudioListenProcessor.from_sub_models_pretrained(**parts).save_pretrained("my-base")
         base = AudioListenForCausalLM.from_pretrained("my-base")
         settings = {"pool_size": 16, "prompt_length": 4, "modules_to_save": ["multi_modal_projector"]}
         get_peft_model(base, ListenConfig(**settings)).save_pretrained("my-adapter")

@@ -19,15 +19,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from peft_listen import AudioListenForCausalLM, AudioListenProcessor, ListenConfig, register
 from peft_listen.model_card import _write_card
-from tests.models.audio_listen.conftest import (  # noqa: F401
-    QFORMER,
-    beats_config,
-    make_llm,
-    make_tokenizer,
-    one_thread,
-    published_parts,
-    whisper_config,
-)
+from tests.small_models import QFORMER
 
 
 CONFIGS = {
@@ -37,10 +29,10 @@ CONFIGS = {
 
 
 @pytest.fixture
-def make_adapter(published_parts, make_llm):  # noqa: F811
+def make_adapter(published_parts, make_llm):
     def make(method, base="audio", **kwargs):
         if base == "audio":
-            model = AudioListenForCausalLM.from_encoders_and_llm(**published_parts, qformer_config=QFORMER)
+            model = AudioListenForCausalLM.from_sub_models_pretrained(**published_parts, qformer_config=QFORMER)
         else:
             model = make_llm("llama")
         model.name_or_path = "someone/base"
@@ -240,12 +232,12 @@ def run(code, folder, endpoint):
     return result.stdout
 
 
-def test_an_adapter_goes_to_the_hub_with_its_card_and_comes_back(published_parts, hub, tmp_path):  # noqa: F811
+def test_an_adapter_goes_to_the_hub_with_its_card_and_comes_back(published_parts, hub, tmp_path):
     endpoint, handler = hub
     parts = {name: str(published_parts[name]) for name in ("speech", "llm")}
-    model = AudioListenForCausalLM.from_encoders_and_llm(**parts, qformer_config=QFORMER)
+    model = AudioListenForCausalLM.from_sub_models_pretrained(**parts, qformer_config=QFORMER)
     model.save_pretrained(tmp_path / "base")
-    AudioListenProcessor.from_pretrained_parts(**parts).save_pretrained(tmp_path / "base")
+    AudioListenProcessor.from_sub_models_pretrained(**parts).save_pretrained(tmp_path / "base")
     soundfile.write(tmp_path / "clip.wav", 0.3 * np.sin(np.arange(8_000) / 10), 16_000)
     push = """
         import peft_listen

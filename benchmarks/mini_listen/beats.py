@@ -96,7 +96,7 @@ def train_beats(
 
     Args:
         data_dir: Folder that `make_data` wrote.
-        checkpoint_path: File to write, for `AudioListenForCausalLM.from_encoders_and_llm(sound=...)` among others.
+        checkpoint_path: File to write, for `AudioListenForCausalLM.from_sub_models_pretrained(sound=...)` among others.
         settings: Settings of the training; the defaults when None. The same settings and library versions on the same
             number of threads give the same weights.
 

@@ -59,7 +59,7 @@ def read_config(path: Path, overrides: list[str]) -> dict[str, Any]:
 def train(config: dict[str, Any], output_dir: Path) -> Trainer:
     """Train the adapter and the projector, and save both to `output_dir/adapter`."""
     parts = {name: config[name] for name in ("speech", "sound", "llm")}
-    processor = AudioListenProcessor.from_pretrained_parts(**parts)
+    processor = AudioListenProcessor.from_sub_models_pretrained(**parts)
     base_dir = output_dir / "base"
     arguments = TrainingArguments(
         str(output_dir / "checkpoints"), remove_unused_columns=False, report_to=[], **config["training"]
@@ -67,7 +67,7 @@ def train(config: dict[str, Any], output_dir: Path) -> Trainer:
     with arguments.main_process_first(desc="base model"):
         if not (base_dir / "processor_config.json").is_file():
             torch.manual_seed(arguments.seed)
-            base = AudioListenForCausalLM.from_encoders_and_llm(
+            base = AudioListenForCausalLM.from_sub_models_pretrained(
                 **parts, tokenizer=processor.tokenizer, dtype=getattr(torch, config["dtype"])
             )
             base.save_pretrained(base_dir, save_frozen=False)

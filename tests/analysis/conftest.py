@@ -3,18 +3,6 @@ import torch
 
 from peft_listen import get_selector
 from peft_listen.analysis import SelectionRecords
-from tests.pipelines.conftest import (  # noqa: F401
-    beats_config,
-    clip,
-    composite_folder,
-    make_adapted,
-    make_llm,
-    make_model,
-    make_processor,
-    make_tokenizer,
-    one_thread,
-    whisper_config,
-)
 
 
 @pytest.fixture(scope="session")

@@ -34,10 +34,6 @@ def _local_models(hub, monkeypatch):
     monkeypatch.setattr(common, "_skip_if_conv1d_not_supported", lambda *_: None)
     monkeypatch.setattr(decoder, "load_dataset_english_quotes", peft_models.quotes)
     torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 AXES = "model_id,config_cls,config_kwargs"

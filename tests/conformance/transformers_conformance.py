@@ -46,8 +46,6 @@ class ConformanceSetUp:
 
     def setUp(self) -> None:
         super().setUp()  # type: ignore[misc]
-        self.addCleanup(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(1)
         torch.manual_seed(0)
         # The mixins print tensors into messages that nobody reads unless a test fails.
         self.addCleanup(torch.set_printoptions, profile="default")

@@ -27,11 +27,11 @@ from transformers.pipelines.pt_utils import KeyDataset
 from peft_listen import AudioListenForCausalLM, AudioListenProcessor, ListenConfig
 from peft_listen.models.audio_listen import audio_chat_template
 from peft_listen.pipelines import DEFAULT_INSTRUCTION, AudioTextToTextPipeline
-from tests.models.audio_listen.conftest import LLM_CONFIGS, QFORMER
-from tests.pipelines.conftest import LENGTH
+from tests.small_models import LLM_CONFIGS, QFORMER
 
 
 SAMPLING_RATE = 16_000
+LENGTH = {"max_new_tokens": 6}  # as that of the `pipe` fixture
 QUESTION = "What?"
 
 
@@ -413,8 +413,8 @@ class TestModelForms:
         assert pipe(paths, text=QUESTION) == expected
 
     def test_the_base_of_an_adapter_may_lack_its_frozen_parts(self, published_parts, tmp_path, paths):
-        processor = AudioListenProcessor.from_pretrained_parts(**published_parts)
-        model = AudioListenForCausalLM.from_encoders_and_llm(**published_parts, qformer_config=QFORMER)
+        processor = AudioListenProcessor.from_sub_models_pretrained(**published_parts)
+        model = AudioListenForCausalLM.from_sub_models_pretrained(**published_parts, qformer_config=QFORMER)
         model.save_pretrained(tmp_path / "base", save_frozen=False)
         processor.save_pretrained(tmp_path / "base")
         base = AudioListenForCausalLM.from_pretrained(tmp_path / "base")

@@ -73,10 +73,12 @@ def material(tmp_path_factory, parts, clips):
     for split in ("train", "validation", "test"):
         path = folder / f"{split}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    processor = AudioListenProcessor.from_pretrained_parts(**parts)
+    processor = AudioListenProcessor.from_sub_models_pretrained(**parts)
     qformer = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
     torch.manual_seed(0)
-    base = AudioListenForCausalLM.from_encoders_and_llm(**parts, tokenizer=processor.tokenizer, qformer_config=qformer)
+    base = AudioListenForCausalLM.from_sub_models_pretrained(
+        **parts, tokenizer=processor.tokenizer, qformer_config=qformer
+    )
     base.save_pretrained(folder / "base", save_frozen=False)
     processor.save_pretrained(folder / "base")
     return prepare(folder, folder / "base", folder, {"train": 2, "validation": 1, "test": 2})

@@ -56,7 +56,7 @@ def test_an_adapter_on_a_base_without_its_frozen_parts_loads_from_its_own_folder
     published_parts, make_processor, inputs, tmp_path, name: str
 ) -> None:
     processor = make_processor(sound=True)
-    base = AudioListenForCausalLM.from_encoders_and_llm(
+    base = AudioListenForCausalLM.from_sub_models_pretrained(
         **published_parts, tokenizer=processor.tokenizer, qformer_config=QFORMER
     )
     base.save_pretrained(tmp_path / "base", save_frozen=False)

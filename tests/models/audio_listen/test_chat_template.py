@@ -57,7 +57,7 @@ def test_language_models_without_a_template_get_salmonns_format(make_processor, 
 
 def with_template(make_tokenizer, template: str) -> AudioListenProcessor:
     tokenizer = make_tokenizer(chat_template=template)
-    return AudioListenProcessor.from_pretrained_parts(speech=WhisperFeatureExtractor(), llm=tokenizer)
+    return AudioListenProcessor.from_sub_models_pretrained(speech=WhisperFeatureExtractor(), llm=tokenizer)
 
 
 def test_a_language_models_own_template_is_kept(make_tokenizer, conversation) -> None:

@@ -24,12 +24,12 @@ QFORMER = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
 @pytest.fixture(scope="module")
 def model(published_parts) -> AudioListenForCausalLM:
     torch.manual_seed(3)
-    return AudioListenForCausalLM.from_encoders_and_llm(**published_parts, qformer_config=QFORMER)
+    return AudioListenForCausalLM.from_sub_models_pretrained(**published_parts, qformer_config=QFORMER)
 
 
 @pytest.fixture(scope="module")
 def processor(published_parts) -> AudioListenProcessor:
-    return AudioListenProcessor.from_pretrained_parts(**published_parts)
+    return AudioListenProcessor.from_sub_models_pretrained(**published_parts)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_a_vocabulary_with_room_is_left_alone(published_parts, make_llm, make_to
     llm = make_llm("llama")
     llm.resize_token_embeddings(320, mean_resizing=False)
     parts = {**published_parts, "llm": llm}
-    model = AudioListenForCausalLM.from_encoders_and_llm(
+    model = AudioListenForCausalLM.from_sub_models_pretrained(
         **parts, tokenizer=make_tokenizer(), qformer_config=QFORMER, audio_token="<sound>"
     )
     assert model.config.text_config.vocab_size == 320
@@ -83,7 +83,7 @@ def test_a_vocabulary_with_room_is_left_alone(published_parts, make_llm, make_to
 def test_models_may_be_given_in_place_of_names(published_parts, make_tokenizer, model, inputs) -> None:
     torch.manual_seed(3)
     tokenizer = make_tokenizer()
-    again = AudioListenForCausalLM.from_encoders_and_llm(
+    again = AudioListenForCausalLM.from_sub_models_pretrained(
         speech=WhisperModel.from_pretrained(published_parts["speech"]).encoder,
         sound=BeatsModel.from_pretrained(published_parts["sound"]),
         llm=AutoModelForCausalLM.from_pretrained(published_parts["llm"]),
@@ -99,8 +99,8 @@ def test_models_may_be_given_in_place_of_names(published_parts, make_tokenizer, 
 def test_the_sound_encoder_may_be_an_original_checkpoint(published_parts, clip) -> None:
     checkpoint = Path(__file__).parents[2] / "fixtures" / "beats" / "iter3plus.pt"
     parts = {**published_parts, "sound": checkpoint}
-    model = AudioListenForCausalLM.from_encoders_and_llm(**parts, qformer_config=QFORMER)
-    processor = AudioListenProcessor.from_pretrained_parts(**parts)
+    model = AudioListenForCausalLM.from_sub_models_pretrained(**parts, qformer_config=QFORMER)
+    processor = AudioListenProcessor.from_sub_models_pretrained(**parts)
     inputs = processor(text="<|audio|>fox", audio=clip(1.0), sampling_rate=16000)
     expected = BeatsModel.from_original_checkpoint(checkpoint)(inputs["sound_input_values"]).last_hidden_state
     audio = {name: inputs[name] for name in inputs if name not in ("input_ids", "attention_mask")}
@@ -108,7 +108,7 @@ def test_the_sound_encoder_may_be_an_original_checkpoint(published_parts, clip) 
 
 
 def test_data_types_and_attention_are_passed_to_the_parts(published_parts) -> None:
-    model = AudioListenForCausalLM.from_encoders_and_llm(
+    model = AudioListenForCausalLM.from_sub_models_pretrained(
         **published_parts,
         qformer_config=QFORMER,
         dtype=torch.bfloat16,
@@ -171,7 +171,7 @@ def test_loading_without_frozen_parts_takes_the_usual_arguments(model, tmp_path)
 
 @torch.no_grad()
 def test_a_part_that_learned_is_saved_whole(published_parts, clip, processor, tmp_path) -> None:
-    model = AudioListenForCausalLM.from_encoders_and_llm(
+    model = AudioListenForCausalLM.from_sub_models_pretrained(
         **published_parts, qformer_config=QFORMER, freeze_language_model=False
     )
     model.lm_head.weight.add_(1.0)
@@ -190,7 +190,7 @@ def test_parts_that_moved_can_be_pointed_to(model, inputs, published_parts, tmp_
     moved = tmp_path / "moved"
     shutil.copytree(published_parts["llm"], tmp_path / "llm")
     parts = {**published_parts, "llm": tmp_path / "llm"}
-    other = AudioListenForCausalLM.from_encoders_and_llm(**parts, qformer_config=QFORMER)
+    other = AudioListenForCausalLM.from_sub_models_pretrained(**parts, qformer_config=QFORMER)
     other.save_pretrained(tmp_path / "saved", save_frozen=False)
     (tmp_path / "llm").rename(moved)
     with pytest.raises(OSError, match=r"saved without its `language_model`.*from_pretrained\(\.\.\., llm=\.\.\.\)"):
@@ -221,7 +221,7 @@ def test_parts_that_were_never_saved_cannot_be_left_out(make_model, tmp_path) ->
 
 
 def test_a_model_around_a_quantised_language_model_is_saved_by_reference_only(published_parts, tmp_path) -> None:
-    model = AudioListenForCausalLM.from_encoders_and_llm(**published_parts, qformer_config=QFORMER)
+    model = AudioListenForCausalLM.from_sub_models_pretrained(**published_parts, qformer_config=QFORMER)
     quantizer = model.hf_quantizer = object()
     with pytest.raises(ValueError, match="Save it with `save_frozen=False`"):
         model.save_pretrained(tmp_path)
@@ -237,7 +237,7 @@ def test_parts_of_a_whole_checkpoint_cannot_be_replaced(model, published_parts, 
 
 
 def test_parts_of_the_wrong_kind_are_refused(published_parts, make_tokenizer) -> None:
-    build = AudioListenForCausalLM.from_encoders_and_llm
+    build = AudioListenForCausalLM.from_sub_models_pretrained
     bert = BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16))
     with pytest.raises(ValueError, match=r"`speech` must be a Whisper checkpoint, but .* holds a llama model"):
         build(speech=published_parts["llm"], llm=published_parts["llm"])

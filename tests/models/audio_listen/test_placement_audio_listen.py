@@ -57,9 +57,9 @@ def test_a_language_model_may_be_on_the_disk_when_the_parts_are_put_together(
     parts = {**published_parts, "llm": tmp_path / "llm"}
     placement = {"device_map": {"": "disk"}, "offload_folder": tmp_path / "offloaded"}
     torch.manual_seed(0)
-    model = AudioListenForCausalLM.from_encoders_and_llm(**parts, qformer_config=QFORMER, llm_kwargs=placement)
+    model = AudioListenForCausalLM.from_sub_models_pretrained(**parts, qformer_config=QFORMER, llm_kwargs=placement)
     torch.manual_seed(0)
-    expected = AudioListenForCausalLM.from_encoders_and_llm(**parts, qformer_config=QFORMER)
+    expected = AudioListenForCausalLM.from_sub_models_pretrained(**parts, qformer_config=QFORMER)
     assert all(weight.is_meta for weight in model.model.language_model.parameters())
     torch.testing.assert_close(model(**inputs).logits, expected(**inputs).logits)
 
@@ -67,7 +67,9 @@ def test_a_language_model_may_be_on_the_disk_when_the_parts_are_put_together(
 def test_a_vocabulary_on_the_disk_cannot_grow(published_parts, tmp_path) -> None:
     placement = {"device_map": {"": "disk"}, "offload_folder": tmp_path}
     with pytest.raises(ValueError, match=r"embeddings of the language model are offloaded.*`device_map`"):
-        AudioListenForCausalLM.from_encoders_and_llm(**published_parts, qformer_config=QFORMER, llm_kwargs=placement)
+        AudioListenForCausalLM.from_sub_models_pretrained(
+            **published_parts, qformer_config=QFORMER, llm_kwargs=placement
+        )
 
 
 def quantisation(name: str):
@@ -93,7 +95,7 @@ QUANTISERS = ["torchao", "bitsandbytes_4bit", "bitsandbytes_8bit"]
 def quantised_parts(request, published_parts):
     config, kind = quantisation(request.param)
     torch.manual_seed(0)
-    model = AudioListenForCausalLM.from_encoders_and_llm(
+    model = AudioListenForCausalLM.from_sub_models_pretrained(
         **published_parts, qformer_config=QFORMER, llm_kwargs={"quantization_config": config}
     )
     return model, config, kind
@@ -107,7 +109,7 @@ def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
 def test_a_quantised_language_model_answers_much_as_the_whole_one(quantised_parts, published_parts, inputs) -> None:
     model, _, kind = quantised_parts
     torch.manual_seed(0)
-    whole = AudioListenForCausalLM.from_encoders_and_llm(**published_parts, qformer_config=QFORMER)
+    whole = AudioListenForCausalLM.from_sub_models_pretrained(**published_parts, qformer_config=QFORMER)
     for name, module in linear_layers(model).items():
         assert is_quantised(module, kind) == ("language_model" in name), name
     assert {weight.dtype for weight in model.model.multi_modal_projector.parameters()} == {torch.float32}

@@ -302,16 +302,16 @@ def test_a_tokenizer_without_the_audio_token_is_refused(make_tokenizer) -> None:
 def test_a_tokenizer_without_padding_pads_with_the_end(make_tokenizer) -> None:
     tokenizer = make_tokenizer(pad_token=None)
     assert tokenizer.pad_token is None
-    processor = AudioListenProcessor.from_pretrained_parts(speech=WhisperFeatureExtractor(), llm=tokenizer)
+    processor = AudioListenProcessor.from_sub_models_pretrained(speech=WhisperFeatureExtractor(), llm=tokenizer)
     assert processor.tokenizer.pad_token == "</s>"
     assert processor(text=["the lazy dog", "fox"])["attention_mask"][1, 0] == 0
 
 
 def test_processors_are_made_from_the_parts_of_the_model(published_parts, clip) -> None:
-    processor = AudioListenProcessor.from_pretrained_parts(**published_parts, num_queries=2)
+    processor = AudioListenProcessor.from_sub_models_pretrained(**published_parts, num_queries=2)
     assert isinstance(processor.sound_feature_extractor, BeatsFeatureExtractor)
     assert processor.audio_token_id == len(AutoTokenizer.from_pretrained(published_parts["llm"]))
     inputs = processor(text=AUDIO, audio=clip(1.0), sampling_rate=16000)
     assert count(processor, inputs) == [6]
     parts = {name: part for name, part in published_parts.items() if name != "sound"}
-    assert AudioListenProcessor.from_pretrained_parts(**parts).sound_feature_extractor is None
+    assert AudioListenProcessor.from_sub_models_pretrained(**parts).sound_feature_extractor is None

@@ -102,14 +102,6 @@ CONFIGS = {
 COMPOSITES = {"qwen2-vl", "qwen3-vl", "llava"}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the models are too small for more
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(params=CONFIGS)
 def architecture(request):
     return request.param

@@ -44,7 +44,7 @@ _QUANTISATION_ATTRIBUTES = (
 # Arguments of every `from_pretrained` that say how to reach the Hub, and which files of a repository are meant.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 FILE_ARGUMENTS = ("revision", "subfolder", "gguf_file")
-# The argument of `from_encoders_and_llm` that names each part.
+# The argument of `from_sub_models_pretrained` that names each part.
 PART_ARGUMENTS = {"speech_tower": "speech", "sound_tower": "sound", "language_model": "llm"}
 
 

@@ -65,7 +65,7 @@ def reference_frozen_parts(model: "ComposedModel") -> dict[str, Reference]:
         if not reference.get("name_or_path"):
             raise ValueError(
                 f"`save_frozen=False` leaves out `{name}`, but it was not loaded from a checkpoint, so it could not be "
-                "found again. Save the whole model, or build it with `from_encoders_and_llm` from saved parts."
+                "found again. Save the whole model, or build it with `from_sub_models_pretrained` from saved parts."
             )
     return references
 

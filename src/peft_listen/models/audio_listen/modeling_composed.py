@@ -36,7 +36,7 @@ class ComposedModel(AudioListenPreTrainedModel):
     frozen_references: dict[str, Reference]
 
     @classmethod
-    def from_encoders_and_llm(
+    def from_sub_models_pretrained(
         cls,
         *,
         speech: Source | PreTrainedModel,
@@ -79,7 +79,7 @@ class ComposedModel(AudioListenPreTrainedModel):
         Example:
 
         ```python
-        >>> model = AudioListenForCausalLM.from_encoders_and_llm(
+        >>> model = AudioListenForCausalLM.from_sub_models_pretrained(
         ...     speech="openai/whisper-large-v2", sound="BEATs_iter3_plus_AS2M.pt", llm="Qwen/Qwen2.5-7B-Instruct"
         ... )
         ```"""

@@ -74,7 +74,7 @@ class AudioListenProcessor(ProcessorMixin):
         if audio_token not in tokenizer.get_vocab():
             raise ValueError(
                 f"The tokenizer does not know the audio token {audio_token!r}. Add it with `add_audio_token(tokenizer)`, "
-                "or build the processor with `AudioListenProcessor.from_pretrained_parts`."
+                "or build the processor with `AudioListenProcessor.from_sub_models_pretrained`."
             )
         if max_audio_seconds is not None and max_audio_seconds <= 0:
             raise ValueError(f"`max_audio_seconds` must be positive, got {max_audio_seconds}.")
@@ -97,7 +97,7 @@ class AudioListenProcessor(ProcessorMixin):
         return ["feature_extractor", "tokenizer"]
 
     @classmethod
-    def from_pretrained_parts(
+    def from_sub_models_pretrained(
         cls,
         *,
         speech: str | os.PathLike,
@@ -107,7 +107,7 @@ class AudioListenProcessor(ProcessorMixin):
         **kwargs: Any,
     ) -> "AudioListenProcessor":
         """
-        Builds the processor of a model made by [`AudioListenForCausalLM.from_encoders_and_llm`].
+        Builds the processor of a model made by [`AudioListenForCausalLM.from_sub_models_pretrained`].
 
         Args:
             speech (`str`, `os.PathLike` or `WhisperFeatureExtractor`):

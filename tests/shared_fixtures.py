@@ -1,0 +1,147 @@
+"""Fixtures that the tests of several folders use. `small_models.py` builds the models and clips."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+
+import peft_listen
+from tests import small_models
+
+
+QUESTIONS = [
+    ("What is said?", "the quick brown fox", "asr"),
+    ("Which animal is it?", "dog", "sounds"),
+    ("How long?", "a second", "asr"),
+    ("Is it loud?", "no", "sounds"),
+]
+SECONDS = (0.9, 0.4, 1.3, 0.7)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """The models are too small for more, and every worker of pytest-xdist has a core."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def ffmpeg(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of the `ffmpeg` command that `load_audio` finds: the installed one, or that of imageio-ffmpeg."""
+    installed = shutil.which("ffmpeg")
+    if installed is not None:
+        return installed
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    link = Path(tmp_path_factory.mktemp("bin")) / "ffmpeg"
+    link.symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
+    monkeypatch.setenv("PATH", str(link.parent), prepend=os.pathsep)
+    return str(link)
+
+
+@pytest.fixture(scope="session")
+def make_llm() -> Callable[..., transformers.PreTrainedModel]:
+    return small_models.make_llm
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[..., transformers.PreTrainedTokenizerFast]:
+    return small_models.make_tokenizer
+
+
+@pytest.fixture(scope="session")
+def whisper_config() -> Callable[..., transformers.WhisperConfig]:
+    return small_models.make_whisper_config
+
+
+@pytest.fixture(scope="session")
+def beats_config() -> Callable[[], peft_listen.BeatsConfig]:
+    return small_models.make_beats_config
+
+
+@pytest.fixture(scope="session")
+def make_processor() -> Callable[..., peft_listen.AudioListenProcessor]:
+    return small_models.make_processor
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., peft_listen.AudioListenForCausalLM]:
+    return small_models.make_model
+
+
+@pytest.fixture(scope="session")
+def published_parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of a Whisper, a BEATs and a Llama checkpoint, as they are published."""
+    return small_models.save_published_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="session")
+def composite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a saved audio model with random weights and its processor."""
+    folder = tmp_path_factory.mktemp("composite")
+    small_models.make_model().save_pretrained(folder)
+    small_models.make_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipe(composite_folder: Path) -> transformers.Pipeline:
+    """The pipeline of `composite_folder`, whose answers are 6 tokens long."""
+    return transformers.pipeline("audio-text-to-text", model=str(composite_folder), device="cpu", max_new_tokens=6)
+
+
+@pytest.fixture(scope="session")
+def make_adapted(composite_folder: Path) -> Callable[[str], PeftModel]:
+    """Builds the model of `composite_folder` with an adapter that changes its output visibly."""
+    configs: dict[str, Callable[[], Any]] = {
+        "listen": lambda: peft_listen.ListenConfig(
+            pool_size=12, prompt_length=3, init_weights=False, modules_to_save=["multi_modal_projector"]
+        ),
+        "lora": lambda: LoraConfig(target_modules=r".*language_model.*q_proj", init_lora_weights=False),
+    }
+
+    def make(method: str) -> PeftModel:
+        base = transformers.AutoModelForMultimodalLM.from_pretrained(composite_folder)
+        model = get_peft_model(base, configs[method]()).eval()
+        for name, parameter in model.named_parameters():
+            if "modules_to_save" in name:
+                parameter.data *= 1.5
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def clip() -> Callable[..., np.ndarray]:
+    return small_models.make_clip
+
+
+@pytest.fixture(scope="session")
+def write_wav() -> Callable[..., Path]:
+    return small_models.write_wav
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Paths of four WAV files of different lengths."""
+    folder = tmp_path_factory.mktemp("clips")
+    return [
+        str(small_models.write_wav(folder / f"clip{index}.wav", seconds, seed=index))
+        for index, seconds in enumerate(SECONDS)
+    ]
+
+
+@pytest.fixture(scope="session")
+def examples(clips: list[str]) -> list[dict[str, Any]]:
+    """Rows of a data set, one for each of `clips`."""
+    return [
+        {"audio": clip, "instruction": instruction, "answer": answer, "task": task}
+        for clip, (instruction, answer, task) in zip(clips, QUESTIONS, strict=True)
+    ]
