@@ -19,10 +19,10 @@ from benchmarks.mini_listen.methods import METHODS
 from benchmarks.mini_listen.results import (
     BEGIN,
     END,
-    goals,
     group_table,
     load_runs,
     plot,
+    reference_of,
     report,
     stored_test_sizes,
     sweep_table,
@@ -211,19 +211,16 @@ def test_a_run_that_another_process_performs_is_skipped(results, material, setti
     assert capsys.readouterr().out.startswith("2 runs, 2 of them stored in ")
 
 
-def test_goals_say_what_was_reached():
+def test_wins_are_counted_over_common_seeds():
     experiments = list(GROUPS["methods"](RunSettings(method="projector")))
-    assert goals(experiments, {}) == ""
+    reference = reference_of(experiments)
+    assert reference is experiments[0]
+    assert wins(experiments, reference, {}) == []
     stored = {}
-    for number, mean in enumerate((0.5, 0.6, 0.4)):  # LoRA, ours, soft prompt
+    for number, mean in enumerate((0.5, 0.6, 0.4)):  # LoRA, the pool, the soft prompt
         for one in experiments[number].runs():
             scores = {task: {"score": mean + one.seed / 100} for task in TASKS}
-            result = {"settings": one.as_json(), "test": scores, "test_size": 12}
-            if number == 1:
-                result["selections"] = {"pool_size": 400, "live_prompts": 300, "mean_overlap": 0.1, "silhouette": 0.4}
-            stored[one.name] = result
-    rows = [line.strip("| ").split(" | ")[1:] for line in goals(experiments, stored).splitlines()[2:]]
-    assert rows == [["0.10", "yes"], ["0.40", "yes"], ["75%", "no"], ["+20.0 in the mean", "yes"], ["6", "yes"]]
+            stored[one.name] = {"settings": one.as_json(), "test": scores, "test_size": 12}
     assert stored_test_sizes(stored) == "12"
 
     # A seed that only LoRA has does not count against the others.
@@ -231,11 +228,9 @@ def test_goals_say_what_was_reached():
         del stored[experiments[number].runs()[0].name]
     lora = experiments[0].runs()[0].name
     stored[lora] = {**stored[lora], "test": {task: {"score": 1.0} for task in TASKS}}
-    rows = [line.strip("| ").split(" | ")[1:] for line in goals(experiments, stored).splitlines()[2:]]
-    assert rows[3:] == [["+20.0 in the mean", "yes"], ["6", "yes"]]
-    assert wins(experiments, stored)[0].endswith(
-        "6 of 6 tasks (asr, en2zh, er, sv, sqa, acap), by 2 seeds that both have."
-    )
+    pool, soft_prompt = wins(experiments, reference, stored)
+    assert pool.endswith("6 of 6 tasks (asr, en2zh, er, sv, sqa, acap), over 2 common seeds.")
+    assert soft_prompt.endswith("0 of 6 tasks, over 2 common seeds.")
 
 
 def test_an_interrupted_run_ends_where_the_uninterrupted_one_does(results, material, settings, tmp_path, monkeypatch):
@@ -285,7 +280,7 @@ def test_runs_whose_options_were_removed_are_shown_and_not_planned():
     experiments = [experiment for group in GROUPS for experiment in GROUPS[group](base)]
     removed = [one for one in experiments if not one.is_runnable]
     assert {one.label for one in removed} == {
-        *("standardised", "balanced usage", "reseeding", "exploration", "DPS, P = 380, half left out")
+        *("standardized", "balanced usage", "reseeding", "exploration", "DPS, P = 380, half left out")
     }
     stored, planned = read_results(RESULTS), plan_runs(list(GROUPS), base)
     assert all(load_runs(one, stored) and one.runs()[0].name not in planned for one in removed)
