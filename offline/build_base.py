@@ -1,9 +1,9 @@
-"""Put the demo's base model together: a frozen Whisper encoder, a frozen LLM, and an untrained projector between them.
+"""Composes a base model: a frozen Whisper encoder, a frozen LLM, and an untrained projector between them.
 
     python -m offline.build_base OUTPUT_DIR --speech SPEECH --llm LLM [--sound SOUND]
 
-`SPEECH`, `LLM` and `SOUND` are folders or Hub ids; `SOUND` may also be an original BEATs checkpoint. The frozen parts
-are not copied: the folder keeps references to them.
+`SPEECH`, `LLM` and `SOUND` are folders or Hub ids; `SOUND` may also be an original BEATs checkpoint. The folder stores
+references to the frozen parts instead of copies.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from peft_listen import AudioListenForCausalLM, AudioListenProcessor
 from peft_listen.models.audio_listen import AUDIO_TOKEN, audio_chat_template
 
 
-# A projector for a small LLM: two layers, 256 wide. With this width the initial weights of BERT (0.02) let hardly
-# anything of the audio through.
+# A projector for a small LLM: two layers, 256 wide. At this width, BERT's initializer range (0.02) would make the outputs
+# nearly independent of the audio.
 PROJECTOR = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
 PROJECTOR_INITIALIZER_RANGE = 256**-0.5
 
-# ChatML as SmolLM2 and Qwen use it, without a system prompt: two dozen tokens less in every training step.
+# ChatML as SmolLM2 and Qwen use it, without a system prompt: which saves two dozen tokens per example.
 CHATML_TEMPLATE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -36,15 +36,17 @@ def build_base(
     text_template: str | None = None,
     seed: int = 0,
 ) -> None:
-    """Write model and processor to `output_dir`. A folder that is complete already is left as it is.
+    """
+    Writes model and processor to a folder. A complete folder is not changed.
 
     Args:
-        output_dir: Folder to write.
-        speech: Folder or Hub id of a Whisper model.
-        llm: Folder or Hub id of a causal language model.
-        sound: Folder, Hub id or original checkpoint of a BEATs model, or `None` to leave sound encoding to Whisper.
-        text_template: Chat template to use in place of the LLM's own.
-        seed: Seed of the projector's initial weights.
+        output_dir (`str` or `os.PathLike`): folder to write.
+        speech (`str`): folder or Hub id of a Whisper model.
+        llm (`str`): folder or Hub id of a causal language model.
+        sound (`str`, *optional*): folder, Hub id or original checkpoint of a BEATs model; without it, Whisper is the only
+            encoder.
+        text_template (`str`, *optional*): chat template to use instead of the LLM's own.
+        seed (`int`, defaults to 0): seed of the projector's initial weights.
     """
     output_dir = Path(output_dir)
     if (output_dir / "processor_config.json").is_file():
@@ -67,7 +69,7 @@ def build_base(
         dtype=torch.float32,
     )
     model.save_pretrained(output_dir, save_frozen=False)
-    processor.save_pretrained(output_dir)  # last, as the sign that the folder is complete
+    processor.save_pretrained(output_dir)  # last: its files mark the folder as complete
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Writing a folder of WAV files and JSON lines so that it can be interrupted, taken up and reused."""
+"""Writes a data set of WAV files and JSON lines; an interrupted call is resumed and a complete folder is reused."""
 
 import hashlib
 import importlib.metadata
@@ -13,20 +13,22 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from tqdm.auto import tqdm
 
+from peft_listen.files import atomic_path
+
 
 SAMPLING_RATE = 16_000
 SPLITS = ("train", "validation", "test")
 
 
 class PlannedClip(Protocol):
-    """One example before it is made audible."""
+    """One example before its audio is rendered."""
 
     @property
     def path(self) -> str:
-        """Where its audio goes, relative to the data set's folder, below `audio/`."""
+        """Path of its audio relative to the data set's folder, below `audio/`."""
 
     def row(self) -> dict[str, Any]:
-        """Its line of the data file."""
+        """Its row in the data file."""
 
 
 ClipType = TypeVar("ClipType", bound=PlannedClip)
@@ -38,47 +40,49 @@ def write_dataset(
     request: dict[str, Any],
     make_renderer: Callable[[], Callable[[ClipType], np.ndarray]],
 ) -> Path:
-    """Write the WAV files of a data set and its `train.jsonl`, `validation.jsonl`, `test.jsonl`, or reuse them.
+    """
+    Writes the WAV files of a data set and its `train.jsonl`, `validation.jsonl` and `test.jsonl`, or reuses them.
 
     In each `.jsonl` file the tasks alternate. The audio is mono, 16-bit PCM, 16 kHz.
 
-    The folder appears only when it is complete, with a `manifest.json` of the request and a hash of what was made. A
-    folder whose manifest and hash agree is left as it is; for one with another manifest, or changed since, the data are
-    made anew, and the folder is only replaced where they differ. A call that was interrupted is taken up by the next
-    equal one, whose result is the same as without the interruption.
+    The folder appears only when it is complete, with a `manifest.json` that holds the request and a hash of the content. A
+    folder whose manifest and content match is not changed. If the manifest differs or the content was modified, the data
+    are generated again and replace the folder if they differ from it. An interrupted call is resumed by the next call with
+    the same request, with the same result as without the interruption.
 
     Args:
-        output_dir: Folder of the data set.
-        plans: The clips of each split and task, every task of a split having equally many.
-        request: All that the bytes of the data set depend on; see `describe_request`.
-        make_renderer: Returns a function from a clip to its samples, of shape [samples] within [-1, 1] at 16 kHz. Called
-            once for each split and task, so that what is left of an interrupted part has no say in the next.
+        output_dir (`str` or `Path`): folder of the data set.
+        plans (`Mapping[tuple[str, str], Sequence[PlannedClip]]`): clips by split and task; all tasks of a split have the same
+            number of clips.
+        request (`dict`): everything that the bytes of the data set depend on, see [`describe_request`].
+        make_renderer (`Callable`): returns a function that renders a clip as float samples of shape `(num_samples,)`, within
+            -1 and 1, at 16 kHz. It is called once for each split and task, so that each part can be generated on its own.
 
     Returns:
-        The folder.
+        `Path`: the folder.
 
     Raises:
-        FileExistsError: If the folder exists but was not made by this function.
-        ImportError: If `soundfile` is missing.
+        FileExistsError: if the folder exists and was not written by this function.
+        ImportError: if soundfile is not installed.
     """
     output_dir = Path(output_dir).resolve()
     if output_dir.exists() and any(output_dir.iterdir()):
         manifest = _read_json(output_dir / "manifest.json")
         if not isinstance(manifest, dict) or "sha256" not in manifest:
             raise FileExistsError(
-                f"{output_dir} is no data set of this kind. Name another folder, or remove this one."
+                f"{output_dir} is not empty and is not a generated data set. Pass another folder, or remove this one."
             )
         if manifest == {**request, "sha256": _content_hash(output_dir)}:
             print(f"reusing {output_dir}")
             return output_dir
-        print(f"{output_dir} was made otherwise or has changed: making it anew")
+        print(f"{output_dir} differs from the requested data set and is generated again")
 
     unfinished = output_dir.parent / f".{output_dir.name}.unfinished"
     if unfinished.exists() and _read_json(unfinished / "request.json") != request:
         shutil.rmtree(unfinished)
     unfinished.mkdir(parents=True, exist_ok=True)
-    write_atomically(unfinished / "request.json", _to_json(request, indent=2))
-    with tqdm(total=sum(map(len, plans.values())), desc="making clips", unit="clip") as progress:
+    write_file(unfinished / "request.json", _to_json(request, indent=2))
+    with tqdm(total=sum(map(len, plans.values())), desc="generating clips", unit="clip") as progress:
         for (split, task), clips in plans.items():
             _make_part(unfinished, f"{split}-{task}.jsonl", clips, make_renderer, progress)
     return _finish(unfinished, output_dir, request, plans)
@@ -87,13 +91,17 @@ def write_dataset(
 def describe_request(
     seed: int, counts: Mapping[str, int], packages: Iterable[str], sources: Iterable[str | Path | None]
 ) -> dict[str, Any]:
-    """All that the bytes of a data set depend on: what was asked for, versions, and a hash of the code.
+    """
+    Everything that the bytes of a data set depend on: arguments, package versions and a hash of the code.
 
     Args:
-        seed: Of all random choices.
-        counts: Clips of each task, by split.
-        packages: Names of the distributions whose version matters.
-        sources: Source files that make the data, beside this one.
+        seed (`int`): seed of the data set.
+        counts (`Mapping[str, int]`): clips per task, by split.
+        packages (`Iterable[str]`): names of the distributions whose version matters.
+        sources (`Iterable[str or Path]`): source files that generate the data, in addition to this one.
+
+    Returns:
+        `dict`: the request.
     """
     code = b"".join(Path(str(source)).read_bytes() for source in (__file__, *sources))
     return {
@@ -105,17 +113,26 @@ def describe_request(
 
 
 def balanced(rng: np.random.Generator, choices: Sequence[Any], count: int) -> list[Any]:
-    """`count` of the choices in random order, each as often as any other, to within one."""
+    """
+    Draws from some choices in random order and in equal numbers, to within one.
+
+    Args:
+        rng (`np.random.Generator`): random generator.
+        choices (`Sequence`): values to draw from.
+        count (`int`): number of values to draw.
+
+    Returns:
+        `list`: the drawn values.
+    """
     rounds = [rng.permutation(len(choices)) for _ in range(-(-count // len(choices)))]
     return [choices[index] for index in rng.permutation(np.concatenate(rounds)[:count])]
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name and rename it."""
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a file atomically; its folder is created if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def _make_part(
@@ -130,9 +147,9 @@ def _make_part(
         return
     render = make_renderer()
     for clip in clips:
-        write_atomically(folder / clip.path, _to_wav(render(clip)))
+        write_file(folder / clip.path, _to_wav(render(clip)))
         progress.update()
-    write_atomically(folder / name, b"".join(_to_json(clip.row()) for clip in clips))
+    write_file(folder / name, b"".join(_to_json(clip.row()) for clip in clips))
 
 
 def _finish(
@@ -141,13 +158,15 @@ def _finish(
     for split in SPLITS:
         parts = [unfinished / f"{split}-{task}.jsonl" for planned_split, task in plans if planned_split == split]
         lines = zip(*(part.read_bytes().splitlines(keepends=True) for part in parts), strict=True)
-        write_atomically(unfinished / f"{split}.jsonl", b"".join(line for together in lines for line in together))
+        write_file(unfinished / f"{split}.jsonl", b"".join(line for together in lines for line in together))
+    for leftover in unfinished.rglob(".*.tmp"):  # of a process that was killed while it wrote a file
+        leftover.unlink()
     manifest = {**request, "sha256": _content_hash(unfinished)}
-    write_atomically(unfinished / "manifest.json", _to_json(manifest, indent=2))
+    write_file(unfinished / "manifest.json", _to_json(manifest, indent=2))
     for name in ["request.json", *(f"{split}-{task}.jsonl" for split, task in plans)]:
         (unfinished / name).unlink()
     if output_dir.exists() and _content_hash(output_dir) == manifest["sha256"]:
-        # The same bytes made by other code: what reads the folder is not disturbed.
+        # Other code generated the same bytes, so the audio files are kept for processes that read them.
         os.replace(unfinished / "manifest.json", output_dir / "manifest.json")
         shutil.rmtree(unfinished)
         return output_dir

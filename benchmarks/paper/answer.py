@@ -15,7 +15,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import pipeline
 
-import peft_listen  # noqa: F401 - makes the pipeline known
+import peft_listen  # noqa: F401 - registers the pipeline
 from peft_listen.data import read_examples
 from peft_listen.metrics import get_metric
 

@@ -96,7 +96,7 @@ def test_a_folder_that_was_changed_or_made_otherwise_is_made_anew(
     original = contents(folder)
     (folder / "audio" / "train" / "sound-0000.wav").write_bytes(b"damaged")
     make_dataset(folder, **counts)
-    assert "has changed: making it anew" in capsys.readouterr().out
+    assert "differs from the requested data set and is generated again" in capsys.readouterr().out
     assert contents(folder) == original
 
     make_dataset(folder, **{**counts, "test_per_task": 2})
@@ -108,7 +108,7 @@ def test_a_folder_that_was_changed_or_made_otherwise_is_made_anew(
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letters.txt").write_text("dear")
-    with pytest.raises(FileExistsError, match="is no data set of this kind"):
+    with pytest.raises(FileExistsError, match="is not a generated data set"):
         make_dataset(tmp_path, **SMALL)
     assert contents(tmp_path).keys() == {"letters.txt"}
 
@@ -117,16 +117,16 @@ KILLED_RUN = """
 import os, sys
 from offline import dataset_folder
 from demo.make_dataset import make_dataset
-write, written = dataset_folder.write_atomically, 0
+write, written = dataset_folder.write_file, 0
 def dying_write(path, data):
     global written
     written += 1
     if written == int(sys.argv[2]):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_name(f".{path.name}.part").write_bytes(data[: len(data) // 2])
+        path.with_name(f".{path.name}.0123.tmp").write_bytes(data[: len(data) // 2])
         os._exit(9)
     write(path, data)
-dataset_folder.write_atomically = dying_write
+dataset_folder.write_file = dying_write
 make_dataset(sys.argv[1], train_per_task=9, validation_per_task=2, test_per_task=4)
 """
 
@@ -212,7 +212,7 @@ def test_the_slowest_speech_fits() -> None:
 def test_speech_that_does_not_fit_is_an_error() -> None:
     speech = {"voice": "en-us", "variant": "f3", "rate": 80}
     clip = make_dataset_module.Clip("", "", "", "speaker", "one two three four five six seven eight", speech, seed=0)
-    with pytest.raises(RuntimeError, match=r"takes \d\.\d s, more than 3\.0 s: say less or faster"):
+    with pytest.raises(RuntimeError, match=r"takes \d\.\d s, more than 3\.0 s\. Shorten the text or raise the rate"):
         render_clip(clip, EspeakSynthesizer())
 
 

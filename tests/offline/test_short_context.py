@@ -43,6 +43,6 @@ def test_a_folder_that_is_there_is_left_as_it_is(whisper_dir, tmp_path, capsys):
 
 @pytest.mark.parametrize("seconds", [0, 31])
 def test_a_context_that_whisper_does_not_have_is_refused(seconds, whisper_dir, tmp_path):
-    with pytest.raises(ValueError, match=rf"from 1 to the 30 s that .* hears, got {seconds}"):
+    with pytest.raises(ValueError, match=rf"from 1 to 30, the context of .*, got {seconds}"):
         shorten_context(whisper_dir, tmp_path / "short", seconds)
     assert not (tmp_path / "short").exists()

@@ -210,7 +210,11 @@ def test_the_converted_whisper_has_its_tokenizer_and_feature_extractor(
     ("name", "values", "message"),
     [
         ("encoder/layer_0/ffn/linear_0/weight", np.zeros((24, 16), dtype=np.int8), "stored as int8, expected floats"),
-        ("encoder/gate/weight", np.zeros((2, 2), dtype=np.float32), "encoder/gate/weight is no variable of a Whisper"),
+        (
+            "encoder/gate/weight",
+            np.zeros((2, 2), dtype=np.float32),
+            "encoder/gate/weight is not a variable of a Whisper",
+        ),
         ("encoder/layer_0/self_attention/linear_0/bias", np.ones(48, dtype=np.float32), "non-zero bias for k"),
     ],
 )
@@ -242,7 +246,7 @@ def test_a_multilingual_whisper_is_refused(
 def test_a_tokenizer_that_contradicts_the_vocabulary_is_refused(ctranslate2_folder: Path, tmp_path: Path) -> None:
     names = ["a", "b", "c", "ab", *reversed(SPECIAL_TOKENS)]
     (ctranslate2_folder / "vocabulary.txt").write_text("\n".join(names))
-    with pytest.raises(ValueError, match="disagree on the order of the tokens"):
+    with pytest.raises(ValueError, match="have different orders of tokens"):
         small_models.convert_ctranslate2_whisper(ctranslate2_folder, tmp_path / "converted")
 
 
