@@ -1,13 +1,13 @@
-"""The audio model against transformers' Granite Speech of the same sizes, as ratios in one process.
+"""Time of the audio model as ratios to transformers' Granite Speech of the same sizes.
 
     python -m benchmarks.speed.audio_model [--device cuda --dtype bfloat16] [--sound] [--seconds 30]
 
-Both have the same language model, Q-Former, windows and number of audio tokens. Granite Speech's encoder gets as many
-layers of the same width as come nearest to the parameters of Whisper's encoder (with `--sound`, of Whisper's and BEATs'
-together). Weights are random: only their sizes matter here. What is compared is forward and `generate`, from features
-on, in evaluation; printed are the median of the ratios of turns, and their quartiles.
+Both have the same language model, Q-Former, windows and number of audio tokens. The number of layers of Granite Speech's
+encoder is set so that its parameters are closest to those of Whisper's encoder (with `--sound`, of Whisper's and BEATs'
+encoders). The weights are random, because only their sizes matter here. Forward and `generate` are timed from features on, in
+evaluation mode. The median of the ratios and their quartiles are printed.
 
-One difference is by design and part of what is measured: Whisper always encodes 30 s, whatever the clip lasts.
+One difference by design is included: Whisper always encodes 30 s, independent of the clip's length.
 """
 
 import argparse
@@ -44,7 +44,7 @@ class Benchmark:
     Builds both models and compares calls on them.
 
     Args:
-        arguments: The command line.
+        arguments (`argparse.Namespace`): the command line.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -120,7 +120,7 @@ class Benchmark:
         return config(max(1, 1 + round((wanted - one) / (two - one))))
 
     def inputs(self, batch_size: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """The same text, and features of equally long clips, for either model."""
+        """Inputs of both models: the same text and features of clips of the same length."""
         generator = torch.Generator().manual_seed(0)
         text = torch.randint(4, self.text_config.vocab_size, (batch_size, self.arguments.length), generator=generator)
         audio = torch.full((batch_size, self.num_audio_tokens), AUDIO_TOKEN_ID)
@@ -145,7 +145,7 @@ class Benchmark:
 
     @torch.no_grad()
     def run(self) -> list[Ratio]:
-        """Prints and returns the lines of the table."""
+        """Prints and returns the rows of the table."""
         results = []
         new_tokens = {"max_new_tokens": self.arguments.new_tokens, "min_new_tokens": self.arguments.new_tokens}
         for batch_size in BATCH_SIZES:
@@ -185,7 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--sound", action="store_true", help="with a BEATs encoder beside Whisper's")
+    parser.add_argument("--sound", action="store_true", help="add a BEATs encoder")
     parser.add_argument("--seconds", type=float, default=29.92, help="length of each clip, at most 30")
     parser.add_argument("--encoder-size", type=int, default=512)
     parser.add_argument("--encoder-layers", type=int, default=6)
@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--hidden-size", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--vocab-size", type=int, default=8192)
-    parser.add_argument("--length", type=int, default=32, help="tokens of text beside the audio")
+    parser.add_argument("--length", type=int, default=32, help="text tokens in addition to the audio")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--warm-up", type=int, default=2)

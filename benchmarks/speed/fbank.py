@@ -1,10 +1,10 @@
-"""Speed of `BeatsFeatureExtractor` against a plain filter bank that is computed clip by clip in Kaldi's manner.
+"""Speed of `BeatsFeatureExtractor` compared with a filter bank that follows Kaldi's definition clip by clip.
 
     python -m benchmarks.speed.fbank [--clips 32] [--seconds 10] [--repeats 15] [--threads 1]
 
-The two take turns in one process on the same clips; the ratio is taken within each turn, so that a slow spell of the
-machine meets both. The plain loop holds all frames of a clip at once and keeps the mel filters between clips.
-`--rebuild-filters` makes it build them anew for each clip, as `torchaudio.compliance.kaldi.fbank` does.
+Both process the same clips in turns in one process, and the ratio is computed within each turn, so that variations of the
+machine's speed affect both. The plain loop processes all frames of a clip at once and keeps the mel filters between clips.
+`--rebuild-filters` computes them again for each clip, as `torchaudio.compliance.kaldi.fbank` does.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def build_mel_filters() -> torch.Tensor:
 
 
 def plain_fbank(waveform: torch.Tensor, mel_filters: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
-    """Normalised log-mel filter bank of one clip, one step of Kaldi's definition per line."""
+    """Normalized log-mel filter bank of one clip, with one step of Kaldi's definition per line."""
     frames = (waveform * 2**15).unfold(0, 400, 160)
     frames = frames - frames.mean(dim=1, keepdim=True)
     previous = torch.nn.functional.pad(frames.unsqueeze(0), (1, 0), mode="replicate").squeeze(0)[:, :-1]

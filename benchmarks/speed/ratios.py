@@ -1,4 +1,4 @@
-"""Ratios of two calls' times, taken in turns in one process, so that a slow spell of the machine meets both."""
+"""Times two calls in turns in one process, so that variations of the machine's speed affect both, and reports ratios."""
 
 import platform
 import statistics
@@ -18,12 +18,12 @@ Call = Callable[[], object]
 @dataclass
 class Ratio:
     """
-    One line of a table.
+    One row of a table.
 
     Args:
-        name: What is compared, as call / peer.
-        values: The ratio of each turn.
-        goal: What the median should not exceed; `None` for a line without a goal.
+        name (`str`): the compared calls, as call / peer.
+        values (`list[float]`): the ratio of each turn.
+        goal (`float`, *optional*): upper limit of the median.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Ratio:
     goal: float | None = None
 
     def line(self) -> str:
+        """The row in Markdown: median, quartiles and, if there is a goal, whether it is met."""
         first, median, third = statistics.quantiles(self.values, n=4) if len(self.values) > 1 else self.values * 3
         cells = [self.name, f"{median:.3f}", f"{first:.3f} to {third:.3f}"]
         if self.goal is not None:
@@ -40,7 +41,7 @@ class Ratio:
 
 
 def header(*, goals: bool) -> str:
-    """The head of a table of such lines."""
+    """The header of a table of ratios, with or without columns for goals."""
     return (
         "| ratio | median | quartiles | goal | met |\n|---|---|---|---|---|"
         if goals
@@ -58,18 +59,19 @@ def time_in_turns(
     before: tuple[Call, Call] | None = None,
 ) -> list[tuple[float, float]]:
     """
-    Times two calls in turns. Who goes first alternates, so that neither always finds the caches warm.
+    Times two calls in turns. The first call of a turn alternates, so that neither always runs with warm caches.
 
     Args:
-        call: What is measured.
-        peer: What it is compared to.
-        repeats: Turns that count.
-        warm_up: Turns before them that do not.
-        device: Where both compute; CUDA is waited for.
-        before: What is done before each turn of `call` and of `peer`, outside the measurement.
+        call (`Callable`): measured call.
+        peer (`Callable`): call to compare it with.
+        repeats (`int`): number of measured turns.
+        warm_up (`int`): number of turns before them that are not measured.
+        device (`torch.device` or `str`, defaults to `"cpu"`): device of both calls; CUDA is synchronized.
+        before (`tuple[Callable, Callable]`, *optional*): preparations for `call` and `peer`, run before each turn and not
+            measured.
 
     Returns:
-        Seconds of `call` and `peer` in each turn.
+        `list[tuple[float, float]]`: seconds of `call` and of `peer` in each turn.
     """
     turns = []
     for turn in range(warm_up + repeats):
@@ -99,7 +101,7 @@ def _synchronize(device: torch.device | str) -> None:
 
 
 def describe_machine(device: torch.device | str) -> str:
-    """Machine and versions, for the line above a table."""
+    """Describes machine and versions, for the line above a table."""
     on_cuda = torch.device(device).type == "cuda"
     where = torch.cuda.get_device_name() if on_cuda else f"{platform.machine()} CPU"
     return (

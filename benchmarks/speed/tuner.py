@@ -1,9 +1,9 @@
-"""What dynamic prompt selection costs, as ratios to its peers in the same process run.
+"""Time and memory of dynamic prompt selection, as ratios to other methods in the same process.
 
     python -m benchmarks.speed.tuner [--device cuda] [--hidden-size 4096 --layers 32 --dtype bfloat16]
 
-Every comparison is between two calls that take turns; printed are the median of the ratios of neighbours, their
-quartiles, and the goal. Weights are random: only their sizes matter here.
+Each comparison times two calls in turns and prints the median of their ratios, the quartiles and the goal. The weights are
+random, because only their sizes matter here.
 """
 
 import argparse
@@ -25,10 +25,11 @@ from .ratios import Call, Ratio, describe_machine, header, time_in_turns
 
 
 class Benchmark:
-    """Builds models of one size and compares calls on them.
+    """
+    Builds models of one size and compares calls on them.
 
     Args:
-        arguments: The command line.
+        arguments (`argparse.Namespace`): the command line.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -51,8 +52,7 @@ class Benchmark:
             return LlamaForCausalLM(self.config).to(self.dtype).eval()
 
     def adapted(self, method: str, llm: LlamaForCausalLM | None = None) -> PeftModel:
-        """The LLM, or a given one, with an adapter: LISTEN at a fixed prompt length, prompt tuning of as many tokens, or
-        LoRA."""
+        """Adds an adapter to a language model: LISTEN with a fixed prompt length, prompt tuning of that length, or LoRA."""
         configs = {
             "listen": lambda: ListenConfig(
                 pool_size=self.arguments.pool_size,
@@ -125,7 +125,7 @@ class Benchmark:
         token = torch.ones(self.batch_size, 1, dtype=torch.long, device=self.device)
 
         def decoder(llm: torch.nn.Module, length: int) -> tuple[Call, Call]:
-            """Decoding from a cache, and the prefill that fills it: another line of the table."""
+            """The prefill that fills a cache, which another row of the table measures, and decoding with that cache."""
             inputs = self.inputs(length)
             filled: list[DynamicCache] = []
 
@@ -153,8 +153,12 @@ class Benchmark:
         return self.compare(name, run, run_peer, 1.02, before=(fill, fill_peer))
 
     def selectors(self, keys_change: bool) -> Ratio:
-        """The residual selector keeps the keys' Gram matrix while the keys are the same: between two optimizer steps,
-        and throughout evaluation and generation."""
+        """
+        Compares the residual selector with the similarity selector.
+
+        The residual selector caches the Gram matrix of the keys until they change, which is at an optimizer step. `keys_change`
+        measures it without the cache.
+        """
         torch.manual_seed(0)
         size, pool_size = self.arguments.selector_size, 400
         query = torch.randn(self.batch_size, size, device=self.device)
@@ -182,10 +186,12 @@ class Benchmark:
         return ratio
 
     def print_peak_memory(self, method: str) -> None:
-        """What an adapter and two training steps with it need at most above the base model, in bytes: allocated on
-        CUDA, resident otherwise."""
+        """
+        Prints the peak memory of an adapter and two training steps above that of the base model, in bytes: allocated memory on
+        CUDA, resident memory otherwise.
+        """
         llm = self.llm()
-        before = self._peak_memory()  # building a model only adds to it
+        before = self._peak_memory()  # the peak never falls, so it is that of the base model here
         step = self._train_step(self.adapted(method, llm))
         step(), step()
         print(self._peak_memory() - before)
@@ -194,7 +200,7 @@ class Benchmark:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated()
         status = Path("/proc/self/status")
-        if status.exists():  # on Linux, `getrusage` counts in the memory of the process that started this one
+        if status.exists():  # on Linux, `getrusage` includes the memory of the parent process
             kilobytes = re.search(r"VmHWM:\s*(\d+)", status.read_text())
             assert kilobytes is not None
             return int(kilobytes[1]) * 1024

@@ -82,7 +82,7 @@ def test_non_ascii_text_is_spoken(synthesizer: EspeakSynthesizer) -> None:
         ({"voice": "xx-yy"}, "no voice 'xx-yy', expected a language such as"),
         ({"variant": "f99"}, "no voice variant 'f99', expected one of Alex, .*f3"),
         ({"variant": "../../en_dict"}, "no voice variant"),
-        ({"text": "  "}, "must contain words, got '  '"),
+        ({"text": "  "}, "must contain words and no null characters, got '  '"),
         ({"text": "..."}, r"must contain words, got '\.\.\.'"),
         ({"text": "a\0b"}, "no null characters"),
         ({"rate": 79}, "rate=79 is outside eSpeak NG's limits, expected 80 to 450"),

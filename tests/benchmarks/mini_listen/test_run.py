@@ -1,4 +1,4 @@
-"""The benchmark in its smoke form: every method trains, answers and leaves a result, once; tables come from the results."""
+"""A tiny form of the benchmark: every method is trained, evaluated and stored once, and tables are made of the results."""
 
 import inspect
 import json
@@ -108,7 +108,7 @@ def read(folder, settings):
     return json.loads((folder / f"{settings.name}.json").read_text())
 
 
-def test_every_method_leaves_a_result(results, settings):
+def test_every_method_stores_a_result(results, settings):
     assert set(OPTIONS) == set(METHODS)
     for method, options in OPTIONS.items():
         lengths = (1, 4) if method == "listen" else ()
@@ -138,7 +138,7 @@ def test_selections_and_the_sweep_of_prompt_lengths_are_kept(results, settings):
     assert result["adapter_parameters"] == (2 * 20 + 5) * 32
 
 
-def test_the_sweep_is_a_table_of_its_own(results, settings):
+def test_losses_at_several_prompt_lengths_are_a_separate_table(results, settings):
     listen = replace(settings, method="listen", options=OPTIONS["listen"], prompt_lengths=(1, 4))
     losses = read(results, listen)["losses_by_prompt_length"]
     header, _, line = sweep_table([Experiment("k = 4 in training", listen, (0,))], read_results(results)).splitlines()
@@ -149,7 +149,7 @@ def test_the_sweep_is_a_table_of_its_own(results, settings):
     assert sweep_table([Experiment("LoRA", lora, (0,))], read_results(results)) == ""
 
 
-def test_methods_are_tuned_at_the_rates_that_were_tried():
+def test_tuned_methods_have_rates_that_were_tried():
     base = RunSettings(method="projector")
     tried = [experiment.settings for experiment in GROUPS["learning_rates"](base)]
     tuned = [experiment.settings for experiment in GROUPS["tuned_methods"](base)]
@@ -158,7 +158,7 @@ def test_methods_are_tuned_at_the_rates_that_were_tried():
     assert all(settings.value_learning_rate == 10 * settings.learning_rate for settings in tuned + tried)
 
 
-def test_clips_are_given_wordings_of_another_split_in_turn():
+def test_examples_get_the_wordings_of_another_split_in_turn():
     examples = [{"task": task, "instruction": "old"} for task in ("asr", "sqa", "er", "asr", "asr")]
     rows = reworded(examples, "validation")
     assert [row["task"] for row in rows] == ["asr", "er", "asr", "asr"]
@@ -167,7 +167,7 @@ def test_clips_are_given_wordings_of_another_split_in_turn():
     assert examples[0]["instruction"] == "old"
 
 
-def test_what_new_wordings_cost_is_a_table_of_the_runs_that_know(results, settings, tmp_path):
+def test_the_loss_with_unseen_wordings_is_a_table_of_the_runs_that_have_it(results, settings, tmp_path):
     lora = Experiment("LoRA", replace(settings, method="lora", options={"rank": 2}), (0,))
     (line,) = wordings_table([lora, replace(lora, label="the same again")], read_results(results)).splitlines()[2:]
     result = read(results, lora.settings)
@@ -186,7 +186,7 @@ def test_lora_beside_the_pool_is_trained(results, settings):
 
 
 def test_a_run_that_has_a_result_is_not_run_again(results, settings, monkeypatch):
-    monkeypatch.setattr(run_module, "train", lambda *args: pytest.fail("it was run again"))
+    monkeypatch.setattr(run_module, "train", lambda *args: pytest.fail("the run was repeated"))
     lora = replace(settings, method="lora", options={"rank": 2})
     assert run(lora, None, results / "work", results, "unused.json") == read(results, lora)
 
@@ -233,7 +233,9 @@ def test_wins_are_counted_over_common_seeds():
     assert soft_prompt.endswith("0 of 6 tasks, over 2 common seeds.")
 
 
-def test_an_interrupted_run_ends_where_the_uninterrupted_one_does(results, material, settings, tmp_path, monkeypatch):
+def test_an_interrupted_run_gives_the_result_of_an_uninterrupted_one(
+    results, material, settings, tmp_path, monkeypatch
+):
     listen = replace(settings, method="listen", options=OPTIONS["listen"], prompt_lengths=(1, 4))
     monkeypatch.setattr(run_module.Evaluator, "answers", _interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -350,7 +352,7 @@ def test_tables_name_what_was_run_and_what_was_not(results, settings, tmp_path):
     listen = replace(settings, method="listen", options=OPTIONS["listen"], prompt_lengths=(1, 4))
     selections = read(results, listen)["selections"]
     for experiment in GROUPS["methods"](settings):
-        # Stands in for the stored run of an experiment, whatever it has measured.
+        # The same measurements for each experiment of the group.
         for one in experiment.runs()[:2]:
             run = {**read(results, lora.runs()[0]), "settings": one.as_json()}
             if one.method == "listen":
