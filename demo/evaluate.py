@@ -14,7 +14,7 @@ from pathlib import Path
 from transformers import pipeline
 
 import peft_listen  # noqa: F401 - registers the pipeline
-from peft_listen.analysis import SelectionLog
+from peft_listen.analysis import PromptUsage
 from peft_listen.data import read_examples
 from peft_listen.files import atomic_path
 from peft_listen.metrics import get_metric
@@ -65,16 +65,17 @@ def evaluate(model_dir: Path, data_file: Path, output_file: Path, batch_size: in
         ],
     }
     if layers:
-        _, state = layers[0].state_of(None)
-        log = SelectionLog(pool_size=state.config.pool_size)
+        config = layers[0].pool_of().config
+        usage = PromptUsage(pool_size=config.pool_size)
         for row, example in zip(selections, examples, strict=True):
-            log.add(row[None], [example["task"]])
+            usage.add(row[None], [example["task"]])
+        overlap = usage.task_overlap(top=config.prompt_length)
         result["selections"] = {
-            "pool_size": state.config.pool_size,
-            "prompt_length": state.prompt_length.fixed,
-            "live_prompts": log.live_prompts(),
-            "mean_overlap": log.mean_task_overlap(top=state.prompt_length.fixed),
-            "overlap": [[*pair, value] for pair, value in log.task_overlap(top=state.prompt_length.fixed).items()],
+            "pool_size": config.pool_size,
+            "prompt_length": config.prompt_length,
+            "live_prompts": usage.live_prompts(),
+            "mean_overlap": usage.mean_task_overlap(top=config.prompt_length),
+            "overlap": [[*pair, value] for pair, value in overlap.items()],
         }
     with atomic_path(output_file) as temporary:
         temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")

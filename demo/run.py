@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from peft_listen.analysis import format_overlap
+from peft_listen.analysis.usage import format_overlap
 
 
 def run_stage(title: str, output: Path, module: str, *arguments: object, force: bool = False) -> None:

@@ -29,7 +29,7 @@ SECONDS = (0.9, 0.4, 1.3, 0.7)
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """The models are too small for more, and every worker of pytest-xdist has a core."""
+    """Limits torch to one thread: the models are too small for more, and pytest-xdist runs one process per core."""
     torch.set_num_threads(1)
 
 
@@ -93,7 +93,7 @@ def composite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pipe(composite_folder: Path) -> transformers.Pipeline:
-    """The pipeline of `composite_folder`, whose answers are 6 tokens long."""
+    """The pipeline of `composite_folder`, limited to 6 new tokens."""
     return transformers.pipeline("audio-text-to-text", model=str(composite_folder), device="cpu", max_new_tokens=6)
 
 

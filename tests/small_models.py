@@ -1,4 +1,4 @@
-"""Small models, tokenizers and clips that the tests share: random weights of every kind, built in milliseconds."""
+"""Builders of the small models with random weights, tokenizers and clips that the tests share."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ LLM_CONFIGS: dict[str, Callable[[], Any]] = {
 }
 QFORMER = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
 
-# The tokenizer with a chat template, and the ids of its special tokens.
+# For the tokenizer with a chat template and for models that fit it.
 CHAT_VOCAB_SIZE = 320
 CHAT_IDS = {"bos_token_id": 3, "eos_token_id": 2, "pad_token_id": 0}
 CHAT_TEMPLATE = (
@@ -109,7 +109,7 @@ def make_tokenizer(**kwargs: Any) -> PreTrainedTokenizerFast:
 
 
 def make_chat_tokenizer(adds_bos: bool = False, chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with a chat template; with `adds_bos`, it writes its first token itself."""
+    """A byte-level tokenizer with a chat template; with `adds_bos`, the tokenizer adds the BOS token."""
     backend = Tokenizer.from_str(_chat_vocabulary())
     if adds_bos:
         special_tokens = [("<s>", backend.token_to_id("<s>"))]

@@ -1,8 +1,8 @@
 """
-Every bad input is refused with the type and message that say what was wrong, whichever way it comes in; and what looks
-odd but is sound (silence, one sample, full scale, mixed types) is heard.
+Invalid input raises an error of the right type and message at every entry point; unusual but valid input (silence, one
+sample, full scale, mixed types) is accepted.
 
-The parts' own tests go into each refusal; here stands the list as a user meets it.
+The tests of each module cover its errors in detail; this is the list from a user's view.
 """
 
 import json
@@ -48,31 +48,31 @@ def with_one(value):
     return np.concatenate([TONE, np.array([value], "f4")])
 
 
-# What is wrong -> (the clip, the type of the error, what its message says). Strings are names of files, made below, and
-# URLs on a server that offers them.
+# Description of the defect -> (clip, error type, pattern of the message). Strings are names of files, which `folder`
+# creates, and URLs on a server for these files.
 BAD_CLIPS = {
     "empty": (samples(np.zeros(0, "f4")), ValueError, r"the audio is empty \(0 samples\)"),
     "NaN": (samples(with_one(np.nan)), ValueError, "1 of 8001 audio samples are NaN or infinite"),
     "Inf": (samples(with_one(-np.inf)), ValueError, "1 of 8001 audio samples are NaN or infinite"),
     "16 bit in floats": (samples(TONE * 32768), ValueError, r"the largest sample is 9830.*divide them by their full"),
     "beyond float32": (samples(with_one(0).astype("f8") * 1e300), ValueError, "NaN or infinite"),
-    "64 bit integers": (samples(np.arange(9)), ValueError, "samples of dtype int64 are not understood"),
-    "unsigned 16 bit": (samples(np.zeros(9, "u2")), ValueError, "samples of dtype uint16 are not understood"),
+    "64 bit integers": (samples(np.arange(9)), ValueError, "samples of dtype int64 are not supported"),
+    "unsigned 16 bit": (samples(np.zeros(9, "u2")), ValueError, "samples of dtype uint16 are not supported"),
     "complex numbers": (samples(TONE * 1j), ValueError, "samples of dtype complex"),
-    "a gap in a list": (samples([0.1, None]), ValueError, "samples of dtype object are not understood"),
+    "a gap in a list": (samples([0.1, None]), ValueError, "samples of dtype object are not supported"),
     "many channels": (samples(np.zeros((9, 10))), ValueError, r"samples of shape \(9, 10\) are not one clip"),
     "unknown rate": (samples(TONE, None), ValueError, "the sampling rate of these samples is unknown"),
     "rate of 0": (samples(TONE, 0), ValueError, "the sampling rate 0 is invalid. Expected .* between 1000"),
     "negative rate": (samples(TONE, -16_000), ValueError, "the sampling rate -16000 is invalid"),
     "rate in kHz": (samples(TONE, 16), ValueError, "the sampling rate 16 is invalid"),
     "rate as text": (samples(TONE, "16000"), ValueError, "the sampling rate '16000' is invalid"),
-    "no audio in it": ({"path": None, "bytes": None}, ValueError, "holds no audio"),
+    "no audio in it": ({"path": None, "bytes": None}, ValueError, "contains no audio"),
     "empty file": ("empty.wav", OSError, r"empty\.wav is empty \(0 bytes\)"),
     "header alone": ("header.wav", ValueError, r"header\.wav: the audio is empty \(0 samples\)"),
     "file with NaN": ("nan.wav", ValueError, r"nan\.wav: 1 of 2 audio samples are NaN"),
-    "truncated WAV": ("cut.wav", OSError, r"cut\.wav is truncated: \d+ bytes of sound .* are missing"),
+    "truncated WAV": ("cut.wav", OSError, r"cut\.wav is truncated: \d+ bytes of audio .* are missing"),
     "truncated FLAC": ("cut.flac", OSError, r"cut\.flac is a damaged or truncated FLAC file"),
-    "text named .wav": ("text.wav", OSError, r"text\.wav is no audio file .*its container is text"),
+    "text named .wav": ("text.wav", OSError, r"text\.wav is not an audio file .*its container is text"),
     "missing file": ("missing.wav", FileNotFoundError, r"missing\.wav: no such audio file"),
     "directory": ("folder.wav", IsADirectoryError, r"folder\.wav is a directory; expected an audio file"),
     "HTTP 404": (
@@ -80,11 +80,11 @@ BAD_CLIPS = {
         OSError,
         r"http://.*/missing\.wav: the server answered with HTTP status 404",
     ),
-    "text from a URL": ("http://HOST/text.wav", OSError, r"http://.*/text\.wav is no audio file"),
+    "text from a URL": ("http://HOST/text.wav", OSError, r"http://.*/text\.wav is not an audio file"),
     "no server": ("http://127.0.0.1:1/a.wav", OSError, r"http://127\.0\.0\.1:1/a\.wav: .* could not be downloaded"),
 }
 
-# What is odd but sound.
+# Unusual but valid clips.
 GOOD_CLIPS = {
     "silence": samples(np.zeros(8_000, "f4")),
     "digital silence in 16 bit": samples(np.zeros(8_000, "i2")),
@@ -140,7 +140,7 @@ def model(composite_folder):
 
 @pytest.fixture(scope="module")
 def entries(pipe, model, processor, tmp_path_factory):
-    """The places where a clip comes in, and a call of each."""
+    """Functions that pass a clip to each entry point."""
     collator = AudioListenCollator(processor)
     cache = FeatureCache(tmp_path_factory.mktemp("features"), model)
     example = {"instruction": "What?", "answer": "a tone", "task": "sounds"}
@@ -164,7 +164,7 @@ ENTRIES = ("load_audio", "processor", "chat template", "pipeline", "pipeline's b
 
 @pytest.fixture
 def without_ffmpeg(monkeypatch, tmp_path):
-    """A machine on which soundfile has the last word."""
+    """Hides the `ffmpeg` command, so that the result does not depend on the machine."""
     monkeypatch.setenv("PATH", str(tmp_path))
 
 
@@ -176,7 +176,7 @@ def find(name, folder, host):
 
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("case", BAD_CLIPS)
-def test_a_bad_clip_is_refused_wherever_it_comes_in(entries, folder, host, without_ffmpeg, entry, case):
+def test_every_entry_point_refuses_an_invalid_clip(entries, folder, host, without_ffmpeg, entry, case):
     source, kind, message = BAD_CLIPS[case]
     with pytest.raises(kind, match=message) as caught:
         entries[entry](find(source, folder, host))
@@ -185,12 +185,12 @@ def test_a_bad_clip_is_refused_wherever_it_comes_in(entries, folder, host, witho
 
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("case", GOOD_CLIPS)
-def test_an_odd_clip_is_heard_wherever_it_comes_in(entries, entry, case):
+def test_every_entry_point_accepts_an_unusual_clip(entries, entry, case):
     entries[entry](GOOD_CLIPS[case])
 
 
 @pytest.mark.parametrize("case", [name for name, (source, *_) in BAD_CLIPS.items() if isinstance(source, str)])
-def test_commands_explain_a_bad_file_without_a_traceback(folder, host, without_ffmpeg, tmp_path, capsys, case):
+def test_commands_explain_an_invalid_file_without_a_traceback(folder, host, without_ffmpeg, tmp_path, capsys, case):
     source, _, message = BAD_CLIPS[case]
     path = find(source, folder, host)
     assert main(["ask", path, "What?", "--model", str(tmp_path)]) == 2
@@ -212,7 +212,7 @@ class TestFeatureExtractors:
 
 
 class TestPlaceholders:
-    """Text and audio that do not go together."""
+    """Text and audio that do not match."""
 
     @pytest.mark.parametrize(("placeholders", "clips"), [(2, 1), (1, 2), (0, 1), (3, 2)])
     def test_more_or_fewer_placeholders_than_clips(self, processor, placeholders, clips):
@@ -253,7 +253,7 @@ class TestPlaceholders:
         with pytest.raises(ValueError, match=r"0 audio tokens in `input_ids`, \d+ audio features"):
             call(**inputs)
 
-    def test_a_placeholder_too_many(self, call, inputs):
+    def test_one_placeholder_too_many(self, call, inputs):
         count = int((inputs["input_ids"] == 300).sum())
         inputs["input_ids"][0, -1] = 300
         with pytest.raises(ValueError, match=f"{count + 1} audio tokens in `input_ids`, {count} audio features"):
@@ -285,13 +285,13 @@ class TestPlaceholders:
         floats = processor(text=text, audio=[TONE, integers / np.float32(32768)], sampling_rate=SAMPLING_RATE)
         torch.testing.assert_close(model(**mixed).logits, model(**floats).logits, atol=1e-5, rtol=0)
 
-    def test_token_ids_that_are_no_integers(self, model, inputs):
+    def test_token_ids_that_are_not_integers(self, model, inputs):
         with pytest.raises(RuntimeError, match="FloatTensor"):
             model(**dict(inputs, input_ids=inputs["input_ids"].float()))
 
 
 class TestCheckpoints:
-    """Files and folders that are not what they are taken for."""
+    """Files and folders of another kind than expected."""
 
     @pytest.mark.parametrize("model_class", [AudioListenForCausalLM, AudioListenModel])
     def test_a_checkpoint_of_another_model(self, published_parts, model_class):
@@ -300,11 +300,11 @@ class TestCheckpoints:
                 model_class.from_pretrained(published_parts[part])
 
     @pytest.mark.parametrize("model_class", [BeatsModel, BeatsForAudioClassification])
-    def test_a_checkpoint_that_is_no_beats(self, published_parts, model_class):
+    def test_a_checkpoint_that_is_not_beats(self, published_parts, model_class):
         with pytest.raises(ValueError, match="checkpoint of a 'llama' model, but BeatsConfig needs one of a 'beats'"):
             model_class.from_pretrained(published_parts["llm"])
 
-    def test_parts_in_each_others_place(self, published_parts):
+    def test_swapped_parts(self, published_parts):
         speech, sound, llm = (published_parts[name] for name in ("speech", "sound", "llm"))
         build = AudioListenForCausalLM.from_sub_models_pretrained
         with pytest.raises(ValueError, match="`speech` must be a Whisper checkpoint, but .* holds a beats model"):
@@ -346,7 +346,7 @@ class TestCheckpoints:
 
     @pytest.fixture
     def original_beats(self, beats_config, tmp_path):
-        """An original checkpoint as a dictionary, and a function that writes it and tells its path."""
+        """An original checkpoint as a dictionary, and a function that writes it and returns its path."""
         to_original_checkpoint(BeatsModel(beats_config()), tmp_path / "beats.pt")
         checkpoint = torch.load(tmp_path / "beats.pt", weights_only=True)
 
@@ -372,13 +372,15 @@ class TestCheckpoints:
         self.assert_refused(write(), published_parts, tmp_path, capsys, ValueError, message)
 
     @pytest.mark.parametrize("key", ["cfg", "model"])
-    def test_a_beats_checkpoint_that_lacks_a_half(self, original_beats, published_parts, tmp_path, capsys, key):
+    def test_a_beats_checkpoint_without_configuration_or_weights(
+        self, original_beats, published_parts, tmp_path, capsys, key
+    ):
         checkpoint, write = original_beats
         del checkpoint[key]
-        message = r"beats\.pt' is no original BEATs checkpoint: expected a dict with the dicts `cfg` and `model`"
+        message = r"beats\.pt' is not an original BEATs checkpoint: expected a dict with the dicts `cfg` and `model`"
         self.assert_refused(write(), published_parts, tmp_path, capsys, ValueError, message)
 
-    def test_a_pickle_that_carries_code(self, original_beats, published_parts, tmp_path, capsys, monkeypatch):
+    def test_a_pickle_that_contains_code(self, original_beats, published_parts, tmp_path, capsys, monkeypatch):
         monkeypatch.chdir(tmp_path)
         checkpoint, write = original_beats
         checkpoint["cfg"]["label"] = Payload()
@@ -386,7 +388,7 @@ class TestCheckpoints:
         self.assert_refused(write(), published_parts, tmp_path, capsys, OSError, message)
         assert not (tmp_path / "harm").exists()
 
-    def test_an_adapter_that_carries_code(self, model, make_adapted, tmp_path, monkeypatch):
+    def test_an_adapter_that_contains_code(self, model, make_adapted, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         make_adapted("listen").save_pretrained(tmp_path)
         weights = load_file("adapter_model.safetensors")
@@ -398,7 +400,7 @@ class TestCheckpoints:
 
 
 class Payload:
-    """Leaves a folder behind when it is unpickled as Python's own pickle does."""
+    """Creates a folder when Python's own pickle module unpickles it."""
 
     def __reduce__(self):
         return os.mkdir, ("harm",)

@@ -32,7 +32,7 @@ from peft_listen import (
 )
 from peft_listen.cli import main
 from peft_listen.models.audio_listen.configuration_audio_listen import QFORMER_DEFAULTS
-from peft_listen.models.audio_listen.modeling_window_qformer import _convert_salmonn_state_dict
+from peft_listen.models.audio_listen.convert_salmonn_projector import rename_salmonn_weights
 from peft_listen.models.beats.convert_beats_original_checkpoint import to_original_checkpoint
 
 
@@ -71,7 +71,7 @@ def write_salmonn_checkpoint() -> None:
     )
     weights = WindowQFormerProjector(config).state_dict()
     names = torch.load(ROOT / "tests/fixtures/qformer/tiny.pt", weights_only=True)["model"]
-    originals = _convert_salmonn_state_dict({name: name for name in names})
+    originals = rename_salmonn_weights({name: name for name in names})
     assert originals.keys() == weights.keys()
     torch.save({"model": {original: weights[name] for name, original in originals.items()}}, SALMONN)
 
@@ -148,7 +148,7 @@ def test_the_links_of_a_page_lead_somewhere(page) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["peft_listen.tuners.listen.selectors", "peft_listen.tuners.listen.model", analysis.selections.__name__],
+    ["peft_listen.tuners.listen.selectors", "peft_listen.tuners.listen.model", analysis.usage.__name__],
 )
 def test_the_examples_of_docstrings_give_what_they_say(module: str) -> None:
     from peft_listen.tuners.listen import selectors

@@ -1,4 +1,4 @@
-"""Model cards of adapters, in folders and on a small Hub of our own on 127.0.0.1."""
+"""Model cards of adapters, in folders and on a minimal Hub server on 127.0.0.1."""
 
 import base64
 import hashlib
@@ -47,7 +47,7 @@ def snippets(card):
 
 class TestSavedCards:
     @pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])
-    def test_of_an_adapter_that_hears(self, make_adapter, tmp_path, task_type):
+    def test_card_of_an_audio_adapter(self, make_adapter, tmp_path, task_type):
         model = make_adapter("listen", task_type=task_type, modules_to_save=["multi_modal_projector"])
         model.save_pretrained(tmp_path / "adapter")
         card = ModelCard.load(tmp_path / "adapter" / "README.md")
@@ -55,7 +55,7 @@ class TestSavedCards:
         assert card.data.pipeline_tag == "audio-text-to-text"
         assert card.data.tags == ["base_model:adapter:someone/base", "listen", "transformers"]
         assert card.data.base_model == ["someone/base"]
-        assert "2 soft prompts are chosen from a pool of 8 (`selector='residual'`)" in card.text
+        assert "2 soft prompts are selected from a pool of 8 (`selector='residual'`)" in card.text
         assert "[someone/base](https://huggingface.co/someone/base)" in card.text
         assert "its own `multi_modal_projector`" in card.text
         (snippet,) = snippets(card)
@@ -64,7 +64,7 @@ class TestSavedCards:
         assert re.search(r"### Framework versions\n\n- PEFT .*\n- peft-listen ", card.text)
         assert "More Information Needed" not in card.text
 
-    def test_of_an_adapter_on_text(self, make_adapter, tmp_path):
+    def test_card_of_a_text_adapter(self, make_adapter, tmp_path):
         make_adapter("listen", base="text").save_pretrained(tmp_path)
         card = ModelCard.load(tmp_path / "README.md")
         assert card.data.pipeline_tag == "text-generation"
@@ -72,7 +72,7 @@ class TestSavedCards:
         (snippet,) = snippets(card)
         assert snippet.startswith("import peft_listen") and "AutoPeftModelForCausalLM" in snippet
 
-    def test_of_another_adapter_on_a_model_that_hears(self, make_adapter, tmp_path):
+    def test_card_of_another_adapter_on_an_audio_model(self, make_adapter, tmp_path):
         make_adapter("lora").save_pretrained(tmp_path)
         card = ModelCard.load(tmp_path / "README.md")
         assert card.data.pipeline_tag == "audio-text-to-text"
@@ -91,7 +91,7 @@ class TestSavedCards:
         model.save_pretrained(tmp_path)
         assert (tmp_path / "README.md").read_text() == first
 
-    def test_a_card_that_somebody_wrote_is_kept_and_completed(self, make_adapter, tmp_path):
+    def test_an_edited_card_is_kept_and_completed(self, make_adapter, tmp_path):
         written = (
             "---\nlicense: mit\ntags:\n- birds\npipeline_tag: audio-classification\n---\n# Birds\n\nIt knows birds.\n"
         )
@@ -103,13 +103,13 @@ class TestSavedCards:
         assert card.text.strip().startswith("# Birds\n\nIt knows birds.")
         assert len(snippets(card)) == 1
 
-    def test_a_folder_of_this_machine_is_not_named_as_the_base_on_the_hub(self, make_adapter, tmp_path):
+    def test_a_local_folder_is_not_the_base_model_on_the_hub(self, make_adapter, tmp_path):
         model = make_adapter("listen")
         base = model.get_base_model()
         base.name_or_path = base.config.name_or_path = str(tmp_path)
         model.save_pretrained(tmp_path)
         card = ModelCard.load(tmp_path / "README.md")
-        assert card.data.base_model == str(tmp_path)  # as PEFT has it
+        assert card.data.base_model == str(tmp_path)  # as PEFT writes it
         _write_card(model, tmp_path / "README.md", "me/my-adapter", lambda: None, for_hub=True)
         card = ModelCard.load(tmp_path / "README.md")
         assert card.data.base_model is None and str(tmp_path) not in str(card)
@@ -128,7 +128,7 @@ class TestSavedCards:
 
 
 class SmallHub(BaseHTTPRequestHandler):
-    """As much of the Hub's interface as pushing and loading take. A repository holds its files, and all cards so far."""
+    """The part of the Hub's interface that pushing and loading need. Stores the files of repositories and all past cards."""
 
     repositories: dict[str, dict[str, bytes]]
     cards: list[str]
@@ -217,7 +217,7 @@ def hub():
 
 
 def run(code, folder, endpoint):
-    """Runs code in a fresh process, which knows this Hub and none of this process' models."""
+    """Runs code in a new process that uses this Hub and shares no models with this process."""
     environment = {
         **os.environ,
         "HF_ENDPOINT": endpoint,
@@ -232,7 +232,7 @@ def run(code, folder, endpoint):
     return result.stdout
 
 
-def test_an_adapter_goes_to_the_hub_with_its_card_and_comes_back(published_parts, hub, tmp_path):
+def test_an_adapter_is_pushed_to_the_hub_with_its_card_and_loaded_again(published_parts, hub, tmp_path):
     endpoint, handler = hub
     parts = {name: str(published_parts[name]) for name in ("speech", "llm")}
     model = AudioListenForCausalLM.from_sub_models_pretrained(**parts, qformer_config=QFORMER)
@@ -271,10 +271,10 @@ def test_an_adapter_goes_to_the_hub_with_its_card_and_comes_back(published_parts
         (snippet,) = snippets(card)
         assert snippet.startswith("import peft_listen")
     assert first.text.strip().startswith("# me/my-adapter")
-    # What somebody wrote on the Hub stays when the adapter is pushed again.
+    # Edits on the Hub are kept when the adapter is pushed again.
     assert last.text.strip().startswith("# Birds") and last.data.license == "mit"
     assert str(last).strip() == str(edited).strip()
 
-    # What the card says works, in a process that has nothing but the Hub.
+    # The code in the card works in a process that has only the Hub.
     answer = run(snippet + 'print(pipe("clip.wav", max_new_tokens=2))', tmp_path, endpoint)
     assert "generated_text" in answer

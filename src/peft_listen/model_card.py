@@ -1,4 +1,4 @@
-"""The model card of an adapter: what PEFT cannot know of it, above all that `import peft_listen` comes first."""
+"""Model cards of adapters. PEFT's own cards lack the `import peft_listen` that loading an adapter requires."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from . import __version__
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# What transformers says in a card that it made up itself, since the repository had none.
+# Sentence in the cards that transformers generates for repositories without one.
 _GENERATED = "This model card has been automatically generated."
 _SNIPPET_MARK = "import peft_listen"
 
@@ -57,7 +57,7 @@ pip install "peft-listen[audio]"
 ```
 
 ```python
-import peft_listen  # once, before the adapter is loaded
+import peft_listen  # registers the model and adapter classes
 from transformers import pipeline
 
 pipe = pipeline("audio-text-to-text", model="{name}")
@@ -70,7 +70,7 @@ pip install peft-listen
 ```
 
 ```python
-import peft_listen  # once, before the adapter is loaded
+import peft_listen  # registers the model and adapter classes
 from peft import AutoPeftModelForCausalLM
 
 model = AutoPeftModelForCausalLM.from_pretrained("{name}")
@@ -79,14 +79,14 @@ model = AutoPeftModelForCausalLM.from_pretrained("{name}")
 
 def install(peft_model_class: type[PeftModel]) -> None:
     """
-    Lets `save_pretrained` and `push_to_hub` of a PEFT model write the cards of this module, for adapters of LISTEN and
-    for any adapter on a model of this package. Other adapters keep PEFT's cards.
+    Makes `save_pretrained` and `push_to_hub` of a PEFT model write the cards of this module, for LISTEN adapters and for
+    any adapter on a model of this package. Other adapters keep PEFT's cards.
 
-    PEFT writes all cards alike and asks no method for more, and `push_to_hub` puts a card of transformers in the place of
-    PEFT's.
+    The methods of the class are replaced because PEFT has no hook for a method-specific card, and because `push_to_hub`
+    replaces PEFT's card by one that transformers generates. Calling this function again has no effect.
 
     Args:
-        peft_model_class (`type[PeftModel]`): The class; calling this again changes nothing.
+        peft_model_class (`type[PeftModel]`): class whose methods are replaced.
     """
     write, upload = peft_model_class.create_or_update_model_card, peft_model_class._upload_modified_files
     if write.__module__ == __name__:
@@ -123,12 +123,12 @@ def _is_listen(model: PeftModel) -> bool:
 
 def _write_card(model: PeftModel, path: Path, name: str, write: Callable[[], None], for_hub: bool = False) -> None:
     """
-    A new card, or what an existing one lacks: around `write`, which is PEFT's own. `name` is for the snippet. On the Hub
-    no `base_model` may stand that is a folder here; PEFT writes it into the cards of saved adapters.
+    Creates a card, or adds the missing parts to an existing one. `write` is PEFT's own method, and `name` is the model name
+    in the code snippet. With `for_hub`, a `base_model` that is a local folder, as PEFT writes it, is removed.
     """
     card = ModelCard.load(path) if path.exists() else None
     if card is None or _GENERATED in card.text:
-        # Tags that were passed to `push_to_hub` are all that a generated card holds of its own.
+        # The only information in a generated card is the tags that were passed to `push_to_hub`.
         card = ModelCard.from_template(
             ModelCardData(tags=card and card.data.tags),
             template_str=_TEMPLATE,
@@ -146,9 +146,9 @@ def _write_card(model: PeftModel, path: Path, name: str, write: Callable[[], Non
     tags.update(f"base_model:adapter:{base_model}" for base_model in base_models)
     card.data.tags = sorted(tags | ({"listen"} if _is_listen(model) else set()))
     card.data.base_model = base_models or (None if for_hub else card.data.base_model)
-    # "text-generation" is PEFT's guess for every causal language model.
+    # PEFT sets "text-generation" for every causal language model.
     if card.data.pipeline_tag in (None, "text-generation") and isinstance(model.get_base_model(), GenerationMixin):
-        card.data.pipeline_tag = "audio-text-to-text" if _hears(model) else "text-generation"
+        card.data.pipeline_tag = "audio-text-to-text" if _accepts_audio(model) else "text-generation"
     if _SNIPPET_MARK not in card.text:
         card.text = f"{card.text.rstrip()}\n\n## How to use it\n\n{_snippet(model).format(name=name)}\n"
     card.save(path)
@@ -156,8 +156,8 @@ def _write_card(model: PeftModel, path: Path, name: str, write: Callable[[], Non
 
 def _hub_names(model: PeftModel) -> list[str]:
     """
-    The base model's name on the Hub, which refuses cards with any other. For a base model that is a folder here, the
-    names of the published parts that it refers to.
+    Returns the name of the base model on the Hub, which rejects cards with any other name. If the base model is a local
+    folder, returns the names of the published parts that it refers to.
     """
     base: Any = model.get_base_model()
     names = [base.__dict__.get("name_or_path")]
@@ -176,12 +176,12 @@ def _is_hub_name(name: str | None) -> bool:
     return True
 
 
-def _hears(model: PeftModel) -> bool:
+def _accepts_audio(model: PeftModel) -> bool:
     return "audio" in getattr(model.get_base_model(), "input_modalities", ())
 
 
 def _snippet(model: PeftModel) -> str:
-    return _AUDIO_SNIPPET if _hears(model) else _TEXT_SNIPPET
+    return _AUDIO_SNIPPET if _accepts_audio(model) else _TEXT_SNIPPET
 
 
 def _describe(model: PeftModel) -> str:
@@ -190,9 +190,9 @@ def _describe(model: PeftModel) -> str:
     if config.peft_type == "LISTEN":
         text = (
             f"A [LiSTEN](https://arxiv.org/abs/2505.18517) adapter on {base}. For every input, {config.prompt_length} "
-            f"soft prompts are chosen from a pool of {config.pool_size} (`selector={config.selector!r}`) and prepended."
+            f"soft prompts are selected from a pool of {config.pool_size} (`selector={config.selector!r}`) and prepended."
         )
     else:
         text = f"A {config.peft_type.value} adapter on {base}."
     modules = ", ".join(f"`{name}`" for name in getattr(config, "modules_to_save", None) or ())
-    return f"{text} It brings its own {modules}." if modules else text
+    return f"{text} It includes its own {modules}." if modules else text

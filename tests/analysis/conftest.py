@@ -7,7 +7,7 @@ from peft_listen.analysis import SelectionRecords
 
 @pytest.fixture(scope="session")
 def make_records():
-    """Selections of the similarity selector among real cosines, for tasks whose queries lie apart or all together."""
+    """Makes selections of the similarity selector, for tasks whose queries are separated or overlap."""
 
     def make(tasks=("asr", "captions", "emotion"), apart=True, rows_per_task=12, pool_size=48, prompt_length=4):
         generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Recording a data set by a pipeline or a model, with tiny models and real clips."""
+"""Recording a data set with a pipeline or a model, using tiny models and audio files."""
 
 import json
 
@@ -21,7 +21,7 @@ def adapted(make_adapted):
     model = make_adapted("listen")
     layer = find_listen_layer(model)
     with torch.no_grad():
-        layer.listen_query_mean["default"] += 0.3
+        layer.listen_pools["default"].query_mean += 0.3
     return model
 
 
@@ -62,7 +62,7 @@ def test_rows_keep_their_order_tasks_and_names(pipe, rows) -> None:
     assert torch.equal(records.indices[4:5], alone.indices)
 
 
-def test_the_queries_are_those_that_the_keys_saw(pipe, rows) -> None:
+def test_the_recorded_queries_are_those_compared_with_the_keys(pipe, rows) -> None:
     records = record_dataset(pipe, rows)
     cosine = F.normalize(records.queries, dim=-1) @ F.normalize(records.keys, dim=-1).T
     torch.testing.assert_close(cosine.gather(1, records.indices), records.scores, rtol=1e-4, atol=1e-5)
@@ -71,19 +71,19 @@ def test_the_queries_are_those_that_the_keys_saw(pipe, rows) -> None:
     assert records.pool_size == 12
 
 
-def test_the_configuration_comes_along_as_json(pipe, rows) -> None:
+def test_the_configuration_is_recorded_as_json(pipe, rows) -> None:
     config = record_dataset(pipe, rows[:2]).config
     assert config["selector"] == "similarity"
     assert config["pool_size"] == 12
     assert json.loads(json.dumps(config)) == config
 
 
-def test_rows_may_come_from_a_generator_and_are_read_once(pipe, rows) -> None:
+def test_rows_can_come_from_a_generator_and_are_read_once(pipe, rows) -> None:
     records = record_dataset(pipe, (row for row in rows), batch_size=3)
     assert records.tasks == [row["task"] for row in rows]
 
 
-def test_what_was_recorded_while_answering_makes_the_same_records(pipe, adapted, rows) -> None:
+def test_selections_recorded_during_generation_give_the_same_records(pipe, adapted, rows) -> None:
     expected = record_dataset(pipe, rows, batch_size=3)
     with adapted.record_selections() as collected:
         pipe([{"audio": row["audio"], "text": row["instruction"]} for row in rows], batch_size=3, max_new_tokens=3)
@@ -92,7 +92,7 @@ def test_what_was_recorded_while_answering_makes_the_same_records(pipe, adapted,
     torch.testing.assert_close(records.queries, expected.queries)
 
 
-def test_a_text_model_is_recorded_in_evaluation_and_left_in_training(make_llm, make_tokenizer) -> None:
+def test_a_text_model_is_recorded_in_eval_mode_and_returned_to_training_mode(make_llm, make_tokenizer) -> None:
     tokenizer = make_tokenizer()
     model = get_peft_model(make_llm("llama"), ListenConfig(pool_size=8, prompt_length=2)).train()
     rows = [{"text": "a dog barks", "task": "one"}, {"text": "two", "task": "two"}, {"text": "a car", "task": "one"}]
@@ -100,16 +100,16 @@ def test_a_text_model_is_recorded_in_evaluation_and_left_in_training(make_llm, m
     def collator(batch):
         return tokenizer([row["text"] for row in batch], return_tensors="pt", padding=True)
 
-    step = int(find_listen_layer(model).listen_step["default"])
+    step = find_listen_layer(model).listen_pools["default"].step
     records = record_dataset(model, rows, collator=collator, batch_size=2)
-    # In training 1 to 8 prompts would have been drawn, and the step's queries kept.
+    # In training mode 1 to 8 prompts would be drawn, and the queries would enter the statistics.
     assert records.prompt_length == 2
     assert model.training
-    assert int(find_listen_layer(model).listen_step["default"]) == step
+    assert find_listen_layer(model).listen_pools["default"].step == step
     assert records.inputs == ["a dog barks", "two", "a car"]
 
 
-def test_bad_arguments_are_refused(pipe, adapted, rows) -> None:
+def test_invalid_arguments_raise(pipe, adapted, rows) -> None:
     with pytest.raises(ValueError, match="A model needs `collator=`"):
         record_dataset(adapted, rows)
     with pytest.raises(ValueError, match="takes no `collator`"):
@@ -122,18 +122,18 @@ def test_bad_arguments_are_refused(pipe, adapted, rows) -> None:
         record_dataset(pipe, [rows[0], {"audio": rows[0]["audio"], "instruction": "Who?"}])
 
 
-def test_a_model_without_an_active_adapter_is_refused(adapted, pipe, rows, make_model, make_processor) -> None:
+def test_a_model_without_an_active_adapter_raises(adapted, pipe, rows, make_model, make_processor) -> None:
     bare = pipeline("audio-text-to-text", model=make_model(), processor=make_processor())
     with pytest.raises(ValueError, match="There is no LISTEN adapter in AudioListenForCausalLM"):
         record_dataset(bare, rows)
     with (
         adapted.disable_adapter(),
-        pytest.raises(ValueError, match="No selection was recorded. Is the adapter active"),
+        pytest.raises(ValueError, match="No selection was recorded. Run the model while the adapter is active"),
     ):
         record_dataset(pipe, rows[:1])
 
 
-def test_records_of_unlike_numbers_of_prompts_are_refused(adapted, pipe, rows) -> None:
+def test_records_with_different_prompt_lengths_raise(adapted, pipe, rows) -> None:
     with adapted.record_selections() as collected:
         pipe(rows[0], max_new_tokens=1)
         with adapted.use_prompt_length(5):

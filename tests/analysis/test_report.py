@@ -1,4 +1,4 @@
-"""The report: what is in it, that it stands alone, and that a bad name cannot break it."""
+"""The report: its contents, that it is self-contained, and that names are escaped."""
 
 import dataclasses
 import sys
@@ -61,9 +61,9 @@ def report(tmp_path):
     return make
 
 
-def test_the_page_says_what_is_good(page) -> None:
+def test_the_page_shows_good_ratings(page) -> None:
     assert page.text.startswith("A trained adapter A trained adapter 36 inputs 3 tasks 4 of 48 prompts")
-    assert "The tasks choose different prompts." in page.text
+    assert "The tasks select different prompts." in page.text
     assert "on some/base" in page.text
     assert "similarity selector" in page.text
     assert page.tags.count("svg") == 3
@@ -72,17 +72,17 @@ def test_the_page_says_what_is_good(page) -> None:
     assert "center_queries=True" in page.text
 
 
-def test_the_page_says_what_is_bad_and_what_to_try(report, make_records) -> None:
+def test_the_page_shows_poor_ratings_and_advice(report, make_records) -> None:
     records = make_records(apart=False, pool_size=300)
     page, summary = report(records, top=4), summarize(records, top=4)
-    assert "also of every other task" in page.text
+    assert "also selected by every other task" in page.text
     assert f"{summary.mean_overlap:.2f}" in page.text
     assert f"{summary.live_prompts} of 300" in page.text
     assert "poor" in page.text
-    assert "To try: reseed unused prompts (reseed_every)" in page.text
+    assert "To try: initialize the keys from real queries" in page.text
 
 
-def test_each_tasks_top_prompts_stand_with_the_inputs_that_scored_highest(report) -> None:
+def test_top_prompts_are_listed_with_the_highest_scoring_inputs(report) -> None:
     records = SelectionRecords(
         indices=torch.tensor([[7, 1], [7, 2], [7, 1], [3, 1]]),
         scores=torch.tensor([[0.2, 0.1], [0.9, 0.1], [0.5, 0.1], [0.5, 0.1]]),
@@ -93,11 +93,11 @@ def test_each_tasks_top_prompts_stand_with_the_inputs_that_scored_highest(report
     )
     page = report(records)
     assert "#7 100% high middle" in page.text
-    assert "#1 67% also of sound low middle" in page.text
+    assert "#1 67% also selected by sound low middle" in page.text
     assert "#3 100% bark" in page.text
 
 
-def test_the_overlap_of_each_pair_stands_in_both_halves_of_the_table(report) -> None:
+def test_the_overlap_table_is_symmetric(report) -> None:
     records = SelectionRecords(
         indices=torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4], [5, 6, 7, 4]]),
         scores=torch.zeros(3, 4),
@@ -108,10 +108,10 @@ def test_the_overlap_of_each_pair_stands_in_both_halves_of_the_table(report) -> 
     page = report(records)
     dash = "\N{EN DASH}"
     assert f"a b c a {dash} 0.75 0.00 b 0.75 {dash} 0.25 c 0.00 0.25 {dash}" in page.text
-    assert "#1 100% also of b #2" in page.text
+    assert "#1 100% also selected by b #2" in page.text
 
 
-def test_the_page_needs_nothing_but_itself(page) -> None:
+def test_the_page_is_self_contained(page) -> None:
     assert not {"script", "link", "iframe", "img", "object"} & set(page.tags)
     for name, value in page.attributes:
         if name.endswith(("href", "src")):
@@ -121,7 +121,7 @@ def test_the_page_needs_nothing_but_itself(page) -> None:
     assert any("default-src 'none'" in value for value in policy)
 
 
-def test_ids_of_the_pictures_do_not_meet(page) -> None:
+def test_ids_are_unique_across_figures(page) -> None:
     targets = [value[1:] for name, value in page.attributes if name.endswith("href") and value.startswith("#")]
     clips = [value[5:-1] for name, value in page.attributes if name == "clip-path"]
     ids = [value for name, value in page.attributes if name == "id"]
@@ -131,7 +131,7 @@ def test_ids_of_the_pictures_do_not_meet(page) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_names_are_text_and_not_markup(report, make_records) -> None:
+def test_names_are_escaped(report, make_records) -> None:
     name = '<script>alert("1")</script> & $x_1$'
     records = make_records(tasks=(name, "任务 }} {{ 7*7 }} -->"))
     records = dataclasses.replace(records, inputs=[name] * 24, config={"base_model_name_or_path": name})
@@ -149,26 +149,26 @@ def test_names_are_text_and_not_markup(report, make_records) -> None:
         {"tasks": tuple(f"task {number}" for number in range(14)), "rows_per_task": 1},
     ],
 )
-def test_a_page_is_made_of_any_size(report, make_records, sizes) -> None:
+def test_a_page_can_be_made_for_records_of_any_size(report, make_records, sizes) -> None:
     page = report(dataclasses.replace(make_records(**sizes), inputs=(), config={}))
-    assert ("Overlap of tasks Share of prompts" in page.text) == (len(sizes["tasks"]) > 1)
-    assert "The adapter's settings" not in page.text
+    assert ("Overlap of tasks Fraction of the 10 most selected" in page.text) == (len(sizes["tasks"]) > 1)
+    assert "Adapter settings" not in page.text
 
 
-def test_the_same_records_make_the_same_page(make_records, tmp_path) -> None:
+def test_the_same_records_give_the_same_page(make_records, tmp_path) -> None:
     for name in ("one.html", "two.html"):
         save_report(make_records(), tmp_path / name)
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
 
 
-def test_many_points_are_drawn_as_a_picture(make_records, tmp_path) -> None:
+def test_many_points_are_rasterized(make_records, tmp_path) -> None:
     save_report(make_records(rows_per_task=1500), tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert html.count("data:image/png;base64") > 3
     assert len(html) < 1_500_000
 
 
-def test_a_page_that_cannot_be_written_leaves_the_older_one(make_records, tmp_path, monkeypatch) -> None:
+def test_a_failed_write_keeps_the_existing_page(make_records, tmp_path, monkeypatch) -> None:
     path = tmp_path / "report.html"
     path.write_text("older")
     with pytest.raises(ValueError, match="`projection` must be"):
@@ -184,17 +184,17 @@ def test_a_page_that_cannot_be_written_leaves_the_older_one(make_records, tmp_pa
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_summary_comes_back_and_can_be_printed(make_records, tmp_path) -> None:
+def test_the_summary_is_returned_and_can_be_formatted(make_records, tmp_path) -> None:
     records = make_records()
     summary = save_report(records, tmp_path / "report.html", top=3)
     assert summary == summarize(records, top=3)
     lines = format_summary(summary).splitlines()
-    assert lines[0] == "The tasks choose different prompts."
+    assert lines[0] == "The tasks select different prompts."
     assert lines[1].split() == ["Overlap", "of", "tasks", f"{summary.mean_overlap:.2f}", "good", "(at", "most", "0.5)"]
     assert len(lines) == 7
 
 
-def test_without_jinja_a_report_says_what_to_install(make_records, tmp_path, monkeypatch) -> None:
+def test_without_jinja_a_report_raises_with_the_install_command(make_records, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ImportError, match=r'A report needs jinja2: pip install "peft-listen\[analysis\]"'):
         save_report(make_records(), tmp_path / "report.html")

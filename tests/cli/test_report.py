@@ -45,7 +45,7 @@ def test_an_adapter_is_run_over_a_data_file_and_its_selections_kept(adapter, dat
     again = tmp_path / "again.html"
     arguments = ["report", str(selections), "-o", str(again), "--title", "Prompts of my-adapter", "--top", "2"]
     assert main(arguments) == 0
-    assert "among the 2 that each chooses most often" in again.read_text(encoding="utf-8")
+    assert "Fraction of the 2 most selected prompts" in again.read_text(encoding="utf-8")
 
 
 def test_an_adapter_without_data_and_selections_with_data_are_refused(adapter, data_file, tmp_path, capsys) -> None:
@@ -54,7 +54,7 @@ def test_an_adapter_without_data_and_selections_with_data_are_refused(adapter, d
     assert main(["report", data_file, data_file]) == 2
     assert "Leave out" in capsys.readouterr().err
     assert main(["report", data_file, "-o", str(tmp_path / "page.html")]) == 2
-    assert "test.jsonl is no safetensors file" in capsys.readouterr().err
+    assert "test.jsonl is not a safetensors file" in capsys.readouterr().err
     assert not (tmp_path / "page.html").exists()
 
 

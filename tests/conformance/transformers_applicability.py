@@ -76,7 +76,7 @@ NOT_APPLICABLE: dict[tuple[str, str], str | None] = {
     ),
     ("AudioListen processor*", "test_apply_chat_template_tool_calls_no_content"): (
         "For templates with tools. A language model's own template is kept with what it can do "
-        "(`test_a_language_models_own_template_is_kept`); SALMONN's format, for those without, has none."
+        "(`test_the_language_models_template_is_kept`); SALMONN's format, for those without, has none."
     ),
     ("AudioListen processor with a sound encoder", "test_processor_to_json_string"): (
         "Compares arguments that are plain values. The sound encoder's feature extractor is an object "
@@ -112,45 +112,45 @@ GENERATION: dict[str, tuple[str, ...]] = {
         "test_greedy_decoding_equals_decoding_by_hand_for_other_families",
     ),
     "scores, logits, hidden states and attentions of every step": (
-        "test_greedy_decoding_reports_what_is_asked_for_at_every_step",
+        "test_greedy_decoding_returns_the_requested_outputs_of_every_step",
     ),
     "sampling": (
         "test_sampling_is_reproducible_under_a_seed",
-        "test_sampling_with_little_heat_is_greedy_and_reports_scores",
-        "test_every_return_sequence_of_a_row_hears_the_rows_clips",
+        "test_sampling_at_a_low_temperature_is_greedy_and_returns_scores",
+        "test_every_return_sequence_of_a_row_uses_the_clips_of_the_row",
     ),
     "beams, sampled beams, several return sequences": (
         "test_beams_of_a_batch_equal_those_of_each_row_alone",
-        "test_the_scores_of_beams_are_the_log_probabilities_of_what_they_say",
+        "test_the_scores_of_beams_are_the_log_probabilities_of_their_tokens",
         "test_beams_of_one_token_are_the_likeliest_tokens",
         "test_beams_can_be_sampled",
     ),
     "an assistant model, greedy and sampled; prompt lookup": (
-        "test_an_assistant_that_hears_changes_nothing_but_the_speed",
-        "test_a_language_model_of_text_alone_can_assist",
-        "test_looked_up_drafts_end_with_the_text",
+        "test_an_assistant_model_with_audio_does_not_change_the_output",
+        "test_a_text_only_language_model_can_be_the_assistant",
+        "test_prompt_lookup_drafts_stop_at_the_end_of_the_text",
     ),
     "padding on the left": ("test_padding_on_the_left_changes_no_logits",),
-    "padding of rows that ended": ("test_a_row_that_ended_is_padded",),
-    "the cache that is returned": ("test_the_cache_holds_keys_and_values_of_every_layer",),
+    "padding of rows that ended": ("test_a_finished_row_is_padded",),
+    "the cache that is returned": ("test_the_cache_contains_keys_and_values_of_every_layer",),
     "a static cache; prefilling in chunks": (
         "test_greedy_decoding_equals_decoding_by_hand_without_a_cache",
         "test_beams_and_static_caches_agree_with_greedy_decoding_in_other_families",
     ),
     "a compiled decoding step": ("test_decoding_steps_compile_into_one_graph",),
     "continuing from a cache": (
-        "test_generation_goes_on_where_it_stopped",
-        "test_a_filled_cache_is_continued_with_the_audio_of_the_new_turn",
+        "test_generation_can_be_continued",
+        "test_a_filled_cache_is_extended_by_a_new_turn_with_audio",
     ),
     "embeddings in place of ids, continued, and with a static cache": (
         "test_embeddings_of_the_prompt_generate_the_same",
-        "test_other_embeddings_give_another_answer",
-        "test_generation_goes_on_from_embeddings",
-        "test_embeddings_fill_a_static_cache_too",
+        "test_different_embeddings_give_a_different_answer",
+        "test_generation_can_be_continued_from_embeddings",
+        "test_embeddings_can_fill_a_static_cache",
     ),
-    "no input at all": ("test_without_any_input_generation_begins_with_the_first_token",),
+    "no input at all": ("test_generation_without_input_starts_with_the_bos_token",),
     "eager and SDPA attention": ("test_attention_implementations_generate_the_same",),
-    "logits of the last position only": ("test_logits_are_computed_for_the_last_position_only",),
-    "streaming": ("test_tokens_are_streamed_as_they_come",),
+    "logits of the last position only": ("test_logits_are_computed_only_for_the_last_position",),
+    "streaming": ("test_tokens_are_streamed_one_by_one",),
     "arguments that the model does not know": ("test_misspelt_arguments_are_refused",),
 }

@@ -1,3 +1,5 @@
+"""Reading and checking data files."""
+
 import json
 
 import numpy as np
@@ -17,7 +19,7 @@ def example(**fields):
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a data file beside a few clips; strings are written as they are."""
+    """Writes a data file next to an audio file; strings are written unchanged."""
     soundfile.write(tmp_path / "tone.wav", TONE, SAMPLING_RATE)
 
     def write(*lines, name="data.jsonl", end="\n"):
@@ -29,21 +31,21 @@ def write(tmp_path):
 
 
 class TestReadExamples:
-    def test_examples_come_in_order_with_paths_beside_the_file(self, write, tmp_path):
+    def test_examples_are_in_order_with_paths_relative_to_the_file(self, write, tmp_path):
         path = write(example(), example(answer="", task="other"))
         first = example(audio=str(tmp_path / "tone.wav"))
         assert read_examples(path) == [first, first | {"answer": "", "task": "other"}]
         assert read_examples(str(path)) == read_examples(path)
 
-    def test_absolute_paths_urls_and_null_stay_as_they_are(self, write):
+    def test_absolute_paths_urls_and_null_are_unchanged(self, write):
         for audio in ("/elsewhere/tone.wav", "https://example.org/tone.wav", None):
             assert read_examples(write(example(audio=audio)))[0]["audio"] == audio
 
-    def test_other_fields_are_left_out_and_empty_lines_skipped(self, write):
+    def test_other_fields_and_empty_lines_are_ignored(self, write):
         path = write(example(speaker="f1"), "", "  ", example(), end="")
         assert [sorted(one) for one in read_examples(path)] == [["answer", "audio", "instruction", "task"]] * 2
 
-    def test_letters_beyond_ascii_and_a_byte_order_mark(self, tmp_path):
+    def test_non_ascii_text_and_a_byte_order_mark_are_read(self, tmp_path):
         path = tmp_path / "data.jsonl"
         path.write_bytes(b"\xef\xbb\xbf" + json.dumps(example(answer="你好"), ensure_ascii=False).encode())
         assert read_examples(path)[0]["answer"] == "你好"
@@ -63,38 +65,38 @@ class TestReadExamples:
             (example(audio=""), r"`audio` must be a path, a URL or null, got ''"),
         ],
     )
-    def test_a_bad_line_is_refused_with_its_number(self, write, line, message):
+    def test_an_invalid_line_raises_with_its_number(self, write, line, message):
         with pytest.raises(ValueError, match=rf"data\.jsonl, line 3: {message}"):
             read_examples(write(example(), "", line))
 
-    def test_a_line_that_is_not_utf8_is_refused_with_its_number(self, tmp_path):
+    def test_a_line_that_is_not_utf8_raises_with_its_number(self, tmp_path):
         path = tmp_path / "data.jsonl"
         path.write_bytes(json.dumps(example()).encode() + b'\n{"audio": "\xff"}\n')
         with pytest.raises(ValueError, match=r"line 2: not UTF-8"):
             read_examples(path)
 
-    def test_a_file_without_examples_is_refused(self, write):
+    def test_a_file_without_examples_raises(self, write):
         for function in (read_examples, check_examples):
-            with pytest.raises(ValueError, match=r"data\.jsonl holds no examples"):
+            with pytest.raises(ValueError, match=r"data\.jsonl contains no examples"):
                 function(write(""))
 
-    def test_a_missing_file_is_refused(self, tmp_path):
+    def test_a_missing_file_raises(self, tmp_path):
         for function in (read_examples, check_examples):
             with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
                 function(tmp_path / "none.jsonl")
 
 
 class TestCheckExamples:
-    def test_good_data_has_no_problems(self, write):
+    def test_valid_data_has_no_problems(self, write):
         assert check_examples(write(example(), example(audio=None))) == []
 
-    def test_every_kind_of_bad_audio_is_found_on_its_line(self, write, tmp_path):
+    def test_every_kind_of_invalid_audio_is_reported_with_its_line(self, write, tmp_path):
         soundfile.write(tmp_path / "silent.wav", np.zeros(100), SAMPLING_RATE)
         soundfile.write(tmp_path / "faint.wav", np.full(100, 3e-5), SAMPLING_RATE, subtype="FLOAT")
         soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan]), SAMPLING_RATE, subtype="FLOAT")
         soundfile.write(tmp_path / "no_samples.wav", np.zeros(0), SAMPLING_RATE)
         (tmp_path / "no_bytes.wav").touch()
-        (tmp_path / "text.wav").write_text("not a sound at all, but a text that is long enough")
+        (tmp_path / "text.wav").write_text("plain text instead of audio, longer than a WAV header")
         (tmp_path / "cut.wav").write_bytes((tmp_path / "tone.wav").read_bytes()[:1000])
         expected = {
             "silent.wav": "is silent",
@@ -111,7 +113,7 @@ class TestCheckExamples:
         for problem, (name, message) in zip(problems, expected.items(), strict=True):
             assert name in problem.message and message in problem.message
 
-    def test_bad_lines_are_found_beside_bad_audio(self, write):
+    def test_invalid_lines_and_invalid_audio_are_both_reported(self, write):
         problems = check_examples(write("{", example(), example(audio="missing.wav"), example(task=None)))
         assert [problem.line for problem in problems] == [1, 3, 4]
         assert str(problems[2]) == "line 4: `task` must be a string, got None."
@@ -126,11 +128,11 @@ class TestCheckExamples:
         assert [problem.line for problem in check_examples(path)] == [6, 7]
         assert len(opened) == 2
 
-    def test_progress_is_shown_when_asked_for(self, write, capsys):
+    def test_progress_is_shown_on_request(self, write, capsys):
         check_examples(write(example()))
         assert capsys.readouterr().err == ""
         check_examples(write(example()), show_progress=True)
         assert "Checking" in capsys.readouterr().err
 
-    def test_a_problem_reads_as_its_line_and_message(self):
+    def test_a_problem_is_formatted_as_line_and_message(self):
         assert str(Problem(3, "the audio is silent.")) == "line 3: the audio is silent."

@@ -1,4 +1,4 @@
-"""The registry of metrics, and what holds for every metric in it."""
+"""The registry of metrics, and properties of every registered metric."""
 
 import doctest
 import importlib
@@ -27,12 +27,12 @@ def empty_slot(monkeypatch):
     monkeypatch.setattr(registry_module, "_METRICS", dict(registry_module._METRICS))
 
 
-def test_these_metrics_are_shipped() -> None:
+def test_the_built_in_metrics_are_registered() -> None:
     assert available_metrics() == ["accuracy", "bleu", "cer", "chrf", "eer", "exact_match", "rouge_l", "wer"]
 
 
 @every_metric
-def test_a_metric_is_one_of_evaluate_and_reports_its_value_under_its_name(name) -> None:
+def test_a_metric_is_an_evaluate_metric_and_returns_its_value_under_its_name(name) -> None:
     metric = get_metric(name)
     assert isinstance(metric, evaluate.Metric)
     assert metric.name == name
@@ -41,19 +41,19 @@ def test_a_metric_is_one_of_evaluate_and_reports_its_value_under_its_name(name) 
 
 
 @every_metric
-def test_rows_may_be_added_one_by_one_or_in_batches(name) -> None:
+def test_rows_can_be_added_one_by_one_or_in_batches(name) -> None:
     expected = get_metric(name).compute(**INPUTS[name])
     predictions, references = INPUTS[name]["predictions"], INPUTS[name]["references"]
     metric = get_metric(name)
     metric.add(prediction=predictions[0], reference=references[0])
     metric.add_batch(predictions=predictions[1:], references=references[1:])
     assert metric.compute() == expected
-    # The rows are gone after that.
+    # Computing the value clears the rows.
     assert metric.compute(**INPUTS[name]) == expected
 
 
 @every_metric
-def test_two_metrics_at_once_do_not_meet(name) -> None:
+def test_two_metrics_in_use_at_once_are_independent(name) -> None:
     expected = get_metric(name).compute(**INPUTS[name])
     metrics = [get_metric(name), get_metric(name)]
     for prediction, reference in zip(INPUTS[name]["predictions"], INPUTS[name]["references"], strict=True):
@@ -77,7 +77,7 @@ def test_the_metrics_work_offline_and_write_no_file(tmp_path) -> None:
         "inputs = json.loads(sys.argv[1])\n"
         "print(json.dumps({name: get_metric(name).compute(**inputs[name]) for name in inputs}))"
     )
-    # The caches of libraries beneath a metric (nltk's, for one) would show up in the home folder too.
+    # Caches of the underlying libraries (such as nltk) would appear in the home folder too.
     environment = {"HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, json.dumps(INPUTS)]
     result = subprocess.run(command, cwd=work, env=environment, check=True, capture_output=True, text=True)
@@ -93,7 +93,7 @@ def compute_part(process_id: int, folder: str, queue: "multiprocessing.Queue") -
     queue.put((process_id, result))
 
 
-def test_several_processes_make_one_value_in_the_first(tmp_path) -> None:
+def test_several_processes_compute_one_value_in_the_first(tmp_path) -> None:
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     processes = [context.Process(target=compute_part, args=(rank, str(tmp_path), queue)) for rank in range(2)]
@@ -106,7 +106,7 @@ def test_several_processes_make_one_value_in_the_first(tmp_path) -> None:
 
 
 @every_metric
-def test_bad_inputs_are_refused_and_leave_the_metric_usable(name) -> None:
+def test_invalid_inputs_raise_and_leave_the_metric_usable(name) -> None:
     metric = get_metric(name)
     rows = INPUTS[name]
     prediction, reference = rows["predictions"][0], rows["references"][0]
@@ -119,8 +119,8 @@ def test_bad_inputs_are_refused_and_leave_the_metric_usable(name) -> None:
         ({"predictions": [prediction, None], "references": [reference] * 2}, r"`predictions\[1\]` must be a"),
         ({"predictions": [prediction] * 2, "references": [reference, 7]}, r"`references\[1\]` must be"),
         ({"predictions": [prediction], "references": [b"bytes"]}, r"`references\[0\]` must be"),
-        ({}, "nothing to compute"),
-        ({**rows, "tokenize": "zh"}, r"got also \['tokenize'\].*get_metric"),
+        ({}, "no rows to compute"),
+        ({**rows, "tokenize": "zh"}, r"also got \['tokenize'\].*get_metric"),
     ]:
         with pytest.raises(ValueError, match=message):
             metric.compute(**wrong)
@@ -133,7 +133,7 @@ def test_bad_inputs_are_refused_and_leave_the_metric_usable(name) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(available_metrics()) - {"eer"}))
 @pytest.mark.parametrize("empty", ["", " \n"])
-def test_an_empty_reference_is_refused_by_its_row_and_an_empty_prediction_is_wrong(name, empty) -> None:
+def test_an_empty_reference_raises_with_its_row_and_an_empty_prediction_is_wrong(name, empty) -> None:
     metric = get_metric(name)
     with pytest.raises(ValueError, match=r"`references\[1\].*(empty|no word).*Leave the row out"):
         metric.compute(predictions=["a dog", "a dog"], references=["a dog", empty])
@@ -145,7 +145,7 @@ def test_an_empty_reference_is_refused_by_its_row_and_an_empty_prediction_is_wro
 
 
 @pytest.mark.parametrize("name", ["bleu", "chrf", "exact_match", "rouge_l"])
-def test_the_best_of_several_references_counts_and_rows_may_have_unlike_numbers(name) -> None:
+def test_the_best_of_several_references_counts_and_rows_may_differ_in_number(name) -> None:
     metric = get_metric(name)
     caption = "a dog barks and a car passes"
     perfect = metric.compute(predictions=[caption], references=[caption])[name]
@@ -157,30 +157,30 @@ def test_the_best_of_several_references_counts_and_rows_may_have_unlike_numbers(
         metric.compute(predictions=[caption], references=[["birds", 5]])
 
 
-def test_metrics_of_one_reference_refuse_several() -> None:
+def test_single_reference_metrics_raise_for_several_references() -> None:
     for name in ("accuracy", "cer", "wer"):
         with pytest.raises(ValueError, match=r"`references\[0\]` must be a string, got \['a', 'b'\]"):
             get_metric(name).compute(predictions=["a"], references=[["a", "b"]])
 
 
 @pytest.mark.parametrize("module", ["registry", "text_normalization"])
-def test_the_examples_of_docstrings_give_what_they_say(module, empty_slot) -> None:
+def test_docstring_examples_run(module, empty_slot) -> None:
     result = doctest.testmod(importlib.import_module(f"peft_listen.metrics.{module}"))
     assert result.attempted > 0
     assert result.failed == 0
 
 
-def test_an_unknown_name_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match=r"no metric 'meteor'; registered are accuracy, bleu.*@register_metric"):
+def test_an_unknown_name_raises_and_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"no metric 'meteor'; registered metrics: accuracy, bleu.*@register_metric"):
         get_metric("meteor")
 
 
-def test_an_unknown_option_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'wer' does not take the arguments .*tokenize"):
+def test_an_unknown_option_raises() -> None:
+    with pytest.raises(ValueError, match=r"'wer' does not accept the arguments .*tokenize"):
         get_metric("wer", tokenize="zh")
 
 
-def test_a_metric_of_ones_own_is_found_by_its_name(empty_slot) -> None:
+def test_a_custom_metric_is_found_by_its_name(empty_slot) -> None:
     @register_metric("mean_length")
     class MeanLength(BaseMetric):
         def _compute(self, predictions, references):
@@ -190,7 +190,7 @@ def test_a_metric_of_ones_own_is_found_by_its_name(empty_slot) -> None:
     assert get_metric("mean_length").compute(predictions=["four", "of"], references=["", ""]) == {"mean_length": 3.0}
 
 
-def test_a_name_is_not_taken_twice_but_a_class_may_replace_itself(empty_slot) -> None:
+def test_a_used_name_raises_but_a_class_can_replace_itself(empty_slot) -> None:
     for _ in range(2):
 
         @register_metric("mine")
@@ -198,14 +198,14 @@ def test_a_name_is_not_taken_twice_but_a_class_may_replace_itself(empty_slot) ->
             def _compute(self, predictions, references):
                 return {}
 
-    with pytest.raises(ValueError, match="'mine' is taken by .*Mine.*choose another name for .*Other"):
+    with pytest.raises(ValueError, match="'mine' is already used by .*Mine.*register .*Other.* under another name"):
 
         @register_metric("mine")
         class Other(Mine):
             pass
 
 
-def test_what_is_no_metric_is_not_registered() -> None:
+def test_a_class_that_is_not_a_metric_cannot_be_registered() -> None:
     with pytest.raises(TypeError, match=r"subclass of `evaluate.Metric`, got <class 'int'>"):
         register_metric("number")(int)
 
@@ -222,9 +222,7 @@ def test_what_is_no_metric_is_not_registered() -> None:
         ("rouge_score.rouge_scorer", "rouge_l"),
     ],
 )
-def test_a_missing_library_is_answered_with_what_to_install_and_hinders_no_other_metric(
-    absent, name, monkeypatch
-) -> None:
+def test_a_missing_library_raises_with_the_extra_and_other_metrics_still_work(absent, name, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, absent, None)
     with pytest.raises(ImportError, match=rf'needs {absent}: pip install "peft-listen\[metrics\]"'):
         get_metric(name)
@@ -232,9 +230,9 @@ def test_a_missing_library_is_answered_with_what_to_install_and_hinders_no_other
 
 
 @pytest.mark.parametrize("absent", ["evaluate", "datasets"])
-def test_without_evaluate_the_registry_can_be_imported_and_says_what_to_install(absent, monkeypatch) -> None:
+def test_without_evaluate_the_registry_imports_and_its_functions_name_the_extra(absent, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, absent, None)
-    for module in ("base", *registry_module._SHIPPED):
+    for module in ("base", *registry_module._BUILT_IN):
         monkeypatch.delitem(sys.modules, f"peft_listen.metrics.{module}")
     for call in (available_metrics, lambda: get_metric("wer"), lambda: register_metric("mine")(BaseMetric)):
         with pytest.raises(ImportError, match=r'Metrics need evaluate: pip install "peft-listen\[metrics\]"'):

@@ -31,7 +31,7 @@ from tests.small_models import LLM_CONFIGS, QFORMER
 
 
 SAMPLING_RATE = 16_000
-LENGTH = {"max_new_tokens": 6}  # as that of the `pipe` fixture
+LENGTH = {"max_new_tokens": 6}  # the same as in the `pipe` fixture
 QUESTION = "What?"
 
 
@@ -60,9 +60,9 @@ def paths(wav_folder):
 
 @pytest.fixture(scope="module")
 def answers(pipe, paths):
-    """What the pipeline answers to each clip alone."""
+    """The pipeline's outputs for each clip alone."""
     outputs = [pipe(path, text=QUESTION) for path in paths]
-    assert len({answer_of(output) for output in outputs}) == 3, "the clips must be told apart for the tests to tell"
+    assert len({answer_of(output) for output in outputs}) == 3, "the tests need a different answer to each clip"
     return outputs
 
 
@@ -114,15 +114,15 @@ class TestInputForms:
         assert pipe({"audio": paths[0], "text": QUESTION}) == answers[0]
         assert pipe(row | {"answer": "a dog", "task": "sounds"}) == answers[0]
 
-    def test_the_instruction_of_a_row_outranks_its_text_and_the_call(self, pipe, paths, answers):
+    def test_the_instruction_of_a_row_takes_precedence_over_its_text_and_the_call(self, pipe, paths, answers):
         row = {"audio": paths[0], "instruction": QUESTION, "text": "the transcript"}
         assert pipe(row, text="Anything else?") == answers[0]
 
-    def test_a_row_without_text_is_asked_the_question_of_the_call(self, pipe, paths, answers):
+    def test_a_row_without_text_gets_the_question_of_the_call(self, pipe, paths, answers):
         assert pipe({"audio": paths[0]}, text=QUESTION) == answers[0]
         assert pipe({"audio": paths[0], "instruction": None}, text=QUESTION) == answers[0]
 
-    def test_several_clips_in_a_row_are_heard_in_order(self, pipe, paths):
+    def test_several_clips_in_a_row_keep_their_order(self, pipe, paths):
         both = pipe({"audio": [paths[0], paths[1]], "text": QUESTION})
         content = [{"type": "audio", "audio": path} for path in paths[:2]] + [{"type": "text", "text": QUESTION}]
         assert answer_of(both) == answer_of(pipe([{"role": "user", "content": content}]))
@@ -133,6 +133,20 @@ class TestInputForms:
         chat = chat_about(paths[0], key=key)
         (output,) = pipe(chat)
         assert output == {"input_text": chat, "generated_text": answer_of(answers[0])}
+
+    def test_a_part_with_several_keys_resolves_as_in_the_processor(self, pipe, paths, waveforms):
+        parts = [
+            {"type": "audio", "path": paths[0], "url": paths[1]},
+            {"type": "audio", "path": paths[0], "audio": paths[2], "url": paths[1]},
+            {"type": "audio", "path": paths[0], "audio": None, "url": None},
+        ]
+        for part, expected in zip(parts, (1, 2, 0), strict=True):
+            chat = [{"role": "user", "content": [part, {"type": "text", "text": QUESTION}]}]
+            (waveform,) = pipe.preprocess(chat)["audio"]
+            np.testing.assert_array_equal(waveform, waveforms[expected])
+            inputs = pipe.processor.apply_chat_template(chat, tokenize=True, return_dict=True)
+            alone = pipe.processor.apply_chat_template(chat_about(paths[expected]), tokenize=True, return_dict=True)
+            assert torch.equal(inputs["input_features"], alone["input_features"])
 
     def test_a_chat_as_text_a_single_message_and_a_tuple(self, pipe, paths, answers):
         chat = chat_about(paths[0])
@@ -149,7 +163,7 @@ class TestInputForms:
         outputs = pipe([chat_about(path) for path in paths], batch_size=2)
         assert [answer_of(output) for output in outputs] == [answer_of(answer) for answer in answers]
 
-    def test_earlier_turns_are_heard(self, pipe, paths):
+    def test_earlier_turns_change_the_answer(self, pipe, paths):
         first = [*chat_about(paths[0]), {"role": "assistant", "content": "A dog."}]
         follow_up = {"role": "user", "content": "How often?"}
         assert answer_of(pipe([*first, follow_up])) != answer_of(pipe([follow_up]))
@@ -193,7 +207,7 @@ class TestSeveralInputs:
         samples = waveforms[0].tolist()
         assert pipe(samples, text=[QUESTION, "Who?"], sampling_rate=SAMPLING_RATE) == expected
 
-    def test_a_generator_is_read_as_its_answers_are_asked_for(self, pipe, paths, answers):
+    def test_a_generator_is_read_lazily(self, pipe, paths, answers):
         read = []
 
         def rows():
@@ -240,7 +254,7 @@ class TestSeveralInputs:
 
 class TestBatching:
     @pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
-    def test_a_batch_answers_as_its_rows_do_alone(self, pipe, paths, answers, batch_size):
+    def test_a_batch_gives_the_answers_of_its_rows_alone(self, pipe, paths, answers, batch_size):
         assert pipe(paths, text=QUESTION, batch_size=batch_size) == answers
 
     def test_rows_with_and_without_audio_and_with_several_clips(self, pipe, paths):
@@ -258,10 +272,10 @@ class TestBatching:
         rows = [{"array": clip(31.0), "sampling_rate": SAMPLING_RATE}, paths[0]]
         assert pipe(rows, text=QUESTION, batch_size=2) == [pipe(rows[0], text=QUESTION), answers[0]]
 
-    def test_all_of_a_long_clip_is_heard(self, pipe, clip):
-        heard = []
+    def test_all_of_a_long_clip_reaches_the_model(self, pipe, clip):
+        embeddings = []
         handle = pipe.model.model.multi_modal_projector.register_forward_hook(
-            lambda module, args, output: heard.append(output)
+            lambda module, args, output: embeddings.append(output)
         )
         waveform = clip(70.0)
         changed = np.concatenate([waveform[:-16_000], clip(1.0, seed=5)])
@@ -270,8 +284,8 @@ class TestBatching:
             assert isinstance(output["generated_text"], str)
         handle.remove()
         # 30 s give 1500 frames, 10 s 500, and a window is 17 frames long: 88 + 88 + 30 audio tokens.
-        assert [len(tokens) for tokens in heard] == [206, 206]
-        difference = (heard[0] - heard[1]).abs().amax(-1)
+        assert [len(tokens) for tokens in embeddings] == [206, 206]
+        difference = (embeddings[0] - embeddings[1]).abs().amax(-1)
         assert difference[:176].max() < 1e-5 and difference[-2:].min() > 1e-2
 
     def test_generate_is_called_once_for_each_batch(self, pipe, paths, monkeypatch):
@@ -308,7 +322,7 @@ class TestGeneration:
         pipe.model.generation_config.max_new_tokens = 3
         assert "max_new_tokens" not in pipe._prepare_generate_kwargs({})
 
-    def test_the_tokenizer_tells_how_to_pad_where_the_model_does_not(self, composite_folder):
+    def test_the_padding_token_defaults_to_the_tokenizers(self, composite_folder):
         pipe = pipeline("audio-text-to-text", model=str(composite_folder), device="cpu")
         pipe.model.generation_config.pad_token_id = None
         assert pipe._prepare_generate_kwargs({})["pad_token_id"] == pipe.tokenizer.pad_token_id
@@ -360,7 +374,7 @@ class TestFullText:
         (output,) = pipe(paths[0], text=QUESTION, return_full_text=True)
         assert output["generated_text"] == [*chat_about(paths[0]), answer]
 
-    def test_it_can_be_carried_on(self, pipe, paths):
+    def test_the_returned_chat_can_be_continued(self, pipe, paths):
         (output,) = pipe(chat_about(paths[0]), return_full_text=True)
         again = [*output["generated_text"], {"role": "user", "content": "Sure?"}]
         assert isinstance(answer_of(pipe(again)), str)
@@ -400,7 +414,7 @@ class TestModelForms:
         processor = AutoProcessor.from_pretrained(composite_folder)
         pipe = pipeline("audio-text-to-text", model=model, processor=processor, device="cpu", **LENGTH)
         expected = pipe(paths, text=QUESTION)
-        assert expected != answers, "the adapter must act for the test to tell"
+        assert expected != answers, "the test needs an adapter that changes the answers"
         assert pipe(paths, text=QUESTION, batch_size=3) == expected
 
         from_folder = pipeline("audio-text-to-text", model=str(tmp_path), device="cpu", **LENGTH)
@@ -469,13 +483,13 @@ class TestModelForms:
 
 
 class TestRefusals:
-    def test_nothing_at_all(self, pipe):
+    def test_neither_audio_nor_text(self, pipe):
         with pytest.raises(ValueError, match="neither audio nor text"):
             pipe()
         with pytest.raises(ValueError, match="has neither audio nor text"):
             pipe({"audio": None})
 
-    def test_as_many_questions_as_clips(self, pipe, paths):
+    def test_different_numbers_of_questions_and_clips(self, pipe, paths):
         with pytest.raises(ValueError, match="Got 3 clips and 2 questions"):
             pipe(paths, text=["Who?", "What?"])
 
@@ -483,11 +497,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match="A list of questions needs a list of clips"):
             pipe((path for path in paths), text=["Who?", "What?"])
 
-    def test_a_chat_beside_audio(self, pipe, paths):
-        with pytest.raises(ValueError, match=r"In a chat, audio stands in the messages"):
+    def test_a_chat_as_text_with_audio(self, pipe, paths):
+        with pytest.raises(ValueError, match=r"The audio of a chat belongs in its messages"):
             pipe(paths[0], text=chat_about(paths[0]))
 
-    def test_a_question_that_is_no_string(self, pipe, paths):
+    def test_a_question_that_is_not_a_string(self, pipe, paths):
         with pytest.raises(ValueError, match="The question must be a string, got a int: 3"):
             pipe({"audio": paths[0], "instruction": 3})
 
@@ -511,7 +525,7 @@ class TestRefusals:
         with pytest.raises(IsADirectoryError):
             pipe(tmp_path)
 
-    def test_the_bad_file_of_a_batch_is_named(self, pipe, paths, tmp_path):
+    def test_the_message_names_the_invalid_file_of_a_batch(self, pipe, paths, tmp_path):
         damaged = tmp_path / "damaged.wav"
         soundfile.write(damaged, np.array([0.0, np.nan], "f4"), SAMPLING_RATE, subtype="FLOAT")
         with pytest.raises(ValueError, match=r"damaged\.wav: 1 of 2 audio samples are NaN"):

@@ -1,4 +1,4 @@
-"""Whatever a file's sampling rate, channels and container are, the model hears the tone that is in it."""
+"""A tone reaches the model unchanged from files of every sampling rate, number of channels and container."""
 
 import subprocess
 
@@ -16,9 +16,9 @@ def tone(sampling_rate=SAMPLING_RATE):
     return (0.5 * np.sin(2 * np.pi * 440 * time)).astype("f4")
 
 
-def assert_heard(pipe, path, tolerance, expected=None):
+def assert_reaches_the_model(pipe, path, tolerance, expected=None):
     (waveform,) = pipe.preprocess(path, text=QUESTION)["audio"]
-    # Resamplers ring at the ends, and lossy codecs add and swallow some milliseconds there.
+    # Resamplers ring at both ends, and lossy codecs add or remove some milliseconds there.
     inner = slice(4000, 12000)
     expected = tone() if expected is None else expected
     offsets = range(-1200, 1201) if tolerance > 2e-3 else [0]
@@ -30,11 +30,11 @@ def assert_heard(pipe, path, tolerance, expected=None):
 
 @pytest.mark.parametrize("channels", [1, 2, 6], ids=["mono", "stereo", "5.1"])
 @pytest.mark.parametrize("sampling_rate", [8_000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000])
-def test_a_tone_of_every_rate_and_number_of_channels_is_heard(pipe, tmp_path, sampling_rate, channels):
-    # Loud in one channel, faint in another, as from a speaker who stands to one side.
+def test_every_rate_and_number_of_channels(pipe, tmp_path, sampling_rate, channels):
+    # Loud in one channel and faint in another, as in a recording from the side.
     gains = np.linspace(0.2, 1.8, channels) if channels > 1 else np.ones(1)
     soundfile.write(tmp_path / "a.wav", tone(sampling_rate)[:, None] * gains, sampling_rate, subtype="FLOAT")
-    assert_heard(pipe, str(tmp_path / "a.wav"), 2e-3)
+    assert_reaches_the_model(pipe, str(tmp_path / "a.wav"), 2e-3)
 
 
 @pytest.mark.parametrize(
@@ -49,25 +49,25 @@ def test_a_tone_of_every_rate_and_number_of_channels_is_heard(pipe, tmp_path, sa
         ("MP3", "MPEG_LAYER_III", 5e-2),
     ],
 )
-def test_a_tone_in_a_container_of_soundfile_is_heard(pipe, tmp_path, container, subtype, tolerance):
+def test_containers_that_soundfile_reads(pipe, tmp_path, container, subtype, tolerance):
     path = str(tmp_path / "clip")
     soundfile.write(path, tone(), SAMPLING_RATE, format=container, subtype=subtype)
-    assert_heard(pipe, path, tolerance)
+    assert_reaches_the_model(pipe, path, tolerance)
 
 
 @pytest.mark.parametrize(
     ("suffix", "codec", "channels", "kept"),
     [
         ("m4a", "aac", 2, 2),
-        # AAC keeps bass alone in the sixth channel of 5.1, so the tone is in five of six.
+        # AAC keeps only bass in the sixth channel of 5.1, so the tone remains in five of six.
         ("mp4", "aac", 6, 5),
         ("webm", "libopus", 2, 2),
         ("mka", "ac3", 6, 6),
         ("wma", "wmav2", 1, 1),
     ],
 )
-def test_a_tone_in_a_container_of_ffmpeg_is_heard(pipe, ffmpeg, tmp_path, suffix, codec, channels, kept):
+def test_containers_that_ffmpeg_reads(pipe, ffmpeg, tmp_path, suffix, codec, channels, kept):
     wav, path = tmp_path / "clip.wav", tmp_path / f"clip.{suffix}"
     soundfile.write(wav, np.stack([tone(48_000)] * channels, axis=1), 48_000, subtype="FLOAT")
     subprocess.run([ffmpeg, "-v", "error", "-i", wav, "-c:a", codec, path], check=True)
-    assert_heard(pipe, str(path), 2e-2, kept / channels * tone())
+    assert_reaches_the_model(pipe, str(path), 2e-2, kept / channels * tone())

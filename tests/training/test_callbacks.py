@@ -113,7 +113,7 @@ def test_evaluation_is_not_counted(make_model, tmp_path):
 def test_keys_start_at_the_queries_of_the_steps_before(make_model, tmp_path):
     model = make_model()
     layer = model.base_model.layer
-    look = AtStepBegin(lambda: layer.listen_keys["default"].detach().clone())
+    look = AtStepBegin(lambda: layer.listen_pools["default"].keys.detach().clone())
     trainer = trainer_of(model, tmp_path, ListenCallback(init_keys_at_steps=(2,)), look, learning_rate=0.0)
     with model.record_selections() as records:
         trainer.train()
@@ -122,7 +122,7 @@ def test_keys_start_at_the_queries_of_the_steps_before(make_model, tmp_path):
     queries = torch.cat([record.query for record in records[:2]])
     expected = make_model()
     expected.init_keys_from(queries)
-    torch.testing.assert_close(at_two, expected.base_model.layer.listen_keys["default"].detach())
+    torch.testing.assert_close(at_two, expected.base_model.layer.listen_pools["default"].keys.detach())
     assert not torch.equal(at_one, at_two)
 
 
@@ -140,8 +140,8 @@ def test_the_query_mean_has_seen_every_step_when_it_is_saved(make_model, tmp_pat
     with model.record_selections() as records:
         trainer_of(model, tmp_path, ListenCallback(), max_steps=3).train()
     mean = torch.stack([record.query.mean(0) for record in records]).mean(0)  # cumulative in the first steps
-    torch.testing.assert_close(model.base_model.layer.listen_query_mean["default"], mean)
-    assert int(model.base_model.layer.listen_step["default"]) == 3
+    torch.testing.assert_close(model.base_model.layer.listen_pools["default"].query_mean, mean)
+    assert model.base_model.layer.listen_pools["default"].step == 3
 
 
 def test_collapsed_queries_are_warned_of_once(make_model, tmp_path):
@@ -168,13 +168,20 @@ def test_a_run_that_failed_leaves_nothing_recording(make_model, tmp_path):
     with pytest.raises(RuntimeError, match="killed"):
         trainer_of(model, tmp_path, callback, Fail()).train()
     trainer_of(model, tmp_path, callback).train()
-    assert model.base_model.layer._recorders == []
+    assert model.base_model.layer.thread.recorders == ()
 
 
 def test_after_training_the_adapter_counts_its_steps_itself(make_model, tmp_path):
     model = make_model()
     trainer_of(model, tmp_path, ListenCallback(), max_steps=2).train()
-    assert model.base_model.layer.states["default"].counts_steps
+    pool = model.base_model.layer.pool_of()
+    step = pool.step
+    optimizer = torch.optim.AdamW(pool.parameters(), fused=True)
+    embeds = torch.randn(1, 3, pool.keys.shape[1])
+    for _ in range(2):
+        pool(embeds).prompts.sum().backward()
+        optimizer.step()
+    assert pool.step == step + 2
 
 
 def test_the_tuner_is_found_beside_other_adapters_and_inside_wrappers(make_model):

@@ -1,4 +1,4 @@
-"""Options that would distort the key loss are warned of."""
+"""Warnings about trainer options that distort the key loss."""
 
 import warnings
 
@@ -13,7 +13,7 @@ class Arguments:
         self.__dict__.update(options)
 
 
-def test_plain_arguments_raise_no_warning(tmp_path):
+def test_default_arguments_give_no_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert check_trainer_arguments(TrainingArguments(output_dir=tmp_path, report_to=[])) == []
@@ -23,18 +23,18 @@ def test_plain_arguments_raise_no_warning(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor`=0.1.*answer gets into the query"),
-        ({"loss_type": "dft"}, "`loss_type='dft'` weighs every token's loss.*Use `loss_type='nll'`"),
+        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor`=0.1.*query includes the answer"),
+        ({"loss_type": "dft"}, "`loss_type='dft'` weights the loss of every token.*Use `loss_type='nll'`"),
         ({"packing": True}, "`packing` and `padding_free` put several documents into one row"),
         ({"padding_free": True}, "`packing` and `padding_free` put several documents into one row"),
     ],
 )
-def test_a_distorting_option_is_warned_of(options, message):
+def test_a_distorting_option_gives_a_warning(options, message):
     with pytest.warns(UserWarning, match=message) as caught:
         messages = check_trainer_arguments(Arguments(**options))
     assert messages == [str(warning.message) for warning in caught]
 
 
-def test_a_loss_function_of_the_users_is_warned_of():
+def test_a_custom_loss_function_gives_a_warning():
     with pytest.warns(UserWarning, match=r"`compute_loss_func`.*key loss is dropped"):
         check_trainer_arguments(Arguments(), compute_loss_func=lambda *_: 0)

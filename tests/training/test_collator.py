@@ -1,4 +1,4 @@
-"""Examples become batches: the prompt as in generation, the answer alone supervised, nothing lost in silence."""
+"""Batches of the collator: prompts as in generation, supervision of the answers only, and errors for missing data."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def conversation(example):
 
 
 def generation_prompt(processor, example):
-    """The prompt of one example as `generate` gets it."""
+    """Returns the prompt of one example as `generate` receives it."""
     inputs = processor.apply_chat_template(
         conversation(example), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
@@ -36,7 +36,7 @@ def generation_prompt(processor, example):
 
 
 def rows(batch):
-    """Prompt and answer of each row, without padding."""
+    """Yields the prompt and answer of each row, without padding."""
     for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"].bool(), batch["labels"], strict=True):
         supervised = labels != IGNORED
         assert (labels[supervised] == ids[supervised]).all()
@@ -45,7 +45,7 @@ def rows(batch):
 
 @pytest.mark.parametrize("chat_template", ["own", None])
 @pytest.mark.parametrize("adds_bos", [False, True])
-def test_the_prompt_is_that_of_generation_and_the_answer_follows_it(
+def test_the_prompt_equals_that_of_generation_and_the_answer_follows_it(
     make_processor, make_tokenizer, examples, adds_bos, chat_template
 ):
     kwargs = {} if chat_template == "own" else {"chat_template": None}
@@ -66,7 +66,7 @@ def test_rows_are_padded_on_the_left_and_answers_end_at_the_right_edge(processor
     assert (batch["input_ids"][batch["attention_mask"] == 0] == processor.tokenizer.pad_token_id).all()
 
 
-def test_the_kept_logits_are_those_of_the_longest_answer(processor, examples):
+def test_the_kept_logits_cover_the_longest_answer(processor, examples):
     batch = AudioListenCollator(processor)(examples)
     longest = int((batch["labels"] != IGNORED).sum(-1).max())
     assert batch["logits_to_keep"] == longest + 1
@@ -118,7 +118,7 @@ def test_a_clip_of_several_chunks_is_cached_like_any_other(model, processor, wri
 
 
 @pytest.mark.parametrize("is_cached", [False, True])
-def test_rows_with_and_without_audio_go_together(model, processor, cache, examples, is_cached):
+def test_rows_with_and_without_audio_can_be_mixed(model, processor, cache, examples, is_cached):
     text_only = {"audio": None, "instruction": "Say yes.", "answer": "yes", "task": "text"}
     collator = AudioListenCollator(processor, feature_cache=cache if is_cached else None)
     batch = collator([text_only, examples[0]])
@@ -135,16 +135,18 @@ def test_rows_with_and_without_audio_go_together(model, processor, cache, exampl
     assert torch.isfinite(model(**only_text).loss)
 
 
-def test_a_row_of_a_datasets_column_is_read_like_a_path(processor, examples):
+def test_a_row_of_a_datasets_audio_column_is_read_like_a_path(processor, examples):
     with open(examples[0]["audio"], "rb") as file:
         row = {**examples[0], "audio": {"bytes": file.read(), "path": "clip0.wav"}}
     collator = AudioListenCollator(processor)
     torch.testing.assert_close(collator([row])["input_features"], collator([examples[0]])["input_features"])
 
 
-def test_removed_columns_are_missed_by_name(processor, examples):
+def test_removed_columns_are_named(processor, examples):
     collator = AudioListenCollator(processor)
-    with pytest.raises(KeyError, match=r"lacks instruction and answer; it has .*'audio'.*remove_unused_columns=False"):
+    with pytest.raises(
+        KeyError, match=r"has no instruction and no answer; it has .*'audio'.*remove_unused_columns=False"
+    ):
         collator([{"audio": examples[0]["audio"]}])
     without_audio = [{name: value for name, value in examples[0].items() if name != "audio"}]
     with pytest.raises(KeyError, match=r"No example of the batch has an `audio` column.*skip_prepare_dataset"):
@@ -167,13 +169,13 @@ def test_a_broken_file_is_named(processor, examples, tmp_path):
 
 
 @pytest.mark.parametrize("field", ["instruction", "answer"])
-def test_the_audio_token_in_a_text_is_refused(processor, cache, examples, field):
+def test_the_audio_token_in_a_text_raises(processor, cache, examples, field):
     for feature_cache in (None, cache):
-        with pytest.raises(ValueError, match=r"'of <\|audio\|>'.*stands for the clip alone"):
+        with pytest.raises(ValueError, match=r"'of <\|audio\|>'.*is a placeholder for the clip"):
             AudioListenCollator(processor, feature_cache=feature_cache)([{**examples[0], field: "of <|audio|>"}])
 
 
-def test_a_template_that_hides_the_answer_is_refused(make_processor, make_tokenizer, examples):
+def test_a_template_that_does_not_render_the_answer_raises(make_processor, make_tokenizer, examples):
     template = (
         "{% for message in messages %}{{ message['role'] }}{% endfor %}{% if add_generation_prompt %}?{% endif %}"
     )

@@ -1,4 +1,4 @@
-"""The encoders' output on disk is what the encoders would give, survives interruptions, and is never another model's."""
+"""The feature cache equals the encoders' outputs, survives interruptions, and is separate for each set of encoders."""
 
 import os
 import pickle
@@ -35,7 +35,7 @@ def clips_in(path):
         return {name.partition("/")[0] for name in shard.keys()}
 
 
-def test_each_clip_has_what_the_encoders_give_for_it_alone(model, processor, cache, clips):
+def test_cached_features_equal_the_encoder_outputs_of_the_clip_alone(model, processor, cache, clips):
     assert cache.build(model, processor, clips, batch_size=3, shard_size=2) == len(clips) == len(cache)
     for clip in clips:
         inputs = processor(audio=[clip])
@@ -47,7 +47,7 @@ def test_each_clip_has_what_the_encoders_give_for_it_alone(model, processor, cac
             torch.testing.assert_close(tensor, alone[name])
 
 
-def test_a_model_in_training_mode_fills_the_cache_alike(make_model, processor, cache, clips):
+def test_a_model_in_training_mode_gives_the_same_features(make_model, processor, cache, clips):
     training = make_model().train()
     assert encoder_fingerprint(training) == cache.folder.name
     cache.build(training, processor, clips[:1])
@@ -57,25 +57,25 @@ def test_a_model_in_training_mode_fills_the_cache_alike(make_model, processor, c
     torch.testing.assert_close(cache[clips[0]]["sound_features"], expected.sound_features)
 
 
-def test_a_second_build_adds_only_what_is_new(model, processor, cache, clips):
+def test_a_second_build_adds_only_new_clips(model, processor, cache, clips):
     assert cache.build(model, processor, clips[:2]) == 2
     assert cache.build(model, processor, [*clips[:3], clips[2]]) == 1
     assert cache.build(model, processor, clips[:3]) == 0
     assert len(FeatureCache(cache.folder.parent, model)) == 3
 
 
-def test_a_clip_is_known_by_its_samples(model, processor, cache, clips, tmp_path):
+def test_a_clip_is_identified_by_its_samples(model, processor, cache, clips, tmp_path):
     cache.build(model, processor, clips[:1])
     copy = shutil.copy(clips[0], tmp_path / "copy.wav")
     content = Path(clips[0]).read_bytes()
     for same in (copy, Path(copy), content, {"bytes": content, "path": None}, {"bytes": None, "path": str(copy)}):
         assert same in cache
-    shutil.copy(clips[1], copy)  # another sound under the same name
+    shutil.copy(clips[1], copy)  # other audio under the same name
     os.utime(copy, ns=(1, 1))
     assert copy not in cache
 
 
-def test_an_interrupted_build_leaves_whole_shards_and_goes_on_from_there(
+def test_an_interrupted_build_leaves_complete_shards_and_can_be_continued(
     model, processor, cache, clips, monkeypatch, tmp_path
 ):
     encode, calls = cache._encode, []
@@ -96,7 +96,7 @@ def test_an_interrupted_build_leaves_whole_shards_and_goes_on_from_there(
     assert len(cache) == 4
 
 
-def test_a_write_that_fails_leaves_no_file(model, processor, cache, clips, monkeypatch):
+def test_a_failed_write_leaves_no_file(model, processor, cache, clips, monkeypatch):
     def full(*args):
         raise OSError("No space left on device")
 
@@ -106,7 +106,7 @@ def test_a_write_that_fails_leaves_no_file(model, processor, cache, clips, monke
     assert list(cache.folder.iterdir()) == []
 
 
-def test_other_encoders_have_a_folder_of_their_own(make_model, model, processor, cache, clips):
+def test_other_encoders_have_a_separate_folder(make_model, model, processor, cache, clips):
     cache.build(model, processor, clips[:1])
     root = cache.folder.parent
     others = [
@@ -116,7 +116,7 @@ def test_other_encoders_have_a_folder_of_their_own(make_model, model, processor,
         make_model(window_stride=15),
         make_model(group_sound_by_length=False),
     ]
-    with torch.no_grad():  # as little as one value in one layer
+    with torch.no_grad():  # a single changed value in one layer
         finetuned = make_model()
         finetuned.model.sound_tower.encoder.layers[0].final_layer_norm.bias[0] += 1e-3
     fingerprints = {encoder_fingerprint(other) for other in [*others, finetuned]}
@@ -124,7 +124,7 @@ def test_other_encoders_have_a_folder_of_their_own(make_model, model, processor,
     assert all(clips[0] not in FeatureCache(root, other) for other in others)
 
 
-def test_the_same_encoders_are_known_again(make_model, model, tmp_path):
+def test_the_same_encoders_have_the_same_fingerprint(make_model, model, tmp_path):
     fingerprint = encoder_fingerprint(model)
     assert encoder_fingerprint(make_model()) == fingerprint
     model.save_pretrained(tmp_path)
@@ -133,7 +133,7 @@ def test_the_same_encoders_are_known_again(make_model, model, tmp_path):
     assert encoder_fingerprint(get_peft_model(make_model(), lora)) == fingerprint
 
 
-def test_a_clip_that_is_missing_is_named(cache, clips):
+def test_a_missing_clip_is_named(cache, clips):
     with pytest.raises(
         KeyError, match=r"clip0\.wav.*not among the 0 clips of the feature cache at .*FeatureCache.build"
     ):
@@ -142,7 +142,7 @@ def test_a_clip_that_is_missing_is_named(cache, clips):
         cache[{"bytes": None, "path": clips[1]}]
 
 
-def test_a_clip_that_cannot_be_read_is_named(model, processor, cache, tmp_path):
+def test_an_unreadable_clip_is_named(model, processor, cache, tmp_path):
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"no sound")
     with pytest.raises(OSError, match=r"broken\.wav"):
@@ -150,24 +150,24 @@ def test_a_clip_that_cannot_be_read_is_named(model, processor, cache, tmp_path):
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-10], lambda content: b"\xff" * 40, lambda content: b""])
-def test_a_damaged_shard_is_named_and_made_anew_once_deleted(model, processor, cache, clips, damage):
+def test_a_damaged_shard_is_named_and_rebuilt_after_deletion(model, processor, cache, clips, damage):
     cache.build(model, processor, clips[:1])
     (shard,) = shards(cache)
     shard.write_bytes(damage(shard.read_bytes()))
-    with pytest.raises(OSError, match=rf"{shard.name} is no readable shard of features .*Delete it"):
+    with pytest.raises(OSError, match=rf"{shard.name} is not a readable shard of features .*Delete it"):
         FeatureCache(cache.folder.parent, model)
     shard.unlink()
     assert FeatureCache(cache.folder.parent, model).build(model, processor, clips[:1]) == 1
 
 
-def test_a_processor_that_cuts_clips_off_is_refused(make_processor, model, cache, clips):
+def test_a_processor_that_truncates_clips_raises(make_processor, model, cache, clips):
     with pytest.raises(
-        ValueError, match=r"`max_audio_seconds`=0\.5, but the cache knows a clip by all of its samples"
+        ValueError, match=r"`max_audio_seconds`=0\.5, but the cache identifies a clip by all of its samples"
     ):
         cache.build(model, make_processor(max_audio_seconds=0.5), clips)
 
 
-def test_the_cache_works_in_the_workers_of_a_data_loader(model, processor, cache, examples):
+def test_the_cache_works_in_data_loader_workers(model, processor, cache, examples):
     cache.build(model, processor, [example["audio"] for example in examples], shard_size=2)
     copy = pickle.loads(pickle.dumps(cache))
     torch.testing.assert_close(copy[examples[0]["audio"]], cache[examples[0]["audio"]])
@@ -181,7 +181,7 @@ def test_the_cache_works_in_the_workers_of_a_data_loader(model, processor, cache
         torch.testing.assert_close(batch["speech_features"], expected["speech_features"])
 
 
-def test_a_cache_filled_by_another_process_is_seen_after_a_refresh(model, processor, cache, clips):
+def test_clips_of_another_process_are_found_after_a_refresh(model, processor, cache, clips):
     other = FeatureCache(cache.folder.parent, model)
     other.build(model, processor, clips[:1])
     assert clips[0] not in cache
@@ -189,7 +189,7 @@ def test_a_cache_filled_by_another_process_is_seen_after_a_refresh(model, proces
     assert clips[0] in cache
 
 
-def test_processes_share_the_clips_even_if_one_writes_before_the_other_begins(
+def test_processes_divide_the_clips_even_if_one_writes_before_the_other_starts(
     model, processor, cache, clips, monkeypatch
 ):
     other, added = FeatureCache(cache.folder.parent, model), []

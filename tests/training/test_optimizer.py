@@ -18,8 +18,8 @@ def names_of(model, group):
 
 def test_keys_values_and_the_rest_are_apart(model):
     keys, values, rest = parameter_groups(model, 1e-3, weight_decay=0.1)
-    assert all(name.endswith("listen_keys.default") for name in names_of(model, keys))
-    assert all(name.endswith("listen_values.default") for name in names_of(model, values))
+    assert all(name.endswith("listen_pools.default.keys") for name in names_of(model, keys))
+    assert all(name.endswith("listen_pools.default.values") for name in names_of(model, values))
     assert all("multi_modal_projector" in name for name in names_of(model, rest))
     assert [len(group["params"]) for group in (keys, values)] == [1, 1]
     assert [group["lr"] for group in (keys, values, rest)] == pytest.approx([1e-3, 1e-2, 1e-3])
@@ -35,7 +35,7 @@ def test_shared_prompts_are_as_fast_as_the_values_or_as_they_are_told(make_adapt
     model = make_adapted(num_shared_prompts=2)
     for given, expected in (({}, 1e-2), ({"shared_value_learning_rate": 0.5}, 0.5)):
         _, values, shared, _ = parameter_groups(model, 1e-3, **given)
-        assert all(name.endswith("listen_shared_values.default") for name in names_of(model, shared))
+        assert all(name.endswith("listen_pools.default.shared_values") for name in names_of(model, shared))
         assert (values["lr"], shared["lr"], shared["weight_decay"]) == (
             pytest.approx(1e-2),
             pytest.approx(expected),

@@ -1,4 +1,4 @@
-"""TRL's `SFTTrainer` with `sft_config`: the audio reaches the model, and settings that would lose it are refused."""
+"""TRL's `SFTTrainer` with `sft_config`: the model receives the audio, and settings that would drop it raise an error."""
 
 import sys
 
@@ -21,11 +21,11 @@ def collator(processor):
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
-def test_the_audio_reaches_the_model(make_adapted, processor, collator, examples, tmp_path, gradient_checkpointing):
+def test_the_model_receives_the_audio(make_adapted, processor, collator, examples, tmp_path, gradient_checkpointing):
     model = make_adapted()
-    heard = []
+    projected = []
     model.get_base_model().model.multi_modal_projector.register_forward_hook(
-        lambda module, args, output: heard.append(len(output))
+        lambda module, args, output: projected.append(len(output))
     )
     trainer = trl.SFTTrainer(
         model,
@@ -37,16 +37,16 @@ def test_the_audio_reaches_the_model(make_adapted, processor, collator, examples
     )
     before = {name: weight.clone() for name, weight in model.named_parameters() if weight.requires_grad}
     trainer.train()
-    assert len(heard) >= 3 and min(heard) > 0
+    assert len(projected) >= 3 and min(projected) > 0
     after = dict(model.named_parameters())
-    for part in ("listen_keys", "listen_values", "multi_modal_projector.modules_to_save.default"):
+    for part in ("pools.default.keys", "pools.default.values", "multi_modal_projector.modules_to_save.default"):
         names = [name for name in before if part in name]
         assert names and any(not torch.equal(after[name], before[name]) for name in names), part
     log = trainer.state.log_history[0]
     assert log.keys() >= {"loss", "mean_token_accuracy", "key_loss", "prompt_length"}
 
 
-def test_the_loss_is_that_of_the_model(make_adapted, processor, collator, examples, tmp_path):
+def test_the_loss_equals_that_of_the_model(make_adapted, processor, collator, examples, tmp_path):
     model = make_adapted()
     settings = SETTINGS | {"max_steps": 1, "per_device_train_batch_size": 4, "gradient_checkpointing": False}
     expected = make_adapted().train()
@@ -61,14 +61,14 @@ def test_the_loss_is_that_of_the_model(make_adapted, processor, collator, exampl
         callbacks=[ListenCallback()],
     )
     trainer.train()
-    # With the number of items in the batch the key loss weighs rows by their tokens, without it alike.
+    # With `num_items_in_batch` the key loss weights rows by their number of tokens, otherwise equally.
     per_row = expected.base_model.layer.key_loss_per_row
     tokens = (collator(examples)["labels"] != -100).sum(-1)
     difference = 0.1 * float(((per_row * tokens).sum() / tokens.sum() - per_row.mean()).detach())
     assert trainer.state.log_history[0]["loss"] == pytest.approx(float(loss.detach()) + difference, abs=2e-3)
 
 
-def test_the_adapter_can_be_left_to_the_trainer(make_model, processor, collator, examples, tmp_path):
+def test_the_trainer_can_add_the_adapter(make_model, processor, collator, examples, tmp_path):
     trainer = trl.SFTTrainer(
         make_model(),
         sft_config(tmp_path, **SETTINGS),
@@ -82,7 +82,7 @@ def test_the_adapter_can_be_left_to_the_trainer(make_model, processor, collator,
     assert all(entry["key_loss"] > 0 for entry in trainer.state.log_history if "loss" in entry)
 
 
-def test_a_collator_that_leaves_positions_out_is_refused(make_adapted, processor, examples, tmp_path):
+def test_a_collator_with_supervised_logits_only_raises(make_adapted, processor, examples, tmp_path):
     trainer = trl.SFTTrainer(
         make_adapted(),
         sft_config(tmp_path, **SETTINGS),
@@ -95,7 +95,7 @@ def test_a_collator_that_leaves_positions_out_is_refused(make_adapted, processor
         trainer.train()
 
 
-def test_other_settings_are_passed_on(tmp_path):
+def test_other_settings_are_passed_to_the_configuration(tmp_path):
     config = sft_config(tmp_path, learning_rate=0.5, dataset_kwargs={"add_special_tokens": False}, **{"use_cpu": True})
     assert isinstance(config, trl.SFTConfig)
     assert config.learning_rate == 0.5
@@ -106,21 +106,21 @@ def test_other_settings_are_passed_on(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"remove_unused_columns": True}, "`remove_unused_columns=True` takes the `audio` column away"),
-        ({"dataset_kwargs": {"skip_prepare_dataset": False}}, "tokenises the examples without their audio"),
+        ({"remove_unused_columns": True}, "`remove_unused_columns=True` removes the `audio` column"),
+        ({"dataset_kwargs": {"skip_prepare_dataset": False}}, "tokenizes the examples without their audio"),
         ({"packing": True}, "`packing=True` puts several examples into one row"),
         ({"eval_packing": True}, "`eval_packing=True` puts several examples into one row"),
         ({"padding_free": True}, "`padding_free=True` replaces the collator"),
-        ({"assistant_only_loss": True}, "`assistant_only_loss=True` tokenises"),
-        ({"max_length": 512}, "`max_length=512` would cut audio tokens off.*set it to None"),
+        ({"assistant_only_loss": True}, "`assistant_only_loss=True` tokenizes"),
+        ({"max_length": 512}, "`max_length=512` would truncate audio tokens.*set it to None"),
     ],
 )
-def test_settings_that_lose_the_audio_are_refused(tmp_path, options, message):
+def test_settings_that_drop_the_audio_raise(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         sft_config(tmp_path, **options)
 
 
-def test_settings_that_distort_the_key_loss_are_warned_of(tmp_path):
+def test_settings_that_distort_the_key_loss_give_a_warning(tmp_path):
     with pytest.warns(UserWarning, match="`loss_type='dft'`"):
         sft_config(tmp_path, loss_type="dft", use_cpu=True)
 

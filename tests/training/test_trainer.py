@@ -78,7 +78,7 @@ def test_the_loss_falls_and_the_frozen_parts_stay(make_adapted, examples, cached
 def test_parameter_groups_train_under_the_trainer(make_adapted, examples, cached, tmp_path):
     model = make_adapted(center_queries=False)
     layer = model.base_model.layer
-    before = {name: getattr(layer, name)["default"].detach().clone() for name in ("listen_keys", "listen_values")}
+    before = {name: parameter.detach().clone() for name, parameter in layer.pool_of().named_parameters()}
     optimizer = torch.optim.SGD(parameter_groups(model, 1e-2, value_learning_rate=1.0, key_learning_rate=0.0))
     args = TrainingArguments(
         str(tmp_path), max_steps=2, remove_unused_columns=False, report_to=[], use_cpu=True, save_strategy="no"
@@ -91,8 +91,8 @@ def test_parameter_groups_train_under_the_trainer(make_adapted, examples, cached
         optimizers=(optimizer, None),
         callbacks=[ListenCallback()],
     ).train()
-    assert torch.equal(layer.listen_keys["default"], before["listen_keys"])
-    assert not torch.equal(layer.listen_values["default"], before["listen_values"])
+    assert torch.equal(layer.listen_pools["default"].keys, before["keys"])
+    assert not torch.equal(layer.listen_pools["default"].values, before["values"])
 
 
 def test_the_answer_is_not_in_the_query(make_adapted, examples, cached, tmp_path):
@@ -142,7 +142,7 @@ def test_kept_logits_and_accumulation_leave_loss_and_gradients_as_they_are(
         results.append((logged(trainer, "loss"), first.gradients))
     (all_losses, all_gradients), (losses, gradients) = results
     assert losses == pytest.approx(all_losses, rel=1e-4)
-    assert any("listen_keys" in name for name in gradients) and any("multi_modal" in name for name in gradients)
+    assert any(name.endswith(".keys") for name in gradients) and any("multi_modal" in name for name in gradients)
     torch.testing.assert_close(gradients, all_gradients, atol=1e-5, rtol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Plots of selection records, as matplotlib figures that belong to no window."""
+"""Plots of selection records, as matplotlib figures created without pyplot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 INK, FAINT_INK, RULE, IDLE = "#1d2433", "#6b7385", "#e3e6ec", "#c9ced8"
 
-# Distinct in hue and in lightness, so that neighbours differ for colour-blind readers too.
+# Adjacent colours differ in hue and in lightness, so colour-blind readers can distinguish them too.
 _TASK_COLORS = (
     "#3567b0",
     "#e58a3c",
@@ -34,7 +34,7 @@ _TASK_COLORS = (
     "#8fb04a",
 )
 
-# More points than this are drawn as a picture: as shapes they make a file of megabytes.
+# Larger numbers of points are rasterized: as vector shapes they would make a file of several megabytes.
 _MAX_SHAPES = 3000
 
 _WIDTH = 11.0  # inches
@@ -59,7 +59,7 @@ _STYLE: Any = {
 
 
 def task_colors(tasks: Sequence[str]) -> dict[str, str]:
-    """One colour (`"#rrggbb"`) for each task, in the given order."""
+    """Returns one colour (`"#rrggbb"`) per task, in the given order."""
     if len(tasks) <= len(_TASK_COLORS):
         return dict(zip(tasks, _TASK_COLORS, strict=False))
     colors = {}
@@ -72,12 +72,13 @@ def task_colors(tasks: Sequence[str]) -> dict[str, str]:
 
 def plot_query_key_map(records: SelectionRecords, projection: Projection = "pca", seed: int = 0) -> Figure:
     """
-    Queries, coloured by task, and keys, in a plane. A key is drawn the larger the more often it is chosen, and hollow
-    if it never is.
+    Plots queries, coloured by task, and keys in two dimensions. The marker of a key grows with the fraction of rows that
+    select its prompt; the keys of unused prompts are grey.
 
     Args:
-        records ([`SelectionRecords`])
-        projection (`"pca"` or `"umap"`, defaults to `"pca"`): see [`project`].
+        records ([`SelectionRecords`]): the selections.
+        projection (`"pca"` or `"umap"`, defaults to `"pca"`): see
+            [`~peft_listen.analysis.query_space.project`].
         seed (`int`, defaults to 0): seed of UMAP.
 
     Returns:
@@ -89,7 +90,7 @@ def plot_query_key_map(records: SelectionRecords, projection: Projection = "pca"
     with _figure(5.6) as figure:
         axes = figure.subplots()
         points, key_points = project(records.queries, records.keys, projection, seed)
-        usage = records.usage().numpy()
+        usage = records.selection_rates().numpy()
         rasterized = len(points) + len(key_points) > _MAX_SHAPES
         live = usage > 0
         axes.scatter(
@@ -133,7 +134,7 @@ def plot_query_key_map(records: SelectionRecords, projection: Projection = "pca"
         axes.margins(0.04)
         handles, labels = axes.get_legend_handles_labels()
         unused, *shown = zip(handles, labels, strict=True)
-        # What is drawn first lies lowest, but is named last.
+        # The unused prompts are drawn first, below all others, but are listed last.
         entries = [*shown, unused] if not live.all() else shown
         legend = figure.legend(
             *zip(*entries, strict=True), loc="outside right upper", handletextpad=0.3, labelspacing=0.7
@@ -145,11 +146,11 @@ def plot_query_key_map(records: SelectionRecords, projection: Projection = "pca"
 
 def plot_prompt_heatmap(records: SelectionRecords) -> Figure:
     """
-    How large a share of each task's rows chooses each prompt. The prompts in use stand in groups, each under the task
-    that chooses it most, whose colour the strip at the bottom shows.
+    Plots a heat map of the fraction of each task's rows that select each prompt. Only prompts in use are shown, grouped by
+    the task that selects them most; the strip at the bottom shows the colour of this task.
 
     Args:
-        records ([`SelectionRecords`])
+        records ([`SelectionRecords`]): the selections.
 
     Returns:
         `matplotlib.figure.Figure`.
@@ -158,10 +159,10 @@ def plot_prompt_heatmap(records: SelectionRecords) -> Figure:
         ImportError: if matplotlib is not installed.
     """
     tasks = records.task_names
-    shares = np.stack([records.usage(task).numpy() for task in tasks])  # [tasks, pool_size]
+    shares = np.stack([records.selection_rates(task).numpy() for task in tasks])  # [tasks, pool_size]
     live = np.flatnonzero(shares.sum(axis=0) > 0)
     owner = shares[:, live].argmax(axis=0)
-    # Groups in the order of the tasks; in a group the most chosen first.
+    # Groups in the order of the tasks; within a group, the most selected prompt first.
     order = np.lexsort((-shares[:, live].max(axis=0), owner))
     prompts, owner = live[order], owner[order]
     with _figure(1.2 + 0.45 * len(tasks)) as figure:
@@ -193,17 +194,17 @@ def plot_prompt_heatmap(records: SelectionRecords) -> Figure:
                 spine.set_visible(False)
         bar = figure.colorbar(image, ax=[axes, strip], pad=0.015, aspect=22, format=_percent)
         bar.outline.set_visible(False)
-        bar.set_label("share of the task's rows")
+        bar.set_label("fraction of the task's rows")
     return figure
 
 
 def plot_usage(records: SelectionRecords) -> Figure:
     """
-    How often each prompt is chosen, the most chosen first: by all rows, and by each task's own, for whom the order is
-    another. The dashed line is even use of the pool.
+    Plots how often each prompt is selected, in descending order: one curve for all rows and one per task, each sorted on
+    its own. The dashed line marks even use of the pool.
 
     Args:
-        records ([`SelectionRecords`])
+        records ([`SelectionRecords`]): the selections.
 
     Returns:
         `matplotlib.figure.Figure`.
@@ -212,7 +213,7 @@ def plot_usage(records: SelectionRecords) -> Figure:
         ImportError: if matplotlib is not installed.
     """
     colors = task_colors(records.task_names)
-    usage = _falling(records.usage())
+    usage = _descending(records.selection_rates())
     live = int((usage > 0).sum())
     even = records.prompt_length / records.pool_size
     with _figure(3.7) as figure:
@@ -221,7 +222,7 @@ def plot_usage(records: SelectionRecords) -> Figure:
         axes.fill_between(edges, np.append(usage, usage[-1]), step="post", color="#dfe4ee", linewidth=0)
         if len(colors) > 1:
             for task, color in colors.items():
-                share = _falling(records.usage(task))
+                share = _descending(records.selection_rates(task))
                 axes.stairs(share[share > 0], color=color, linewidth=1.6, baseline=None, label=task)
         axes.stairs(usage[:live], color=INK, linewidth=2.2, baseline=None, label="all inputs")
         axes.axhline(even, color=FAINT_INK, linewidth=1, linestyle=(0, (4, 3)), label="even use of the pool")
@@ -239,15 +240,15 @@ def plot_usage(records: SelectionRecords) -> Figure:
         axes.set_xlim(0, records.pool_size)
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(_percent)
-        axes.set_xlabel("prompts, the most chosen first")
-        axes.set_ylabel("share of rows that choose it")
+        axes.set_xlabel("prompts, most selected first")
+        axes.set_ylabel("fraction of rows that select it")
         axes.grid(axis="y", color=RULE, linewidth=0.8)
         axes.set_axisbelow(True)
         figure.legend(loc="outside right upper", handlelength=1.6, labelspacing=0.7)
     return figure
 
 
-def _falling(usage: torch.Tensor) -> np.ndarray:
+def _descending(usage: torch.Tensor) -> np.ndarray:
     return usage.sort(descending=True).values.numpy()
 
 
@@ -257,7 +258,7 @@ def _percent(value: float, _: Any = None) -> str:
 
 @contextmanager
 def _figure(height: float) -> Iterator[Figure]:
-    # Not by pyplot, which keeps every figure, and would choose a window system.
+    # pyplot is avoided because it keeps every figure in memory and selects a window system.
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Runs a data set through a model and keeps what the adapter chose."""
+"""Runs a data set through a model and records the prompts that the adapter selects."""
 
 from __future__ import annotations
 
@@ -25,39 +25,40 @@ def record_dataset(
     show_progress: bool = False,
 ) -> SelectionRecords:
     """
-    The selections that an adapter makes for the rows of a data set. Nothing but the prompt of each row is run.
+    Records the selections of an adapter for the rows of a data set. Only the prompt of each row is run; no answer is
+    generated.
 
     Args:
         model ([`AudioTextToTextPipeline`] or `nn.Module`):
-            A pipeline, or a model, with an active LISTEN adapter.
+            pipeline or model with an active LISTEN adapter.
         rows (`Iterable[Mapping]`):
-            The data, read once and in order: `task`, and, for a pipeline, `audio` and `instruction`, such as
-            [`~peft_listen.data.read_examples`] returns. `instruction` (or `text`) and the path of `audio` also become
-            the row's name in the report.
+            the data, read once and in order. Each row has a `task` and, for a pipeline, `audio` and `instruction`, as
+            returned by [`~peft_listen.data.read_examples`]. `instruction` (or `text`) and the file name of `audio` also
+            form the name of the row in the report.
         collator (`Callable`, *optional*):
-            For a model: makes the keyword arguments of `model.forward` from a list of rows, such as an
+            required for a model: creates the keyword arguments of `model.forward` from a list of rows, such as an
             [`~peft_listen.training.AudioListenCollator`].
-        batch_size (`int`, defaults to 8): rows that are run at once.
+        batch_size (`int`, defaults to 8): number of rows per batch.
         show_progress (`bool`, defaults to `False`): whether to show a progress bar on stderr.
 
     Returns:
-        [`SelectionRecords`], on the CPU.
+        [`SelectionRecords`] on the CPU.
 
     Raises:
-        ValueError: if there are no rows, a row has no task, the model has no active LISTEN adapter, or a model comes
-            without a collator or a pipeline with one.
+        ValueError: if `batch_size` is below 1, there are no rows, a row has no task, the model has no active LISTEN
+            adapter, a model is passed without a collator, or a pipeline with one.
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     if isinstance(model, Pipeline) != (collator is None):
         raise ValueError(
-            "A pipeline makes its own batches and takes no `collator`."
+            "A pipeline creates its own batches and takes no `collator`. Leave it out."
             if isinstance(model, Pipeline)
-            else "A model needs `collator=`, which makes its inputs from a list of rows; or pass a pipeline."
+            else "A model needs `collator=`, which creates its inputs from a list of rows; or pass a pipeline."
         )
     module: nn.Module = model.model if isinstance(model, Pipeline) else model
     layer = find_listen_layer(module)
-    layer.state_of(None)  # refuses a model whose active adapter is another one
+    layer.resolve_adapter(None)  # raises if the active adapter is another one
     names = _Names()
     records: list[SelectionRecord] = []
     bar = tqdm(desc="Recording", unit="row", disable=not show_progress, total=_length(rows))
@@ -73,12 +74,12 @@ def record_dataset(
             assert collator is not None
             _run_model(module, names.reading(rows), collator, batch_size)
     if not names.tasks:
-        raise ValueError("There are no rows to record.")
+        raise ValueError("There are no rows to record; pass at least one.")
     return SelectionRecords.from_records(records, module, names.tasks, names.inputs)
 
 
 def _run_pipeline(pipe: Pipeline, rows: Iterator[Mapping[str, Any]], batch_size: int) -> None:
-    # In this process, where the rows' names are collected as they are read.
+    # No worker processes: the names of the rows are collected in this process while the rows are read.
     outputs: Any = pipe(
         rows,
         batch_size=batch_size,
@@ -113,7 +114,7 @@ def _run_model(
 
 
 class _Names:
-    """Tasks and inputs of the rows that have been read."""
+    """Collects the tasks and names of the rows as they are read."""
 
     def __init__(self) -> None:
         self.tasks: list[str] = []

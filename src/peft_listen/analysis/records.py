@@ -1,4 +1,4 @@
-"""What an adapter chose for the rows of a data set, in one object and one file."""
+"""The selections of an adapter for the rows of a data set, in one object that can be saved to one file."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from ..files import atomic_path
 from ..tuners.listen import SelectionRecord, find_listen_layer
-from .selections import SelectionLog
+from .usage import PromptUsage
 
 
 _FORMAT = "peft_listen.selection_records"
@@ -27,23 +28,23 @@ _TENSORS = ("indices", "scores", "queries", "keys")
 @dataclass(frozen=True, eq=False)
 class SelectionRecords:
     """
-    The selections for a data set, one row an input.
+    The selections for a data set, one row per input.
 
-    Made by [`record_dataset`], or by [`from_records`] from what
-    [`~peft_listen.ListenModel.record_selections`] has collected.
+    Created by [`record_dataset`], or by [`from_records`] from the records that
+    [`~peft_listen.ListenModel.record_selections`] collects.
 
     Args:
-        indices (`torch.LongTensor` of shape `(num_rows, k)`): the chosen prompts of each row, best first.
-        scores (`torch.FloatTensor` of shape `(num_rows, k)`): the selector's score of each.
+        indices (`torch.LongTensor` of shape `(num_rows, k)`): selected prompts of each row, best first.
+        scores (`torch.FloatTensor` of shape `(num_rows, k)`): the selector's score of each selected prompt.
         queries (`torch.FloatTensor` of shape `(num_rows, embedding_size)`):
-            the queries as the keys see them: centred, and whatever else the adapter does to them.
-        keys (`torch.FloatTensor` of shape `(pool_size, embedding_size)`): the adapter's keys.
-        tasks (`Sequence[str]` of length `num_rows`): each row's task.
-        inputs (`Sequence[str]` of length `num_rows`, *optional*): what to call each row, such as its clip and question.
-        config (`Mapping`, *optional*): the adapter's configuration, as JSON can hold it.
+            the queries that are compared with the keys, after any centering by the adapter.
+        keys (`torch.FloatTensor` of shape `(pool_size, embedding_size)`): keys of the adapter.
+        tasks (`Sequence[str]` of length `num_rows`): task of each row.
+        inputs (`Sequence[str]` of length `num_rows`, *optional*): name of each row, such as its clip and question.
+        config (`Mapping`, *optional*): configuration of the adapter, with JSON-serializable values.
 
     Raises:
-        ValueError: if the shapes do not fit, there is no row, an index lies outside the pool, or a number is not
+        ValueError: if the shapes do not match, there are no rows, an index is outside the pool, or a value is not
             finite.
     """
 
@@ -67,7 +68,7 @@ class SelectionRecords:
             if tuple(getattr(self, name).shape) != shape or len(shape) != 2:
                 raise ValueError(
                     f"`{name}` has the shape {tuple(getattr(self, name).shape)}, but {shape} is expected for "
-                    f"{num_rows} tasks, indices of shape {tuple(self.indices.shape)} and keys of shape "
+                    f"{num_rows} tasks, `indices` of shape {tuple(self.indices.shape)} and `keys` of shape "
                     f"{tuple(self.keys.shape)}."
                 )
         if self.indices.numel() == 0:
@@ -75,13 +76,13 @@ class SelectionRecords:
         if not 0 <= int(self.indices.min()) <= int(self.indices.max()) < self.pool_size:
             raise ValueError(
                 f"`indices` run from {int(self.indices.min())} to {int(self.indices.max())}, but the pool has the "
-                f"prompts 0 to {self.pool_size - 1}. Are these the keys of the adapter that made the selections?"
+                f"prompts 0 to {self.pool_size - 1}. Pass the keys of the adapter that made the selections."
             )
         for name in ("scores", "queries", "keys"):
             if not bool(getattr(self, name).isfinite().all()):
-                raise ValueError(f"`{name}` holds NaN or infinite values; look for broken inputs or weights.")
+                raise ValueError(f"`{name}` contains NaN or infinite values; check the inputs and the weights.")
         if self.inputs and len(self.inputs) != num_rows:
-            raise ValueError(f"There are {num_rows} tasks, but {len(self.inputs)} inputs; give one of each a row.")
+            raise ValueError(f"There are {num_rows} tasks, but {len(self.inputs)} inputs; pass one of each per row.")
 
     @classmethod
     def from_records(
@@ -92,33 +93,39 @@ class SelectionRecords:
         inputs: Sequence[str] = (),
     ) -> SelectionRecords:
         """
+        Joins the records of several batches.
+
         Args:
-            records (`Sequence[SelectionRecord]`): one a batch, in the order of the rows.
-            model (`nn.Module`): the model that made them, with the same adapter active.
-            tasks (`Sequence[str]`): each row's task.
-            inputs (`Sequence[str]`, *optional*): what to call each row.
+            records (`Sequence[SelectionRecord]`): one per batch, in the order of the rows.
+            model (`nn.Module`): model that made the selections, with the same adapter active.
+            tasks (`Sequence[str]` of length `num_rows`): task of each row.
+            inputs (`Sequence[str]` of length `num_rows`, *optional*): name of each row.
+
+        Returns:
+            [`SelectionRecords`] on the CPU.
 
         Raises:
-            ValueError: if there are no records or not one row for each task, they differ in their number of prompts,
-                or the model has no LISTEN adapter.
+            ValueError: if there are no records, the number of rows differs from the number of tasks, the records differ
+                in their number of prompts, or the model has no LISTEN adapter.
         """
         if not records:
             raise ValueError(
-                "No selection was recorded. Is the adapter active (not in `disable_adapter()`), and did the model run?"
+                "No selection was recorded. Run the model while the adapter is active, outside `disable_adapter()`."
             )
         lengths = {record.indices.shape[1] for record in records}
         if len(lengths) > 1:
-            raise ValueError(f"The records have different numbers of prompts, {sorted(lengths)}; record with one.")
-        layer = find_listen_layer(model)
-        name, state = layer.state_of(None)
-        # Cloned, since training goes on in place.
-        keys = layer.listen_keys[name].detach().float().cpu().clone()
+            raise ValueError(
+                f"The records have different numbers of prompts, {sorted(lengths)}. Record all rows with the same one."
+            )
+        pool = find_listen_layer(model).pool_of()
+        # Cloned because further training changes the keys in place.
+        keys = pool.keys.detach().float().cpu().clone()
         queries = torch.cat([record.query.float().cpu() for record in records])
-        config = state.config.to_dict()
+        config = pool.config.to_dict()
         return cls(
             indices=torch.cat([record.indices.cpu() for record in records]),
             scores=torch.cat([record.scores.float().cpu() for record in records]),
-            queries=layer.matched_query(name, queries).detach(),
+            queries=pool.normalize_query(queries).detach(),
             keys=keys,
             tasks=list(tasks),
             inputs=list(inputs),
@@ -132,48 +139,52 @@ class SelectionRecords:
 
     @property
     def prompt_length(self) -> int:
-        """Number of prompts that each row chose."""
+        """Number of prompts selected for each row."""
         return int(self.indices.shape[1])
 
     @property
     def task_names(self) -> list[str]:
-        """The tasks, sorted."""
+        """Names of the tasks, sorted."""
         return sorted(set(self.tasks))
 
-    def log(self) -> SelectionLog:
-        """How often each task chose each prompt."""
-        log = SelectionLog(pool_size=self.pool_size)
-        log.add(self.indices, self.tasks)
-        return log
+    def usage(self) -> PromptUsage:
+        """Counts how often each task selected each prompt."""
+        usage = PromptUsage(pool_size=self.pool_size)
+        usage.add(self.indices, self.tasks)
+        return usage
 
-    def usage(self, task: str | None = None) -> torch.Tensor:
+    def selection_rates(self, task: str | None = None) -> torch.Tensor:
         """
-        Share of the rows, of a task or of all, that chose each prompt.
+        Computes the fraction of rows that select each prompt.
+
+        Args:
+            task (`str`, *optional*): task whose rows are counted. Defaults to all tasks.
 
         Returns:
-            `torch.FloatTensor` of shape `(pool_size,)`, from 0 to 1; it sums to k.
+            `torch.FloatTensor` of shape `(pool_size,)`, from 0 to 1; the values add up to k.
 
         Raises:
-            KeyError: if there is no such task.
+            KeyError: if the records contain no such task.
         """
-        log = self.log()
-        if task is not None and task not in log.counts:
-            raise KeyError(f"There is no task {task!r} in the records; there are {self.task_names}.")
+        if task is not None and task not in self.tasks:
+            raise KeyError(f"There is no task {task!r} in the records; the tasks are {self.task_names}.")
         rows = len(self.tasks) if task is None else Counter(self.tasks)[task]
-        usage = torch.zeros(self.pool_size)
-        for name, counts in log.counts.items():
+        rates = torch.zeros(self.pool_size)
+        for name, counts in self.usage().counts.items():
             if task is None or name == task:
-                usage[list(counts)] += torch.tensor(list(counts.values()), dtype=torch.float32)
-        return usage / rows
+                rates[list(counts)] += torch.tensor(list(counts.values()), dtype=torch.float32)
+        return rates / rows
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """
-        Writes all to one safetensors file, whose metadata hold the tasks, inputs and configuration as JSON.
+        Writes the records to one safetensors file, with the tasks, inputs and configuration as JSON in its metadata.
+
+        Args:
+            path (`str` or `os.PathLike`): file to write.
 
         Raises:
-            OSError: if the file cannot be written; an older one then stays as it was.
+            OSError: if the file cannot be written; an existing file then remains unchanged.
         """
-        target = Path(path)
         description = {"tasks": list(self.tasks), "inputs": list(self.inputs), "config": dict(self.config)}
         metadata = {
             "format": "pt",
@@ -181,40 +192,46 @@ class SelectionRecords:
             "records": json.dumps(description, ensure_ascii=False, default=str),
         }
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
-        temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
         try:
-            save_file(tensors, temporary, metadata=metadata)
-            os.replace(temporary, target)
+            with atomic_path(path) as temporary:
+                save_file(tensors, temporary, metadata=metadata)
         except SafetensorError as error:
-            raise OSError(f"{target} cannot be written: {error}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+            raise OSError(f"{os.fspath(path)} cannot be written: {error}") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SelectionRecords:
         """
-        Reads what [`save`] has written.
+        Reads a file written by [`save`].
+
+        Args:
+            path (`str` or `os.PathLike`): file to read.
+
+        Returns:
+            [`SelectionRecords`] on the CPU.
 
         Raises:
             OSError: if the file cannot be read.
-            ValueError: if it is no file of selection records, or of a later version of this library.
+            ValueError: if it does not contain selection records, or was written by a newer version of this library.
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is no file; expected one that `SelectionRecords.save` has written.")
+            raise FileNotFoundError(f"{path} is not a file; expected one written by `SelectionRecords.save`.")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 if _FORMAT not in metadata:
                     raise ValueError(
-                        f"{path} holds no selection records; expected a file that `SelectionRecords.save` has written."
+                        f"{path} does not contain selection records; expected a file written by "
+                        "`SelectionRecords.save`."
                     )
                 if int(metadata[_FORMAT]) > _VERSION:
                     raise ValueError(
-                        f"{path} was written by a later version of peft-listen (format {metadata[_FORMAT]}; this one "
-                        f"reads up to {_VERSION}). Upgrade peft-listen."
+                        f"{path} was written by a newer version of peft-listen (format {metadata[_FORMAT]}; this "
+                        f"version reads formats up to {_VERSION}). Upgrade peft-listen."
                     )
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
         except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file, or is damaged ({error}). Record it again.") from error
+            raise ValueError(
+                f"{path} is not a safetensors file, or is damaged ({error}). Record the selections again."
+            ) from error
         return cls(**tensors, **json.loads(metadata["records"]))

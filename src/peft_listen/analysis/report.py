@@ -1,4 +1,4 @@
-"""One HTML page on the selections of an adapter, that needs no network and no other file."""
+"""HTML report on the selections of an adapter: one page that needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .findings import judge
+from ..files import atomic_path
+from .findings import rate
 from .plots import plot_prompt_heatmap, plot_query_key_map, plot_usage, task_colors
 from .query_space import Projection
 from .records import SelectionRecords
@@ -25,20 +25,15 @@ if TYPE_CHECKING:
 _PROMPTS_SHOWN = 6
 _EXAMPLES_SHOWN = 2
 
-# What of the configuration decides the choice.
+# Configuration fields that affect selection.
 _SETTINGS = (
     "selector",
     "selector_kwargs",
     "pool_size",
     "center_queries",
-    "standardize_queries",
     "query_pooling",
-    "query_dropout",
     "num_shared_prompts",
-    "usage_balance",
-    "reseed_every",
     "key_loss_weight",
-    "paper_form",
 )
 
 
@@ -59,33 +54,29 @@ def save_report(
     projection: Projection = "pca",
 ) -> SelectionSummary:
     """
-    Writes a report: the headline numbers and what is good and bad in them, the map of queries and keys, the overlap of
-    tasks, the prompts of each task with inputs that chose them.
+    Writes an HTML report: rated summary statistics, a map of queries and keys, the overlap of the tasks, and the most
+    selected prompts of each task with example inputs.
 
     Args:
-        records ([`SelectionRecords`])
-        path (`str` or `os.PathLike`): the HTML file to write.
+        records ([`SelectionRecords`]): the selections.
+        path (`str` or `os.PathLike`): HTML file to write.
         title (`str`, *optional*): heading of the page.
-        top (`int`, defaults to 10): how many most chosen prompts of each task are compared.
-        projection (`"pca"` or `"umap"`, defaults to `"pca"`): of the map; see [`project`].
+        top (`int`, defaults to 10): number of most selected prompts per task to compare.
+        projection (`"pca"` or `"umap"`, defaults to `"pca"`): projection of the map; see
+            [`~peft_listen.analysis.query_space.project`].
 
     Returns:
-        [`SelectionSummary`]: the numbers in it.
+        [`SelectionSummary`]: the statistics shown in the report.
 
     Raises:
-        OSError: if the file cannot be written; an older one then stays as it was.
-        ValueError: if `top` is below 1, or for another projection.
+        OSError: if the file cannot be written; an existing file then remains unchanged.
+        ValueError: if `top` is below 1, or `projection` is neither of these.
         ImportError: if a library of the extra `analysis` is not installed.
     """
     summary = summarize(records, top)
-    html = _render(records, summary, title or "Which prompts each task chooses", projection)
-    target = Path(path)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    try:
+    html = _render(records, summary, title or "Prompts selected by each task", projection)
+    with atomic_path(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
     return summary
 
 
@@ -95,14 +86,14 @@ def _render(records: SelectionRecords, summary: SelectionSummary, title: str, pr
     except ImportError as error:
         raise ImportError('A report needs jinja2: pip install "peft-listen[analysis]"') from error
     source = resources.files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
+    config = records.config
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    verdict, findings = judge(summary)
+    verdict, findings = rate(summary, config)
     figures = {
         "map": plot_query_key_map(records, projection),
         "heatmap": plot_prompt_heatmap(records),
         "usage": plot_usage(records),
     }
-    config = records.config
     return environment.from_string(source).render(
         title=title,
         summary=summary,
@@ -120,7 +111,7 @@ def _render(records: SelectionRecords, summary: SelectionSummary, title: str, pr
 
 
 def _overlap_table(summary: SelectionSummary) -> list[tuple[str, list[float | None]]]:
-    """One row a task; `None` on the diagonal."""
+    """Returns one row per task, with `None` on the diagonal."""
     names = list(summary.tasks)
     return [
         (row, [None if row == column else summary.overlap[(min(row, column), max(row, column))] for column in names])
@@ -147,20 +138,20 @@ def _others(prompt: int, others: dict[str, set[int]]) -> str:
 
 
 def _examples(records: SelectionRecords, task: str, prompt: int) -> list[str]:
-    """Inputs of a task for which a prompt scored highest, no two the same."""
+    """Returns the inputs of a task with the highest scores for a prompt, without duplicates."""
     if not records.inputs:
         return []
     rows, columns = (records.indices == prompt).nonzero(as_tuple=True)
     scores = records.scores[rows, columns]
-    ranked = [int(rows[place]) for place in scores.argsort(descending=True, stable=True)]
+    ranked = [int(rows[position]) for position in scores.argsort(descending=True, stable=True)]
     texts = [records.inputs[row] for row in ranked if records.tasks[row] == task and records.inputs[row]]
     return list(dict.fromkeys(texts))[:_EXAMPLES_SHOWN]
 
 
 def _prompts_for_half(records: SelectionRecords) -> int:
-    """How many of the most chosen prompts make up half of all choices."""
-    usage = records.usage().sort(descending=True).values.cumsum(dim=0)
-    return int((usage < usage[-1] / 2).sum()) + 1
+    """Returns the number of most selected prompts that account for half of all selections."""
+    cumulative = records.selection_rates().sort(descending=True).values.cumsum(dim=0)
+    return int((cumulative < cumulative[-1] / 2).sum()) + 1
 
 
 def _svg(figure: Figure, name: str) -> Any:
@@ -168,13 +159,13 @@ def _svg(figure: Figure, name: str) -> Any:
     from matplotlib import rc_context
 
     buffer = io.StringIO()
-    # Text stays text, in the page's own font. The salt keeps the ids of two pictures on the page apart, and the same
-    # from run to run.
+    # Text remains text, in the font of the page. The salt makes ids unique across the figures of the page and
+    # reproducible across runs.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
-        # The reader's fonts have what matplotlib's own may lack.
+        # matplotlib's font may lack glyphs that the browser's fonts have.
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, dpi=200)
-    # Without the XML header and the metadata, which name addresses on the network.
+    # The XML header and the metadata are removed because they contain URLs.
     svg = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
     svg = svg[svg.index("<svg") :]
     # The page sets the width; `viewBox` keeps the proportions.
@@ -182,8 +173,8 @@ def _svg(figure: Figure, name: str) -> Any:
 
 
 def format_summary(summary: SelectionSummary) -> str:
-    """The verdict and the headline numbers as lines of text."""
-    verdict, findings = judge(summary)
+    """Formats the verdict and the rated statistics as lines of text."""
+    verdict, findings = rate(summary)
     width = max(len(finding.title) for finding in findings)
     rows: Sequence[str] = [
         f"  {finding.title:<{width}}  {finding.value:<12}"

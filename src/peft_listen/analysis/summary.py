@@ -1,26 +1,26 @@
-"""The numbers that say whether tasks draw on prompts of their own, and what to make of them."""
+"""Summary statistics of selections: whether each task selects prompts of its own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from .query_space import majority_share, neighbor_accuracy, silhouette
+from .query_space import majority_share, mean_pairwise_cosine, neighbor_accuracy, silhouette
 from .records import SelectionRecords
-from .selections import mean_pairwise_cosine
 
 
 @dataclass(frozen=True)
 class TaskSummary:
     """
-    One task's selections.
+    Statistics of one task's selections.
 
     Attributes:
-        num_rows (`int`): rows of the task.
-        live_prompts (`int`): prompts that at least one row chose.
-        entropy (`float`): entropy of the choices in bits; log2(k) when all rows choose the same k.
-        effective_prompts (`float`): 2 to the power of the entropy: as many prompts, equally used, have this entropy.
-        top_prompts (`list[tuple[int, float]]`): the most chosen prompts and the share of the task's rows that did.
+        num_rows (`int`): number of rows of the task.
+        live_prompts (`int`): number of prompts that at least one row selects.
+        entropy (`float`): entropy of the selections in bits; log2(k) if all rows select the same k prompts.
+        effective_prompts (`float`): 2 to the power of the entropy: the number of equally used prompts with this entropy.
+        top_prompts (`list[tuple[int, float]]`): the most selected prompts, each with the fraction of the task's rows that
+            select it.
     """
 
     num_rows: int
@@ -33,22 +33,24 @@ class TaskSummary:
 @dataclass(frozen=True)
 class SelectionSummary:
     """
-    What the selections for a data set amount to.
+    Statistics of the selections for a data set.
 
     Attributes:
-        num_rows (`int`), pool_size (`int`), prompt_length (`int`): rows, prompts in the pool, prompts a row.
-        top (`int`): how many most chosen prompts of each task the overlap is of.
-        live_prompts (`int`): prompts that at least one row chose.
-        reachable_prompts (`int`): as many could have been chosen: the pool's, or rows times prompts a row if fewer.
-        effective_prompts (`float`): 2 to the power of the entropy of all choices.
-        mean_overlap (`float`, *optional*): mean of `overlap`; 1 is collapse. `None` for a single task.
-        chance_overlap (`float`): the overlap of two tasks that take `top` prompts of the pool blindly.
-        overlap (`dict[tuple[str, str], float]`): share of common top prompts of each pair of tasks.
+        num_rows (`int`): number of rows.
+        pool_size (`int`): number of prompts in the pool.
+        prompt_length (`int`): number of prompts per row.
+        top (`int`): number of most selected prompts per task that `overlap` compares.
+        live_prompts (`int`): number of prompts that at least one row selects.
+        reachable_prompts (`int`): upper bound of `live_prompts`: `pool_size`, or rows times prompts per row if smaller.
+        effective_prompts (`float`): 2 to the power of the entropy of all selections.
+        mean_overlap (`float`, *optional*): mean of `overlap`; 1 is full collapse. `None` for a single task.
+        chance_overlap (`float`): expected overlap of two tasks that select `top` prompts at random.
+        overlap (`dict[tuple[str, str], float]`): for each pair of tasks, the fraction of common top prompts.
         silhouette (`float`, *optional*): see [`silhouette`].
         neighbor_accuracy (`float`, *optional*): see [`neighbor_accuracy`].
-        majority_share (`float`): what guessing the most frequent task would get right of that.
-        query_cosine (`float`): mean cosine between the queries of different rows; 1 is collapse.
-        tasks (`dict[str, TaskSummary]`): by name, sorted.
+        majority_share (`float`): accuracy of always predicting the most frequent task, to compare `neighbor_accuracy` with.
+        query_cosine (`float`): mean cosine similarity between the queries of different rows; 1 is full collapse.
+        tasks (`dict[str, TaskSummary]`): statistics of each task, sorted by name.
     """
 
     num_rows: int
@@ -68,7 +70,7 @@ class SelectionSummary:
     tasks: dict[str, TaskSummary]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON can hold it; the pairs of `overlap` become `[first, second, value]`."""
+        """Converts the summary to JSON-serializable values; the pairs of `overlap` become `[first, second, value]`."""
         result = {name: value for name, value in vars(self).items() if name not in ("overlap", "tasks")}
         result["overlap"] = [[*pair, value] for pair, value in self.overlap.items()]
         result["tasks"] = {name: dict(vars(task)) for name, task in self.tasks.items()}
@@ -77,9 +79,14 @@ class SelectionSummary:
 
 def summarize(records: SelectionRecords, top: int = 10) -> SelectionSummary:
     """
+    Computes the summary statistics of selection records.
+
     Args:
-        records ([`SelectionRecords`])
-        top (`int`, defaults to 10): how many most chosen prompts of each task are compared and listed.
+        records ([`SelectionRecords`]): the selections.
+        top (`int`, defaults to 10): number of most selected prompts per task to compare and list.
+
+    Returns:
+        [`SelectionSummary`]
 
     Raises:
         ValueError: if `top` is below 1.
@@ -87,27 +94,27 @@ def summarize(records: SelectionRecords, top: int = 10) -> SelectionSummary:
     """
     if top < 1:
         raise ValueError(f"`top` must be at least 1, got {top}.")
-    log = records.log()
+    usage = records.usage()
     tasks = {}
     for task in records.task_names:
-        usage, entropy = records.usage(task), log.entropy(task)
+        rates, entropy = records.selection_rates(task), usage.entropy(task)
         tasks[task] = TaskSummary(
             num_rows=sum(name == task for name in records.tasks),
-            live_prompts=len(log.counts[task]),
+            live_prompts=len(usage.counts[task]),
             entropy=entropy,
             effective_prompts=2.0**entropy,
-            top_prompts=[(index, float(usage[index])) for index in log.top_prompts(task, top)],
+            top_prompts=[(index, float(rates[index])) for index in usage.top_prompts(task, top)],
         )
-    overlap = log.task_overlap(top)
+    overlap = usage.task_overlap(top)
     return SelectionSummary(
         num_rows=len(records.tasks),
         pool_size=records.pool_size,
         prompt_length=records.prompt_length,
         top=top,
-        live_prompts=log.live_prompts(),
+        live_prompts=usage.live_prompts(),
         reachable_prompts=min(records.pool_size, records.indices.numel()),
-        effective_prompts=2.0 ** log.total_entropy(),
-        mean_overlap=log.mean_task_overlap(top) if overlap else None,
+        effective_prompts=2.0 ** usage.total_entropy(),
+        mean_overlap=usage.mean_task_overlap(top) if overlap else None,
         chance_overlap=min(1.0, top / records.pool_size),
         overlap=overlap,
         silhouette=silhouette(records.queries, records.tasks),

@@ -1,4 +1,4 @@
-"""Training and test data in one schema."""
+"""Data files for training and evaluation: their schema, reading and checking."""
 
 from .schema import Example, Problem, check_examples, read_examples
 

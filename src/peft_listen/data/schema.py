@@ -1,4 +1,4 @@
-"""The one schema of all data: JSON lines of `{"audio", "instruction", "answer", "task"}`."""
+"""Schema of data files: JSON lines of `{"audio", "instruction", "answer", "task"}`."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ..audio import load_audio
 
 
-# A clip whose largest sample is below this (-80 dB of full scale) has nothing to be heard.
+# Peak amplitude (-80 dB of full scale) below which a clip counts as silent.
 SILENCE_PEAK = 1e-4
 
 _TEXT_FIELDS = ("instruction", "answer", "task")
@@ -21,13 +21,13 @@ _TEXT_FIELDS = ("instruction", "answer", "task")
 
 class Example(TypedDict):
     """
-    One example, as the collator and the pipeline take it.
+    One example, in the form that the collator and the pipeline accept.
 
     Attributes:
-        audio (`str` or `None`): Path or http(s) URL of the clip; `None` for an example of text alone.
-        instruction (`str`): What is asked about the clip.
-        answer (`str`): The right answer.
-        task (`str`): Name of the task, by which metrics and selections are grouped.
+        audio (`str` or `None`): path or http(s) URL of the clip; `None` for a text-only example.
+        instruction (`str`): question or instruction about the clip.
+        answer (`str`): correct answer.
+        task (`str`): name of the task, by which metrics and selections are grouped.
     """
 
     audio: str | None
@@ -39,11 +39,11 @@ class Example(TypedDict):
 @dataclass(frozen=True)
 class Problem:
     """
-    What is wrong with one line of a data file.
+    Problem with one line of a data file.
 
     Attributes:
-        line (`int`): Number of the line, from 1.
-        message (`str`): What is wrong, what was expected, and what to do.
+        line (`int`): line number, starting at 1.
+        message (`str`): what is wrong, what was expected, and what to do.
     """
 
     line: int
@@ -55,20 +55,20 @@ class Problem:
 
 def read_examples(path: str | os.PathLike[str]) -> list[Example]:
     """
-    Reads a data file: UTF-8, one JSON object a line, with the fields of [`Example`].
+    Reads a data file: UTF-8 text with one JSON object per line, which has the fields of [`Example`].
 
-    Relative audio paths are taken from the file's own folder, so that a data set can be moved as a whole. Other fields
-    are left out, empty lines skipped. The audio itself is not opened: [`check_examples`] does that.
+    Relative audio paths are resolved against the folder of the file, so a data set can be moved as a whole. Other fields
+    and empty lines are ignored. Audio files are not opened; use [`check_examples`] for that.
 
     Args:
-        path (`str` or `os.PathLike`): The file.
+        path (`str` or `os.PathLike`): data file.
 
     Returns:
-        `list[Example]`, in the order of the file.
+        `list[Example]`: examples in the order of the file.
 
     Raises:
-        OSError: The file cannot be read.
-        ValueError: A line is not a valid example (its number is named), or the file has none.
+        OSError: if the file cannot be read.
+        ValueError: if a line is not a valid example (the message contains its number), or the file contains none.
     """
     examples = []
     for line, parsed in _parse(path):
@@ -76,32 +76,32 @@ def read_examples(path: str | os.PathLike[str]) -> list[Example]:
             raise ValueError(f"{os.fspath(path)}, line {line}: {parsed}")
         examples.append(parsed)
     if not examples:
-        raise ValueError(f"{os.fspath(path)} holds no examples; expected one JSON object a line.")
+        raise ValueError(f"{os.fspath(path)} contains no examples; expected one JSON object per line.")
     return examples
 
 
 def check_examples(path: str | os.PathLike[str], *, show_progress: bool = False) -> list[Problem]:
     """
-    Checks a data file and every clip it names.
+    Checks a data file and all clips that it refers to.
 
     Args:
-        path (`str` or `os.PathLike`): The file, as for [`read_examples`].
-        show_progress (`bool`, *optional*, defaults to `False`): Show a progress bar on stderr.
+        path (`str` or `os.PathLike`): data file, see [`read_examples`].
+        show_progress (`bool`, defaults to `False`): whether to show a progress bar on stderr.
 
     Returns:
-        `list[Problem]` in the order of the lines: those that are not valid examples, and those whose audio cannot be
-        read, is empty, silent, or holds NaN or infinite samples. Empty if all is well.
+        `list[Problem]`: problems in the order of the file, at most one per line: the line is not a valid example, or
+        its audio cannot be read, is empty or silent, or contains NaN or infinite samples.
 
     Raises:
-        OSError: The data file itself cannot be read.
-        ValueError: The data file has no lines.
-        ImportError: soundfile or soxr is not installed.
+        OSError: if the data file itself cannot be read.
+        ValueError: if the data file is empty.
+        ImportError: if soundfile or soxr is not installed.
     """
     lines = list(_parse(path))
     if not lines:
-        raise ValueError(f"{os.fspath(path)} holds no examples; expected one JSON object a line.")
+        raise ValueError(f"{os.fspath(path)} contains no examples; expected one JSON object per line.")
     problems = []
-    # Several questions are often asked about one clip.
+    # A clip often occurs on several lines, with different instructions.
     checked: dict[str, str | None] = {}
     for line, parsed in tqdm(lines, desc="Checking", unit="example", disable=not show_progress):
         message = None
@@ -117,7 +117,7 @@ def check_examples(path: str | os.PathLike[str], *, show_progress: bool = False)
 
 
 def _parse(path: str | os.PathLike[str]) -> Iterator[tuple[int, Example | str]]:
-    """Yields the number of each line that is not empty, and its example or what is wrong with it."""
+    """Yields the number of each non-empty line, and its example or an error message."""
     path = Path(path)
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
@@ -138,7 +138,7 @@ def _parse_line(line: bytes, folder: Path) -> Example | str:
         return f'expected a JSON object {{"audio": ..., "instruction": ..., ...}}, got a {type(fields).__name__}.'
     missing = [name for name in ("audio", *_TEXT_FIELDS) if name not in fields]
     if missing:
-        return f"the fields {missing} are missing; there are {sorted(fields)}. For text alone, set `audio` to null."
+        return f"the fields {missing} are missing; the line has {sorted(fields)}. For a text-only example, set `audio` to null."
     for name in _TEXT_FIELDS:
         if not isinstance(fields[name], str):
             return f"`{name}` must be a string, got {fields[name]!r}."
@@ -149,7 +149,7 @@ def _parse_line(line: bytes, folder: Path) -> Example | str:
     if audio is not None and (not isinstance(audio, str) or not audio):
         return f"`audio` must be a path, a URL or null, got {audio!r}."
     if audio is not None and not audio.startswith(("http://", "https://")):
-        # An absolute path stays as it is.
+        # If `audio` is an absolute path, the folder is ignored.
         audio = str(folder / audio)
     return Example(audio=audio, instruction=fields["instruction"], answer=fields["answer"], task=fields["task"])
 
@@ -162,6 +162,6 @@ def _audio_problem(audio: str) -> str | None:
     peak = float(np.abs(waveform).max())
     if peak < SILENCE_PEAK:
         return (
-            f"{audio}: the audio is silent (its largest sample is {peak:.1e}). Leave the clip out, or record it again."
+            f"{audio}: the audio is silent (its peak amplitude is {peak:.1e}). Leave the clip out, or record it again."
         )
     return None

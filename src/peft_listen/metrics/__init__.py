@@ -1,4 +1,4 @@
-"""Metrics of the tasks, as `evaluate.Metric` objects that need no network. They come with the extra `metrics`."""
+"""Task metrics as `evaluate.Metric` objects that need no network. They need the extra `metrics`."""
 
 from .registry import available_metrics, get_metric, register_metric
 

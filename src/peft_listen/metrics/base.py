@@ -1,4 +1,4 @@
-"""What the shipped metrics share: they keep their inputs in memory, and say what is wrong with bad ones."""
+"""Base class of the metrics, which keeps the inputs in memory and validates them."""
 
 from __future__ import annotations
 
@@ -18,29 +18,33 @@ except ImportError as error:
 
 class BaseMetric(evaluate.Metric):
     """
-    A metric of texts. A subclass says in its docstring what it measures, implements `_compute(predictions, references)`,
-    and takes options of its own as keyword arguments of its constructor, with `**settings` for those below.
+    Base class of metrics on texts. A subclass describes the metric in its docstring, implements
+    `_compute(predictions, references)`, and accepts its own options as keyword arguments of the constructor, with
+    `**settings` for the arguments below.
 
-    Unlike `evaluate.Metric` it keeps the inputs in memory when one process uses it, so that it needs no cache folder
-    and any number of metrics can be computed at once, and it refuses what would be counted wrongly.
+    Unlike `evaluate.Metric`, it keeps the inputs in memory when a single process uses it, so it needs no cache folder
+    and several metrics can be in use at the same time. It raises an error for inputs that would give a wrong value.
 
     Args:
         num_process (`int`, defaults to 1): number of processes that each add a part of the inputs. `compute` returns
-            the result in process 0, and `None` in the others.
-        process_id (`int`, defaults to 0): this process' rank.
-        experiment_id (`str`, *optional*): for several processes: a name that no other evaluation on this file system
+            the result in process 0 and `None` in the others.
+        process_id (`int`, defaults to 0): rank of this process.
+        experiment_id (`str`, *optional*): with several processes, a name that no other evaluation on this file system
             uses at the same time.
-        cache_dir (`str`, *optional*): for several processes: a folder that all of them see. Defaults to that of
-            `evaluate`, `~/.cache/huggingface/metrics`.
-        timeout (`float`, defaults to 100): for several processes: how long to wait for the others, in seconds.
+        cache_dir (`str`, *optional*): with several processes, a folder that all of them can access. Defaults to
+            `evaluate`'s folder, `~/.cache/huggingface/metrics`.
+        timeout (`float`, defaults to 100): with several processes, how many seconds to wait for the others.
+
+    Raises:
+        ImportError: if the library of the metric is not installed.
     """
 
     library: ClassVar[str | None] = None
-    """Module that `_compute` needs, imported when the metric is made, so that its absence is known before a long run."""
+    """Module that `_compute` needs. It is imported by the constructor, so a missing library is found before a long run."""
     citation_text: ClassVar[str] = ""
     """BibTeX of the metric."""
     takes_several_references: ClassVar[bool] = False
-    """Whether a row of `references` may be a list of texts. `_compute` is then given a list in every row."""
+    """Whether a row of `references` may be a list of texts. If so, `_compute` receives a list for every row."""
 
     def __init__(
         self,
@@ -80,34 +84,35 @@ class BaseMetric(evaluate.Metric):
         return Features({"predictions": text, "references": List(text) if self.takes_several_references else text})
 
     def _build_data_dir(self) -> str:
-        # The folder is for inputs on disk; a home folder that cannot be written to is no hindrance without them.
+        # The folder would only hold inputs on disk. It is not created without them, so a read-only home folder is fine.
         return "" if self.keep_in_memory else super()._build_data_dir()
 
     def compute(
         self, *, predictions: Sequence | None = None, references: Sequence | None = None, **kwargs: Any
     ) -> dict[str, Any] | None:
         """
-        The value over the given predictions and references and those that were added before.
+        Computes the metric on the given predictions and references together with those added before.
 
         Args:
-            predictions (`Sequence`, *optional*): one a row.
-            references (`Sequence`, *optional*): one a row, in the same order.
+            predictions (`Sequence`, *optional*): one per row.
+            references (`Sequence`, *optional*): one per row, in the same order.
 
         Returns:
-            `dict`, or `None` in all but the first of several processes.
+            `dict` with the value under the name of the metric, or `None` in all but the first of several processes.
 
         Raises:
-            ValueError: if there is nothing to compute, the two differ in length, or a row is not what it must be.
+            ValueError: if there are no rows, the two differ in length, or a row has the wrong type or an invalid value.
         """
         if kwargs:
             raise ValueError(
-                f"`compute` takes `predictions` and `references`, got also {sorted(kwargs)}. Options go to "
+                f"`compute` accepts `predictions` and `references`, but also got {sorted(kwargs)}. Pass options to "
                 f"`get_metric({self.name!r}, ...)`."
             )
         if predictions is None and references is None:
             if len(self) == 0:
                 raise ValueError(
-                    "There is nothing to compute: pass `predictions` and `references`, or `add` some before."
+                    "There are no rows to compute: pass `predictions` and `references`, or call `add` or `add_batch` "
+                    "first."
                 )
             return super().compute()
         predictions, references = self._checked(predictions, references)
@@ -120,11 +125,11 @@ class BaseMetric(evaluate.Metric):
         Adds rows for a later `compute()`.
 
         Args:
-            predictions (`Sequence`): one a row.
-            references (`Sequence`): one a row, in the same order.
+            predictions (`Sequence`): one per row.
+            references (`Sequence`): one per row, in the same order.
 
         Raises:
-            ValueError: if there are none, the two differ in length, or a row is not what it must be.
+            ValueError: if there are no rows, the two differ in length, or a row has the wrong type or an invalid value.
         """
         predictions, references = self._checked(predictions, references)
         super().add_batch(predictions=predictions, references=references, **kwargs)
@@ -134,11 +139,11 @@ class BaseMetric(evaluate.Metric):
         Adds one row for a later `compute()`.
 
         Args:
-            prediction: the prediction.
-            reference: the reference.
+            prediction (`Any`): prediction of the row.
+            reference (`Any`): reference of the row.
 
         Raises:
-            ValueError: if either is not what it must be.
+            ValueError: if either has the wrong type or an invalid value.
         """
         (prediction,), (reference,) = self._checked([prediction], [reference])
         super().add(prediction=prediction, reference=reference, **kwargs)
@@ -149,13 +154,13 @@ class BaseMetric(evaluate.Metric):
             if column is None:
                 raise ValueError(f"`{name}` is missing: pass `predictions` and `references`.")
             if isinstance(column, str) or not hasattr(column, "__iter__"):
-                raise ValueError(f"`{name}` must be a list with one entry a row, got {column!r}.")
+                raise ValueError(f"`{name}` must be a list with one entry per row, got {column!r}.")
             columns[name] = list(column)
         rows, expected = len(columns["predictions"]), len(columns["references"])
         if rows != expected:
-            raise ValueError(f"There are {rows} predictions, but {expected} references; give one of each a row.")
+            raise ValueError(f"There are {rows} predictions, but {expected} references; pass one of each per row.")
         if rows == 0:
-            raise ValueError("There are no predictions and no references: a metric needs at least one row.")
+            raise ValueError("There are no predictions and no references; a metric needs at least one row.")
         return (
             [self._check_prediction(value, f"predictions[{row}]") for row, value in enumerate(columns["predictions"])],
             [self._check_references(value, f"references[{row}]") for row, value in enumerate(columns["references"])],
@@ -171,13 +176,13 @@ class BaseMetric(evaluate.Metric):
         return [self._check_reference(text, f"{name}[{index}]") for index, text in enumerate(value)]
 
     def _check_prediction(self, value: Any, name: str) -> Any:
-        """Returns a prediction as it is stored, or raises a ValueError that calls it `name`."""
+        """Returns the prediction in the form that is stored; raises a `ValueError` that names it `name` if it is invalid."""
         if not isinstance(value, str):
             raise ValueError(f"`{name}` must be a string, got {value!r}.")
         return value
 
     def _check_reference(self, value: Any, name: str) -> Any:
-        """Returns one reference as it is stored, or raises a ValueError that calls it `name`."""
+        """Returns one reference in the form that is stored; raises a `ValueError` that names it `name` if it is invalid."""
         if not isinstance(value, str):
             kinds = "a string or a list of strings" if self.takes_several_references else "a string"
             raise ValueError(f"`{name}` must be {kinds}, got {value!r}.")
@@ -185,4 +190,4 @@ class BaseMetric(evaluate.Metric):
 
     @abstractmethod
     def _compute(self, predictions: list, references: list) -> dict[str, Any]:
-        """The value, under the metric's name, and what else is worth knowing."""
+        """Returns the value under the metric's name, and any further values."""

@@ -1,4 +1,4 @@
-"""The registry of metrics.
+"""Registry of metrics.
 
 ```python
 >>> from peft_listen.metrics import get_metric
@@ -7,16 +7,16 @@
 
 ```
 
-The metrics that are shipped, the library each stands on, and the range of its value:
+Built-in metrics, the library that each one uses, and the range of its values:
 
-| name | of | library | range |
+| name | inputs | library | range |
 |---|---|---|---|
 | `exact_match` | answers | | 0 to 1, higher is better |
 | `accuracy` | answers among known labels | scikit-learn | 0 to 1, higher is better |
 | `wer`, `cer` | transcripts | jiwer | from 0, lower is better |
 | `bleu`, `chrf` | translations | sacrebleu | 0 to 100, higher is better |
 | `rouge_l` | captions | rouge-score | 0 to 1, higher is better |
-| `eer` | scores of speaker verification | scikit-learn | 0 to 1, lower is better |
+| `eer` | speaker verification scores | scikit-learn | 0 to 1, lower is better |
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
 MetricType = TypeVar("MetricType", bound="type[evaluate.Metric]")
 
-# Modules of this package, imported on first use: they need `evaluate`, which `import peft_listen` must not.
-_SHIPPED = ("accuracy", "bleu", "chrf", "equal_error_rate", "error_rates", "exact_match", "rouge_l")
+# Modules of this package that are imported on first use: they need `evaluate`, which `import peft_listen` must not need.
+_BUILT_IN = ("answers", "captions", "transcripts", "translation", "verification")
 
 _METRICS: dict[str, type[evaluate.Metric]] = {}
 
 
 def register_metric(name: str) -> Callable[[MetricType], MetricType]:
     """
-    Class decorator that makes an `evaluate.Metric` available as `get_metric(name)`. [`BaseMetric`] is a good parent: it
-    checks the inputs and keeps them in memory.
+    Class decorator that makes an `evaluate.Metric` available as `get_metric(name)`. Derive from [`BaseMetric`] to have
+    the inputs checked and kept in memory.
 
     ```python
     >>> from peft_listen.metrics import get_metric, register_metric
@@ -60,11 +60,11 @@ def register_metric(name: str) -> Callable[[MetricType], MetricType]:
     ```
 
     Args:
-        name (`str`): the name for [`get_metric`].
+        name (`str`): name to pass to [`get_metric`].
 
     Raises:
         ValueError: if another class is registered under this name.
-        TypeError: if the class is no `evaluate.Metric`.
+        TypeError: if the class is not a subclass of `evaluate.Metric`.
         ImportError: if `evaluate` is not installed.
     """
 
@@ -77,8 +77,8 @@ def register_metric(name: str) -> Callable[[MetricType], MetricType]:
         # A class defined again under the same qualified name (a re-run notebook cell) replaces itself.
         if registered is not None and registered.__qualname__ != cls.__qualname__:
             raise ValueError(
-                f"The metric name {name!r} is taken by {registered.__qualname__}; choose another name for "
-                f"{cls.__qualname__}."
+                f"The metric name {name!r} is already used by {registered.__qualname__}; register {cls.__qualname__} "
+                "under another name."
             )
         _METRICS[name] = cls
         return cls
@@ -88,44 +88,44 @@ def register_metric(name: str) -> Callable[[MetricType], MetricType]:
 
 def available_metrics() -> list[str]:
     """
-    Names of all registered metrics, sorted.
+    Returns the names of all registered metrics, sorted.
 
     Raises:
         ImportError: if `evaluate` is not installed.
     """
-    _import_shipped()
+    _import_built_in()
     return sorted(_METRICS)
 
 
 def get_metric(name: str, **kwargs: Any) -> evaluate.Metric:
     """
-    Makes the metric that is registered under `name`. No file is downloaded, and none is written unless several
+    Creates the metric that is registered under `name`. Nothing is downloaded, and no file is written unless several
     processes share the metric.
 
     Args:
         name (`str`): one of [`available_metrics`].
-        **kwargs: options of the metric (see its class), and the settings of [`BaseMetric`].
+        **kwargs (`Any`): options of the metric (see its class) and settings of [`BaseMetric`].
 
     Returns:
-        `evaluate.Metric`: `compute(predictions=..., references=...)` returns a `dict` whose entry `name` is the value;
-        `add` and `add_batch` collect the inputs of a later `compute()`.
+        `evaluate.Metric`: `compute(predictions=..., references=...)` returns a `dict` with the value under the key
+        `name`; `add` and `add_batch` collect inputs for a later `compute()`.
 
     Raises:
-        ValueError: if no metric has that name, or if it does not take these arguments.
+        ValueError: if no metric has that name, or if the metric does not accept these arguments.
         ImportError: if a library of the extra `metrics` is not installed.
     """
-    _import_shipped()
+    _import_built_in()
     if name not in _METRICS:
         raise ValueError(
-            f"There is no metric {name!r}; registered are {', '.join(sorted(_METRICS))}. "
+            f"There is no metric {name!r}; registered metrics: {', '.join(sorted(_METRICS))}. "
             "Add your own with `@register_metric`."
         )
     try:
         return _METRICS[name](**kwargs)
     except TypeError as error:
-        raise ValueError(f"The metric {name!r} does not take the arguments {kwargs}: {error}") from error
+        raise ValueError(f"The metric {name!r} does not accept the arguments {kwargs}: {error}") from error
 
 
-def _import_shipped() -> None:
-    for module in _SHIPPED:
+def _import_built_in() -> None:
+    for module in _BUILT_IN:
         importlib.import_module(f".{module}", __package__)

@@ -1,4 +1,4 @@
-"""What counts as the same text: of answers, and of transcripts."""
+"""Normalization of answers and of transcripts before they are compared."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 
-# Marks that end a sentence or a clause, and quotation marks. Not the whole of Unicode's punctuation: "50%" is not "50".
+# Marks that end a sentence or a clause, and quotation marks; not all Unicode punctuation: "50%" differs from "50".
 TRAILING_PUNCTUATION = ".,;:!?…\"'”’»。，、；：！？．」』"  # noqa: RUF001
 
 Normalizer = Callable[[str], str]
@@ -16,8 +16,8 @@ Normalizer = Callable[[str], str]
 
 def normalize_answer(text: str) -> str:
     """
-    An answer without what a grader would overlook: case, white space around it, runs of white space within it, and
-    punctuation at its end. Canonically equivalent characters (é in one code point or two) become the same.
+    Removes differences that a human grader would ignore: case, surrounding and repeated white space, and trailing
+    punctuation. Canonically equivalent characters (é as one or two code points) become equal.
 
     ```python
     >>> from peft_listen.metrics.text_normalization import normalize_answer
@@ -33,25 +33,29 @@ def normalize_answer(text: str) -> str:
 
 def get_normalizer(normalizer: str | Normalizer | None) -> Normalizer:
     """
-    The function that is applied to both sides before transcripts are compared.
+    Returns the function that is applied to predictions and references before transcripts are compared.
 
     Args:
         normalizer (`str`, `Callable[[str], str]` or `None`):
-            `"basic"`: Whisper's normalizer for any language, as in transformers: lower case, compatibility characters
-            (NFKC), no words in brackets, marks, symbols and punctuation (the apostrophe too) as spaces, single spaces.
-            `None`: the text as it is, but for white space at its ends. Or a function of your own; for English as in
-            Whisper's paper (contractions, numbers, British spelling), `WhisperTokenizer.normalize`.
+            `"basic"`: Whisper's language-independent normalizer from transformers. It converts to lower case and NFKC,
+            removes words in brackets, replaces marks, symbols and punctuation (including the apostrophe) by spaces, and
+            collapses spaces. `None`: the text unchanged except for surrounding white space. A function is applied as
+            given; pass `WhisperTokenizer.normalize` for the English normalizer of Whisper's paper (contractions,
+            numbers, British spelling).
+
+    Returns:
+        `Callable[[str], str]`: the function; its results have no surrounding white space.
 
     Raises:
-        ValueError: if it is none of these.
+        ValueError: if `normalizer` is none of these.
     """
-    chosen: Normalizer | None
+    normalize: Normalizer
     if normalizer is None:
         return str.strip
     if normalizer == "basic":
-        chosen = BasicTextNormalizer()
+        normalize = BasicTextNormalizer()
     elif callable(normalizer):
-        chosen = normalizer
+        normalize = normalizer
     else:
-        raise ValueError(f'`normalizer` must be "basic", None or a function from str to str, got {normalizer!r}.')
-    return lambda text: chosen(text).strip()
+        raise ValueError(f'`normalizer` must be "basic", None or a function from `str` to `str`, got {normalizer!r}.')
+    return lambda text: normalize(text).strip()

@@ -1,4 +1,4 @@
-"""`pipeline("audio-text-to-text")`: sound and a question in, an answer out."""
+"""The pipeline `pipeline("audio-text-to-text")`: generates an answer from audio and a question."""
 
 import os
 from collections.abc import Iterable, Mapping, Sized
@@ -13,12 +13,13 @@ from transformers.utils import ModelOutput
 from transformers.utils.chat_template_utils import Chat
 
 from ..audio import DEFAULT_SAMPLING_RATE, AudioSource, load_audio
+from ..chat import starts_with_bos
 from .inputs import (
     as_pipeline_inputs,
     ends_with_assistant,
     pair_with_questions,
     questions_as_inputs,
-    take_out_clips,
+    split_clips,
     to_chat,
     with_answer,
 )
@@ -28,13 +29,18 @@ class AudioTextToTextPipeline(Pipeline):
     """
     Answers questions about audio: `pipeline("audio-text-to-text")`.
 
-    `model` is the folder or Hub name of an [`AudioListenForCausalLM`] saved with its processor, or of a PEFT adapter
-    trained on one (base model and processor are found through the adapter's `base_model_name_or_path`); or a model or
-    `PeftModel` object, together with `processor`. Any multimodal language model of transformers whose processor has a
-    chat template with `{"type": "audio"}` parts works too.
+    Every input is converted to a chat, with the audio before the text, and rendered by the processor's chat template. At
+    most 256 new tokens are generated, unless the model's `generation_config.json` sets another limit.
 
-    Every input becomes a chat, rendered by the processor's chat template: audio first, then the text. Unless the
-    model's `generation_config.json` says otherwise, at most 256 new tokens are generated.
+    Args:
+        model (`str`, [`AudioListenForCausalLM`] or `PeftModel`):
+            Folder or Hub name of a model that was saved with its processor, or of a PEFT adapter, whose base model and
+            processor are loaded from its `base_model_name_or_path`; or a model object. Other multimodal language models
+            of transformers are supported if the chat template of their processor accepts `{"type": "audio"}` parts.
+        processor ([`AudioListenProcessor`], *optional*):
+            Processor of the model; required with a model object.
+        kwargs:
+            Default arguments of calls, and other arguments of [`~transformers.pipeline`].
 
     Example:
 
@@ -48,7 +54,7 @@ class AudioTextToTextPipeline(Pipeline):
     ```
 
     Raises:
-        ValueError: for a model object without a processor.
+        ValueError: A model object is passed without a processor.
     """
 
     _load_processor: Any = True
@@ -62,19 +68,20 @@ class AudioTextToTextPipeline(Pipeline):
     tokenizer: Any
 
     _pipeline_calls_generate = True
-    # The docstring states this default.
+    # The class docstring states this default.
     _default_generation_config = GenerationConfig(max_new_tokens=256)
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if self.processor is None:
+    def __init__(self, model: Any, *, processor: Any = None, **kwargs: Any) -> None:
+        if processor is None:
             raise ValueError(
                 "The audio-text-to-text pipeline needs a processor. Pass `processor=AutoProcessor.from_pretrained(...)` "
-                "beside the model object."
+                "with the model object."
             )
-        # Pipeline looks for it before it takes the tokenizer out of the processor.
-        if self.tokenizer.pad_token_id is not None:
-            self._generation_defaults.setdefault("pad_token_id", self.tokenizer.pad_token_id)
+        # Pipeline takes the padding token from its tokenizer argument, before it looks for a tokenizer in the processor.
+        for name in ("tokenizer", "feature_extractor"):
+            if kwargs.get(name) is None:
+                kwargs[name] = getattr(processor, name, None)
+        super().__init__(model, processor=processor, **kwargs)
 
     def _sanitize_parameters(
         self,
@@ -90,7 +97,7 @@ class AudioTextToTextPipeline(Pipeline):
         twice = sorted(generation_arguments.keys() & (generate_kwargs or {}).keys())
         if twice:
             raise ValueError(
-                f"{twice} given twice: in `generate_kwargs` and as arguments of their own. Give them once."
+                f"{twice} given twice: in `generate_kwargs` and as separate arguments. Pass each of them once."
             )
         forward_params = {**(generate_kwargs or {}), **generation_arguments}
         if "stop_strings" in forward_params:
@@ -122,45 +129,44 @@ class AudioTextToTextPipeline(Pipeline):
                 One input, or several in a list, generator, `datasets.Dataset`, `torch.utils.data.Dataset` or
                 `KeyDataset`. An input is
 
-                - a clip: whatever [`~peft_listen.audio.load_audio`] takes (a path, an http(s) URL, bytes, an array with
+                - a clip: any argument of [`~peft_listen.audio.load_audio`] (a path, an http(s) URL, bytes, an array with
                   `sampling_rate`, `{"array": ..., "sampling_rate": ...}`, ...);
-                - a row `{"audio": clip or list of clips, "instruction": str}`, such as one of a data set; `"text"` is
-                  read where there is no `"instruction"`, other columns are ignored;
-                - a chat: a list of messages `{"role": ..., "content": ...}`, whose content may hold parts
+                - a row `{"audio": clip or list of clips, "instruction": str}`, such as a row of a data set; `"text"` is
+                  used if there is no `"instruction"`, and other columns are ignored;
+                - a chat: a list of messages `{"role": ..., "content": ...}`, whose content may be a list of parts
                   `{"type": "audio", "audio": clip}` (or `"url"`, `"path"`) and `{"type": "text", "text": ...}`.
-            text (`str`, or `list` of `str`, *optional*):
-                The question: one for all inputs that bring none of their own, or a list with one for each clip; with a
-                single clip, each is asked about that clip. Without audio, the model answers the text alone, which may
-                also be a chat. Defaults to `"Describe what you hear."`
+            text (`str`, or `list` of `str`, *optional*, defaults to `"Describe what you hear."`):
+                The question for all inputs without a text of their own, or a list with one question for each clip. With
+                a single clip, every question of the list is about that clip. Without audio, the questions are answered
+                from the text alone; `text` may also be a chat then.
             sampling_rate (`float`, *optional*):
-                Rate in Hz of clips given as bare samples.
+                Rate in Hz of clips that are passed as samples only.
             return_full_text (`bool`, *optional*, defaults to `False`):
-                Return the whole chat with the answer as its last message, ready for the next turn, and not just the
-                answer.
+                Whether to return the whole chat, with the answer as its last message, and not only the answer.
             continue_final_message (`bool`, *optional*):
-                Whether the answer continues the chat's last message. By default it does where that message is the
+                Whether the answer continues the last message of the chat. By default, it does if that message is the
                 assistant's.
             skip_special_tokens (`bool`, *optional*, defaults to `True`):
-                Leave special tokens out of the answer.
+                Whether to remove special tokens from the answer.
             chat_template_kwargs (`dict`, *optional*):
                 Variables for the chat template, such as `{"enable_thinking": False}`.
             batch_size (`int`, *optional*, defaults to 1):
-                How many inputs are generated for at once.
+                Number of inputs in one call of `model.generate`.
             generate_kwargs (`dict`, *optional*) and any other argument:
                 Passed to `model.generate`: `max_new_tokens`, `num_beams`, `num_return_sequences`, `streamer`, ...
 
         Returns:
-            For one input a list with a dictionary for each returned sequence (one, unless `num_return_sequences` is
-            given); for a list of inputs a list of such lists; for generators and data sets an iterator over such lists.
-            Each dictionary holds
+            For one input, a list with one dictionary per returned sequence (one, unless `num_return_sequences` is
+            passed); for a list of inputs, a list of such lists; for generators and data sets, an iterator over such
+            lists. Each dictionary contains
 
-            - **input_text** (`str`, or the chat): the text that came with the input;
+            - **input_text** (`str`, or the chat): the text of the input;
             - **generated_text** (`str`, or the chat with `return_full_text=True`): the answer.
 
         Raises:
-            ValueError: An input without audio and text, a list of questions that does not fit the clips, or audio that
-                is empty, not finite or of unknown sampling rate.
-            OSError: An audio file that cannot be read.
+            ValueError: An input has neither audio nor text, the number of questions differs from that of the clips, or
+                audio is empty, not finite or of unknown sampling rate.
+            OSError: An audio file cannot be read.
         """
         if audio is None and text is None:
             raise ValueError("The pipeline got neither audio nor text. Pass a clip, a row, a chat or a question.")
@@ -183,7 +189,8 @@ class AudioTextToTextPipeline(Pipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> PipelineIterator:
-        # The processor pads a batch better than Pipeline's collation, which needs the same keys in all of its rows.
+        # Batches are padded by the processor: Pipeline's own collation requires the same keys in all rows, and rows without
+        # audio lack some.
         dataset: Any
         if isinstance(inputs, Sized):
             dataset = PipelineDataset(inputs, self.preprocess, preprocess_params)
@@ -212,11 +219,11 @@ class AudioTextToTextPipeline(Pipeline):
         continue_final_message: bool | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Renders one input's chat and loads its clips."""
+        """Renders the chat of one input and loads its clips."""
         chat, input_text = to_chat(inputs, text)
         if continue_final_message is None:
             continue_final_message = ends_with_assistant(chat)
-        messages, clips = take_out_clips(chat)
+        messages, clips = split_clips(chat)
         prompt = self.processor.apply_chat_template(
             messages,
             tokenize=False,
@@ -234,14 +241,11 @@ class AudioTextToTextPipeline(Pipeline):
         waveforms = [waveform for row in rows for waveform in row["audio"]]
         if waveforms:
             audio = {"audio": waveforms, "sampling_rate": rows[0]["sampling_rate"]}
-        # A chat template that writes the first token itself must not get it from the tokenizer a second time.
-        bos_token = self.tokenizer.bos_token
-        add_special_tokens = not (bos_token and prompts[0].startswith(bos_token))
         model_inputs = self.processor(
             text=prompts,
             padding=True,
             padding_side="left",
-            add_special_tokens=add_special_tokens,
+            add_special_tokens=not starts_with_bos(prompts[0], self.tokenizer.bos_token),
             return_tensors="pt",
             **audio,
         )
@@ -257,7 +261,7 @@ class AudioTextToTextPipeline(Pipeline):
         model_inputs = input_tensors["model_inputs"]
         generate_kwargs = self._prepare_generate_kwargs(generate_kwargs, return_dict_in_generate=False)
         sequences = self.model.generate(**model_inputs, **generate_kwargs)
-        # [batch, num_return_sequences, length]
+        # [batch_size, num_return_sequences, length]
         sequences = sequences.reshape(len(input_tensors["chat"]), -1, sequences.shape[-1])
         new_tokens = _without_prompt(sequences, model_inputs["input_ids"])
         return {"chat": input_tensors["chat"], "input_text": input_tensors["input_text"], "new_tokens": new_tokens}
@@ -269,8 +273,8 @@ class AudioTextToTextPipeline(Pipeline):
         continue_final_message: bool | None = None,
         skip_special_tokens: bool = True,
     ) -> list[dict[str, Any]]:
-        """Decodes one input's answers."""
-        # A batch of one comes as it was collated, one input of a larger batch without its list.
+        """Decodes the answers to one input."""
+        # A batch of one input arrives as it was collated, in lists of length 1; Pipeline unpacks larger batches.
         chat, input_text = (
             value[0] if isinstance(value, list) else value
             for value in (model_outputs["chat"], model_outputs["input_text"])
@@ -284,7 +288,13 @@ class AudioTextToTextPipeline(Pipeline):
         return [{"input_text": input_text, "generated_text": answer} for answer in answers]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Saves the model and its processor, so that `pipeline("audio-text-to-text", model=save_directory)` works."""
+        """
+        Saves the model and its processor, for `pipeline("audio-text-to-text", model=save_directory)`.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): The folder.
+            kwargs: Passed to both `save_pretrained` methods.
+        """
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
 
@@ -294,8 +304,17 @@ def _without_none(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_prompt(sequences: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-    """The new tokens of `sequences` (batch, num_return_sequences, length), which may or may not begin with the prompt:
-    a model that generates from embeddings returns the new tokens only."""
+    """
+    Removes the prompt from generated sequences that include it. Models that generate from embeddings return the new tokens
+    only.
+
+    Args:
+        sequences (`torch.Tensor` of shape `(batch_size, num_return_sequences, length)`): Output of `generate`.
+        input_ids (`torch.Tensor` of shape `(batch_size, prompt_length)`): The prompts.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_return_sequences, new_length)`.
+    """
     length = input_ids.shape[-1]
     begins = sequences.shape[-1] >= length and bool((sequences[..., :length] == input_ids.unsqueeze(1)).all())
     return sequences[..., length:] if begins else sequences

@@ -1,4 +1,4 @@
-"""The forms in which the audio-text-to-text pipeline takes its inputs; every one of them becomes a chat."""
+"""Input forms of the audio-text-to-text pipeline, and their conversion to chats."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -9,28 +9,33 @@ import torch
 from torch.utils.data import Dataset
 from transformers.utils.chat_template_utils import Chat, is_valid_message
 
+from ..audio.waveform import is_list_of_clips, is_samples
+from ..chat import clip_of
 
-# Asked when an input has audio but no text.
+
+# The question about an input that has audio but no text.
 DEFAULT_INSTRUCTION = "Describe what you hear."
 
 _ROW_KEYS = frozenset({"audio", "text", "instruction"})
-_AUDIO_PART_KEYS = ("audio", "url", "path")
 _SINGLE_TYPES = (str, os.PathLike, bytes, bytearray, memoryview, Mapping, np.ndarray, torch.Tensor, Chat)
 
 
 def as_pipeline_inputs(inputs: Any) -> Any:
     """
-    Lets [`~transformers.Pipeline`] tell one input from several.
+    Converts the pipeline's argument to a type by which [`~transformers.Pipeline`] can tell one input from several.
+
+    Args:
+        inputs: One input, or several in a list, generator or data set.
 
     Returns:
-        One input: a [`Chat`] or anything that is neither list, generator nor torch data set. Several: a list of inputs
-        (their answers come in a list), a torch data set or a generator (their answers come in an iterator).
+        For one input, a [`Chat`] or any object that is not a list, generator or torch data set. For several, a list of
+        inputs (the pipeline returns a list), or a torch data set or generator (the pipeline returns an iterator).
     """
     if _is_chat(inputs):
         return _chat(inputs)
     if is_valid_message(inputs):
         return _chat([inputs])
-    if _is_samples(inputs):
+    if is_samples(inputs):
         return np.asarray(inputs)
     if isinstance(inputs, (list, tuple)):
         return [_chat(item) if _is_chat(item) else item for item in inputs]
@@ -40,30 +45,41 @@ def as_pipeline_inputs(inputs: Any) -> Any:
 
 
 def questions_as_inputs(text: Any) -> Any:
-    """Questions without audio as inputs, one or a list; chats and rows are inputs already."""
-    if _is_batch(text):
+    """
+    Converts questions without audio to inputs.
+
+    Args:
+        text: A question, or a list of questions. Chats and rows are inputs already and are returned unchanged.
+
+    Returns:
+        A row `{"text": question}`, or a list of rows.
+    """
+    if _is_list_of_inputs(text):
         return [questions_as_inputs(question) for question in text]
     return {"text": text} if isinstance(text, str) else text
 
 
 def pair_with_questions(audio: Any, questions: list[Any]) -> list[dict[str, Any]]:
     """
-    Rows of clips and their questions.
+    Pairs clips with questions.
 
     Args:
-        audio: One clip, about which every question is asked, or a list with one clip for each question.
+        audio: One clip, which is paired with every question, or a list with one clip for each question.
         questions (`list[str]`): The questions.
+
+    Returns:
+        `list[dict]`: Rows `{"audio": clip, "text": question}`.
 
     Raises:
         ValueError: The two lists differ in length, the questions are not strings, or the clips are not a list.
     """
     if not all(isinstance(question, str) for question in questions):
         raise ValueError(
-            "`text` beside `audio` must be a string or a list of strings. In a chat, audio stands in the messages: "
+            "With `audio`, `text` must be a string or a list of strings. The audio of a chat belongs in its messages: "
             '{"type": "audio", "audio": ...}.'
         )
-    if not _is_batch(audio):
-        if isinstance(audio, Iterable) and not _is_single(audio) and not _is_samples(audio):
+    if not _is_list_of_inputs(audio):
+        if isinstance(audio, Iterable) and not _is_single(audio) and not is_samples(audio):
             raise ValueError(
                 "A list of questions needs a list of clips. For chats, generators and data sets, put the question into "
                 'every item: {"audio": ..., "instruction": ...}.'
@@ -78,17 +94,17 @@ def pair_with_questions(audio: Any, questions: list[Any]) -> list[dict[str, Any]
 
 def to_chat(inputs: Any, question: str | None = None) -> tuple[Chat, str | Chat]:
     """
-    One input as a chat.
+    Converts one input to a chat.
 
     Args:
         inputs: A clip, a row or a chat.
-        question (`str`, *optional*): Asked if the input has no text of its own; [`DEFAULT_INSTRUCTION`] if not given.
+        question (`str`, *optional*, defaults to [`DEFAULT_INSTRUCTION`]): The question if the input has no text.
 
     Returns:
-        The chat, and the text that came with the input: the question, or the chat itself.
+        The chat, and the text of the input: its question, or the chat itself.
 
     Raises:
-        ValueError: The input has neither audio nor text, or its text is no string.
+        ValueError: The input has neither audio nor text, or its text is not a string.
     """
     if _is_chat(inputs):
         inputs = _chat(inputs)
@@ -97,13 +113,13 @@ def to_chat(inputs: Any, question: str | None = None) -> tuple[Chat, str | Chat]
     clips = inputs
     if isinstance(inputs, Mapping) and not _ROW_KEYS.isdisjoint(inputs):
         clips = inputs.get("audio")
-        # A row's "text" is often the transcript, so "instruction" goes first.
+        # The "text" of a row is often a transcript, so "instruction" takes precedence.
         own = next((inputs[key] for key in ("instruction", "text") if inputs.get(key) is not None), None)
         question = question if own is None else own
-    clips = [] if clips is None else list(clips) if _is_batch(clips) else [clips]
+    clips = [] if clips is None else list(clips) if _is_list_of_inputs(clips) else [clips]
     if question is None:
         if not clips:
-            raise ValueError(f"The input {inputs!r} has neither audio nor text. Give it one of them.")
+            raise ValueError(f"The input {inputs!r} has neither audio nor text. Pass at least one of them.")
         question = DEFAULT_INSTRUCTION
     if not isinstance(question, str):
         raise ValueError(f"The question must be a string, got a {type(question).__name__}: {question!r}.")
@@ -111,12 +127,15 @@ def to_chat(inputs: Any, question: str | None = None) -> tuple[Chat, str | Chat]
     return _chat([{"role": "user", "content": content}]), question
 
 
-def take_out_clips(chat: Chat) -> tuple[list[dict[str, Any]], list[Any]]:
+def split_clips(chat: Chat) -> tuple[list[dict[str, Any]], list[Any]]:
     """
-    Splits a chat into what the chat template renders and what is heard.
+    Separates the clips of a chat from its messages.
+
+    Args:
+        chat ([`Chat`]): The chat, which is not changed.
 
     Returns:
-        The messages, with nothing but `{"type": "audio"}` left of their audio parts, and the clips in their order.
+        The messages for the chat template, with audio parts reduced to `{"type": "audio"}`, and the clips in order.
 
     Raises:
         ValueError: An audio part has no audio.
@@ -129,11 +148,11 @@ def take_out_clips(chat: Chat) -> tuple[list[dict[str, Any]], list[Any]]:
             parts = []
             for part in content:
                 if part.get("type") == "audio":
-                    clip = next((part[key] for key in _AUDIO_PART_KEYS if part.get(key) is not None), None)
+                    clip = clip_of(part)
                     if clip is None:
                         raise ValueError(
                             f"A message has an audio part without audio: {part!r}. Expected "
-                            '{"type": "audio", "audio": ...} with a clip that `load_audio` takes.'
+                            '{"type": "audio", "audio": ...} with a clip that `load_audio` can read.'
                         )
                     clips.append(clip)
                     part = {"type": "audio"}
@@ -144,13 +163,23 @@ def take_out_clips(chat: Chat) -> tuple[list[dict[str, Any]], list[Any]]:
 
 
 def ends_with_assistant(chat: Chat) -> bool:
-    """Whether the chat's last message is the assistant's, so that the answer continues it."""
+    """Returns whether the last message of the chat is the assistant's, so that the answer continues it."""
     messages: Any = chat.messages
     return messages[-1]["role"] == "assistant"
 
 
 def with_answer(chat: Chat, answer: str, continue_final_message: bool) -> list[dict[str, Any]]:
-    """The chat's messages with the answer as their last, or at the end of their last."""
+    """
+    Adds the answer to a chat.
+
+    Args:
+        chat ([`Chat`]): The chat, which is not changed.
+        answer (`str`): The generated text.
+        continue_final_message (`bool`): Whether to append the answer to the last message, not to add a message.
+
+    Returns:
+        `list[dict]`: The messages with the answer.
+    """
     *before, last = chat.messages
     if not continue_final_message:
         return [*before, last, {"role": "assistant", "content": answer}]
@@ -169,13 +198,8 @@ def _is_chat(inputs: Any) -> bool:
     return isinstance(inputs, (list, tuple)) and len(inputs) > 0 and is_valid_message(inputs[0])
 
 
-def _is_samples(inputs: Any) -> bool:
-    """Whether this is one clip, given as a list of numbers."""
-    return isinstance(inputs, (list, tuple)) and len(inputs) > 0 and isinstance(inputs[0], (int, float, np.number))
-
-
-def _is_batch(inputs: Any) -> bool:
-    return isinstance(inputs, (list, tuple)) and not _is_chat(inputs) and not _is_samples(inputs)
+def _is_list_of_inputs(inputs: Any) -> bool:
+    return is_list_of_clips(inputs) and not _is_chat(inputs)
 
 
 def _is_single(inputs: Any) -> bool:

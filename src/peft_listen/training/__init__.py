@@ -1,11 +1,11 @@
-"""Training: batches, the encoders' features on disk, and what `Trainer` and `SFTTrainer` need."""
+"""Training: the data collator, the feature cache, and the integration with `Trainer` and `SFTTrainer`."""
 
 from .callbacks import ListenCallback
-from .chat_template import chat_template_token_ids
 from .collator import AudioListenCollator
 from .feature_cache import FeatureCache
 from .optimizer import parameter_groups
 from .sft import sft_config
+from .template_tokens import chat_template_token_ids
 
 
 __all__ = [

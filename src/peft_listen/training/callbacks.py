@@ -138,9 +138,9 @@ class ListenCallback(TrainerCallback):
         extra: dict[str, Any] = {"prompt_length": self._prompt_length, "live_prompts": len(self._chosen)}
         if tuner.key_loss is not None:
             extra["key_loss"] = round(float(tuner.key_loss.detach()), 4)
-        name, _ = tuner.layer.state_of(None)
-        queries = tuner.layer.matched_query(name, torch.stack(list(self._queries)[-_RECENT_ROWS:]))
-        keys = tuner.layer.listen_keys[name].detach().float()
+        pool = tuner.layer.pool_of()
+        queries = pool.normalize_query(torch.stack(list(self._queries)[-_RECENT_ROWS:]))
+        keys = pool.keys.detach().float()
         measures = collapse_measures(queries, keys, torch.tensor(list(self._best), dtype=torch.long))
         extra.update(measures)
         logs.update(extra)
@@ -172,7 +172,7 @@ class ListenCallback(TrainerCallback):
         )
 
     def _record(self, record: SelectionRecord) -> None:
-        if not self._connected.layer.is_training_step:
+        if not self._connected.layer.pool_of().is_training_step:
             return
         self._queries.extend(record.query.float().cpu())
         self._best.extend(record.indices[:, 0].tolist())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..analysis.selections import mean_pairwise_cosine
+from ..analysis.query_space import mean_pairwise_cosine
 
 
 # Fewer rows than this say nothing about collapse.

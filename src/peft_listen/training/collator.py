@@ -1,4 +1,4 @@
-"""Examples `{audio, instruction, answer, task}` to training batches."""
+"""Data collator: turns examples `{audio, instruction, answer, task}` into training batches."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from ..chat import starts_with_bos
 
 
 if TYPE_CHECKING:
@@ -17,30 +19,19 @@ class AudioListenCollator:
     """
     Data collator for [`AudioListenForCausalLM`], with or without a PEFT adapter, under `Trainer` or `SFTTrainer`.
 
-    The prompt (audio, instruction, chat template) is made by the processor exactly as in generation; the answer is what
-    the chat template renders after it, and alone is supervised. Rows are padded on the left, so that all answers end
-    at the right edge.
+    The processor creates the prompt (audio, instruction, chat template) exactly as in generation. The answer is the text
+    that the chat template renders after the prompt; only its tokens are supervised. Rows are padded on the left, so all
+    answers end at the right edge.
 
     Args:
         processor ([`AudioListenProcessor`]):
-            Loads the audio and makes the prompt.
+            processor that loads the audio and creates the prompt.
         feature_cache ([`FeatureCache`], *optional*):
-            Gives the frozen encoders' output, in place of running them. Every clip must be in it.
+            cache to read the frozen encoders' outputs from, instead of running the encoders. It must contain every clip.
         supervised_logits_only (`bool`, defaults to `True`):
-            Adds `logits_to_keep` and `shift_labels` to the batch, so that the head runs on the answers' positions and
-            not on the whole prompt. The loss is the same. Set it to `False` for `SFTTrainer`, whose own head does this
-            already, for other models whose `forward` does not take them, and for metrics that need all logits.
-
-    Returns (of a call):
-        `dict` with `input_ids`, `attention_mask` and `labels` of shape `(batch_size, length)`, the audio inputs of
-        [`AudioListenForCausalLM.forward`], and what `supervised_logits_only` adds.
-
-    Raises (of a call):
-        KeyError: if an example lacks `instruction` or `answer`, none of the batch has `audio`, or a clip is not in
-            `feature_cache`.
-        OSError: for audio that cannot be read; the message names the file.
-        ValueError: for empty or non-finite audio (the message names the file), for an answer that the chat template does
-            not render after the prompt, and for text with the processor's audio token in it.
+            whether to add `logits_to_keep` and `shift_labels` to the batch, so that the language head runs only on the
+            positions of the answers. The loss is the same. Set it to `False` for `SFTTrainer`, whose own head already
+            does this, for models whose `forward` does not accept these arguments, and for metrics that need all logits.
     """
 
     def __init__(
@@ -54,6 +45,26 @@ class AudioListenCollator:
         self.supervised_logits_only = supervised_logits_only
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """
+        Creates a batch.
+
+        Args:
+            examples (`Sequence[Mapping]`):
+                rows with `instruction`, `answer` and `audio` (anything that [`load_audio`] accepts, or `None` for a row
+                without audio). Other fields are ignored.
+
+        Returns:
+            `dict` with `input_ids`, `attention_mask` and `labels` of shape `(batch_size, sequence_length)`, the audio
+            inputs of [`AudioListenForCausalLM.forward`], and, with `supervised_logits_only`, `logits_to_keep` (`int`)
+            and `shift_labels` of shape `(batch_size, logits_to_keep)`.
+
+        Raises:
+            KeyError: if an example has no `instruction` or `answer`, no example of the batch has `audio`, or a clip is
+                not in `feature_cache`.
+            OSError: if audio cannot be read; the message names the file.
+            ValueError: if audio is empty or not finite (the message names the file), the chat template does not render
+                the answer after the prompt, or a text contains the audio token of the processor.
+        """
         self._check_columns(examples)
         rendered = [self._render(example) for example in examples]
         clips = [example["audio"] for example in examples if example.get("audio") is not None]
@@ -62,8 +73,8 @@ class AudioListenCollator:
         answers = [tokenizer(answer, add_special_tokens=False)["input_ids"] for _, answer in rendered]
         batch: dict[str, Any] = self._pad(prompts, answers)
         if self.supervised_logits_only:
-            # Position i predicts token i + 1, so the last prompt position is kept and the last answer position is not
-            # needed; keeping it makes the slice a plain number.
+            # Position i predicts token i + 1: the last prompt position is needed, and the last answer position is not.
+            # It is kept because `logits_to_keep` counts from the end.
             keep = max(len(answer) for answer in answers) + 1
             shifted = torch.nn.functional.pad(batch["labels"], (0, 1), value=-100)[:, 1:]
             batch["shift_labels"] = shifted[:, -keep:].contiguous()
@@ -77,15 +88,15 @@ class AudioListenCollator:
             missing = [name for name in ("instruction", "answer") if example.get(name) is None]
             if missing:
                 raise KeyError(
-                    f"An example lacks {' and '.join(missing)}; it has {sorted(example)}. A trainer that removes unused "
-                    "columns takes them away: set `remove_unused_columns=False`."
+                    f"An example has no {' and no '.join(missing)}; it has {sorted(example)}. If the trainer removes "
+                    "unused columns, set `remove_unused_columns=False`."
                 )
         if not any("audio" in example for example in examples):
             raise KeyError(
-                f"No example of the batch has an `audio` column; there are {sorted(examples[0])}. A trainer that "
-                "removes unused columns or prepares the data set itself takes it away: set "
-                "`remove_unused_columns=False` and, for SFTTrainer, "
-                '`dataset_kwargs={"skip_prepare_dataset": True}`.'
+                f"No example of the batch has an `audio` column; the columns are {sorted(examples[0])}. If the trainer "
+                "removes unused columns or prepares the data set itself, set `remove_unused_columns=False` and, for "
+                'SFTTrainer, `dataset_kwargs={"skip_prepare_dataset": True}`. For rows without audio, set `audio` to '
+                "`None`."
             )
 
     def _render(self, example: Mapping[str, Any]) -> tuple[str, str]:
@@ -99,22 +110,20 @@ class AudioListenCollator:
         if not full.startswith(prompt) or len(full) == len(prompt):
             raise ValueError(
                 "The chat template does not render the assistant's answer directly after the generation prompt, so the "
-                "answer cannot be told from the prompt. Give the processor a chat template that does.\n"
+                "answer cannot be separated from the prompt. Set a `chat_template` of the processor that does.\n"
                 f"Prompt: {prompt!r}\nWith the answer: {full!r}"
             )
         audio_token = self.processor.audio_token
         num_clips = len(content) - 1
         if full.count(audio_token) != num_clips:
             raise ValueError(
-                f"The instruction {example['instruction']!r} or the answer {example['answer']!r} has the audio token "
-                f"{audio_token} in it, which stands for the clip alone. Take it out of the text."
+                f"The instruction {example['instruction']!r} or the answer {example['answer']!r} contains the audio "
+                f"token {audio_token}, which is a placeholder for the clip. Remove it from the text."
             )
         return prompt, full[len(prompt) :].rstrip("\n")
 
     def _prompts(self, texts: list[str], clips: list[Any]) -> tuple[list[list[int]], dict[str, torch.Tensor]]:
-        # As in `apply_chat_template`: a template that begins with the token of the beginning leaves it to nobody else.
-        bos_token = self.processor.tokenizer.bos_token
-        add_special_tokens = bos_token is None or not texts[0].startswith(bos_token)
+        add_special_tokens = not starts_with_bos(texts[0], self.processor.tokenizer.bos_token)
         if self.feature_cache is not None and clips:
             features = [self.feature_cache[clip] for clip in clips]
             texts = self._expand_audio_tokens(texts, [self._num_tokens(feature) for feature in features])

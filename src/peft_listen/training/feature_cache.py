@@ -1,8 +1,7 @@
-"""The frozen encoders' output, kept on disk."""
+"""Cache of the frozen encoders' outputs on disk."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from ..audio import load_audio
+from ..files import atomic_path
 
 
 if TYPE_CHECKING:
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 class FeatureCache:
     """
-    A folder of safetensors shards with the encoders' output of many clips.
+    Folder of safetensors shards with the encoder outputs of many clips.
 
-    The encoders are frozen, so each clip needs to pass them once. A clip is known by a hash of its samples, and the
-    encoders by a hash of their configuration and weights: features of other encoders are never read by mistake, and
-    lie in a sub-folder of their own.
+    The encoders are frozen, so each clip has to be encoded only once. Clips are identified by a hash of their samples.
+    Each set of encoders has its own subfolder, named by a hash of their configuration and weights, so features of other
+    encoders are never read by mistake.
 
     Args:
-        folder (`str` or `os.PathLike`): where the shards are; made if missing.
-        model ([`AudioListenForCausalLM`]): whose encoders are meant.
+        folder (`str` or `os.PathLike`): folder of the cache; created if it does not exist.
+        model ([`AudioListenForCausalLM`]): model whose encoders produce the features.
 
     Raises:
-        OSError: for a shard that cannot be read.
+        OSError: if a shard cannot be read.
 
     Example:
 
@@ -57,10 +57,10 @@ class FeatureCache:
 
     def refresh(self) -> None:
         """
-        Reads which clips the folder holds; call it after another process has added some.
+        Reads the index of the folder again. Call it after another process has added clips.
 
         Raises:
-            OSError: for a shard that cannot be read.
+            OSError: if a shard cannot be read.
         """
         for path in sorted(self.folder.glob("*.safetensors")):
             if path not in self._open_shards:
@@ -75,7 +75,14 @@ class FeatureCache:
 
     def __getitem__(self, clip: Any) -> dict[str, torch.Tensor]:
         """
-        Features of one clip, under the names of [`AudioListenForCausalLM.forward`].
+        Reads the features of one clip.
+
+        Args:
+            clip (`Any`): anything that [`load_audio`] accepts.
+
+        Returns:
+            `dict[str, torch.Tensor]`: tensors of shape `(num_chunks, num_frames, ...)`, under the argument names of
+            [`AudioListenForCausalLM.forward`].
 
         Raises:
             KeyError: if the clip is not in the cache.
@@ -84,7 +91,7 @@ class FeatureCache:
         if key not in self._shard_of:
             raise KeyError(
                 f"{_describe(clip)} is not among the {len(self)} clips of the feature cache at {self.folder}. Add it "
-                "with `FeatureCache.build`, or leave `feature_cache` out to run the encoders."
+                "with `FeatureCache.build`, or omit `feature_cache` to run the encoders."
             )
         shard = self._open(self._shard_of[key])
         names = [name for name in shard.keys() if name.startswith(key + "/")]
@@ -96,12 +103,20 @@ class FeatureCache:
                 self._open_shards[path] = safe_open(path, framework="pt")
             except SafetensorError as error:
                 raise OSError(
-                    f"{path} is no readable shard of features ({error}). Delete it, and build the cache again."
+                    f"{path} is not a readable shard of features ({error}). Delete it and build the cache again."
                 ) from error
         return self._open_shards[path]
 
     def key(self, clip: Any) -> str:
-        """Hash of the samples of a clip, `clip` being whatever [`load_audio`] takes, after mixing down and resampling."""
+        """
+        Computes the hash by which a clip is identified, from its samples after mixing down and resampling.
+
+        Args:
+            clip (`Any`): anything that [`load_audio`] accepts.
+
+        Returns:
+            `str`: 32 hexadecimal digits.
+        """
         identity = _file_identity(clip)
         if identity is not None and identity in self._keys_of_files:
             return self._keys_of_files[identity]
@@ -119,32 +134,31 @@ class FeatureCache:
         shard_size: int = 128,
     ) -> int:
         """
-        Runs the encoders on the clips that are not in the cache yet.
+        Runs the encoders on the clips that are not yet in the cache.
 
-        A shard is written to a temporary name and then renamed, so an interrupted build leaves whole shards only, and
-        the next one goes on from there. Under several processes each takes its share of the clips.
+        An interrupted build leaves only complete shards, and the next build continues from there. With several processes,
+        each encodes a part of the clips.
 
         Args:
-            model ([`AudioListenForCausalLM`]): runs on its own device and in its own dtype.
-            processor ([`AudioListenProcessor`]): its processor.
-            clips (`Iterable`): whatever [`load_audio`] takes, `sampling_rate` included.
-            batch_size (`int`, defaults to 8): clips that pass the encoders at once.
-            shard_size (`int`, defaults to 128): clips of one shard.
+            model ([`AudioListenForCausalLM`]): model whose encoders are run, on its device and in its dtype.
+            processor ([`AudioListenProcessor`]): processor of the model.
+            clips (`Iterable`): clips to add, each anything that [`load_audio`] accepts; arrays need a `sampling_rate`.
+            batch_size (`int`, defaults to 8): number of clips per batch.
+            shard_size (`int`, defaults to 128): number of clips per shard.
 
         Returns:
-            `int`: how many clips this process has added.
+            `int`: number of clips that this process has added.
 
         Raises:
-            OSError: for a clip that cannot be read; the message names it.
-            ValueError: for a clip that is empty or not finite (the message names it), and for a processor that cuts
-                clips off.
+            OSError: if a clip cannot be read; the message names it.
+            ValueError: if a clip is empty or not finite (the message names it), or the processor truncates clips.
         """
         from accelerate import PartialState
 
         if processor.max_audio_seconds is not None:
             raise ValueError(
-                f"The processor cuts clips off at `max_audio_seconds`={processor.max_audio_seconds:g}, but the cache "
-                "knows a clip by all of its samples. Cut the clips themselves, and set `max_audio_seconds=None`."
+                f"The processor truncates clips at `max_audio_seconds`={processor.max_audio_seconds:g}, but the cache "
+                "identifies a clip by all of its samples. Truncate the clips beforehand and set `max_audio_seconds=None`."
             )
         state = PartialState()
         self.refresh()
@@ -153,7 +167,7 @@ class FeatureCache:
             key = self.key(clip)
             if key not in self._shard_of:
                 pending.setdefault(key, clip)
-        # No process may write before all have looked, or they would share out different clips.
+        # No process may write before all have read the index; otherwise they would divide different lists of clips.
         state.wait_for_everyone()
         share = sorted(pending)[state.process_index :: state.num_processes]
         progress = tqdm(total=len(share), desc="Encoding audio", unit="clip", disable=not state.is_main_process)
@@ -186,7 +200,7 @@ class FeatureCache:
         split = {name: value.cpu().split(chunks_per_clip) for name, value in parts.items()}
         for index in range(len(clips)):
             clip = {name: values[index] for name, values in split.items()}
-            # The batch's padding is cut off: what is kept of a clip does not depend on its neighbours.
+            # The padding of the batch is removed, so the features of a clip do not depend on the other clips.
             frames = processor.num_frames_needed(clip["audio_features_mask"].sum(-1))
             if "sound_features" in clip:
                 is_real = (clip["sound_features"] != 0).any(-1).any(0)  # [frames]
@@ -195,25 +209,20 @@ class FeatureCache:
 
     def _write(self, shard: dict[str, torch.Tensor]) -> None:
         digest = hashlib.sha256("".join(sorted(shard)).encode()).hexdigest()[:16]
-        temporary = self.folder / f"{digest}.{os.getpid()}.tmp"
-        try:
+        with atomic_path(self.folder / f"{digest}.safetensors") as temporary:
             save_file(shard, temporary)
-            os.replace(temporary, self.folder / f"{digest}.safetensors")
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(temporary)
 
     @staticmethod
     def batch(features: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """
-        Joins the chunks of several clips to one batch, padded with zeros on the right.
+        Concatenates the chunks of several clips into one batch, padded with zeros on the right.
 
         Args:
             features (`Sequence[Mapping[str, torch.Tensor]]`):
-                Of each clip, by name, tensors of shape `(chunks, frames, ...)`.
+                for each clip, tensors of shape `(num_chunks, num_frames, ...)` by name.
 
         Returns:
-            `dict[str, torch.Tensor]`: by name, of shape `(all chunks, most frames, ...)`.
+            `dict[str, torch.Tensor]`: tensors of shape `(total_chunks, max_frames, ...)` by name.
         """
         return {
             name: pad_sequence([chunk for clip in features for chunk in clip[name]], batch_first=True)
@@ -221,17 +230,17 @@ class FeatureCache:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open_shards": {}}  # each worker of a data loader opens its own
+        return {**self.__dict__, "_open_shards": {}}  # each data loader worker opens its own
 
 
 def encoder_fingerprint(model: AudioListenForCausalLM) -> str:
     """
-    Name of a model's encoders: a hash of their configuration and of a sample of their weights.
+    Hash that identifies the encoders of a model by their configuration and a sample of their weights.
 
-    Up to 64 values of every parameter go into it, which tells any two trained checkpoints apart and takes milliseconds.
+    It covers up to 64 values of every parameter, which distinguishes trained checkpoints and takes milliseconds.
 
     Args:
-        model ([`AudioListenForCausalLM`] or a PEFT model around it)
+        model ([`AudioListenForCausalLM`], or a PEFT model that wraps it): model whose encoders are identified.
 
     Returns:
         `str`: 16 hexadecimal digits.

@@ -1,10 +1,12 @@
-"""Learning rates: soft prompts want a much higher one than everything else."""
+"""Parameter groups: soft prompts need a much higher learning rate than other parameters."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import nn
+
+from ..tuners.listen import PromptPool
 
 
 def parameter_groups(
@@ -16,19 +18,19 @@ def parameter_groups(
     weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
     """
-    Parameter groups for a torch optimizer: keys, values, and all else that is trained.
+    Parameter groups for a torch optimizer: keys, values, and all other trained parameters.
 
-    A value learns only in the steps in which it is chosen, and soft prompts want ten to a hundred times the learning
-    rate of other adapters (Lester et al., arXiv 2104.08691). Keys and values are never decayed: a decay would pull those
-    that are not chosen towards zero.
+    A value is trained only in the steps in which it is selected, and soft prompts need ten to a hundred times the
+    learning rate of other adapters (Lester et al., arXiv 2104.08691). Keys and values get no weight decay: it would pull
+    those that are not selected towards zero.
 
     Args:
         model (`nn.Module`): with a LISTEN adapter.
-        learning_rate (`float`): for the projector, other adapters, and whatever else requires gradients.
+        learning_rate (`float`): for the projector, other adapters, and all other parameters that require gradients.
         value_learning_rate (`float`, *optional*): for the values; 10 times `learning_rate` if not given.
         shared_value_learning_rate (`float`, *optional*):
             for the shared prompts; that of the values if not given. Where shared prompts are added to the values
-            (`shared_prompt_mode="add"`), every row moves the shared ones, and few rows move each value: twice
+            (`shared_prompt_mode="add"`), every row trains the shared prompts and few rows train each value: twice
             `learning_rate` is then enough for the values.
         key_learning_rate (`float`, *optional*): for the keys; `learning_rate` if not given.
         weight_decay (`float`, defaults to 0.0): for parameters that are neither keys nor values.
@@ -45,16 +47,21 @@ def parameter_groups(
     """
     value_rate = 10 * learning_rate if value_learning_rate is None else value_learning_rate
     rates = {
-        "listen_keys": learning_rate if key_learning_rate is None else key_learning_rate,
-        "listen_values": value_rate,
-        "listen_shared_values": value_rate if shared_value_learning_rate is None else shared_value_learning_rate,
+        "keys": learning_rate if key_learning_rate is None else key_learning_rate,
+        "values": value_rate,
+        "shared_values": value_rate if shared_value_learning_rate is None else shared_value_learning_rate,
+    }
+    kinds = {
+        id(parameter): kind
+        for pool in model.modules()
+        if isinstance(pool, PromptPool)
+        for kind, parameter in pool.named_parameters()
     }
     groups: dict[str, dict[str, Any]] = {
-        name: {"params": [], "lr": rate, "weight_decay": 0.0} for name, rate in rates.items()
+        kind: {"params": [], "lr": rate, "weight_decay": 0.0} for kind, rate in rates.items()
     }
     groups["other"] = {"params": [], "lr": learning_rate, "weight_decay": weight_decay}
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
-            kind = next((kind for kind in rates if f".{kind}." in f".{name}."), "other")
-            groups[kind]["params"].append(parameter)
+            groups[kinds.get(id(parameter), "other")]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]

@@ -1,4 +1,4 @@
-"""TRL's `SFTTrainer` with audio: the settings without which the audio is lost on the way to the model."""
+"""Configuration of TRL's `SFTTrainer` for audio data: its defaults would drop the audio."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ if TYPE_CHECKING:
     from trl import SFTConfig
 
 
-# What each option would do to audio examples, if it were set to anything else.
+# Required values, and the effect of any other value on examples with audio.
 _REQUIRED = {
-    "remove_unused_columns": (False, "takes the `audio` column away before the collator sees it"),
-    "packing": (False, "puts several examples into one row, which needs them tokenised without their audio"),
-    "eval_packing": (False, "puts several examples into one row, which needs them tokenised without their audio"),
+    "remove_unused_columns": (False, "removes the `audio` column before the collator receives it"),
+    "packing": (False, "puts several examples into one row, which requires tokenizing them without their audio"),
+    "eval_packing": (False, "puts several examples into one row, which requires tokenizing them without their audio"),
     "padding_free": (False, "replaces the collator that loads the audio"),
-    "assistant_only_loss": (False, "tokenises the examples without their audio; the collator masks the prompt itself"),
-    "max_length": (None, "would cut audio tokens off, apart from the audio that they stand for"),
+    "assistant_only_loss": (False, "tokenizes the examples without their audio; the collator masks the prompt itself"),
+    "max_length": (None, "would truncate audio tokens but not the audio features that replace them"),
 }
 
 
 def sft_config(output_dir: str | os.PathLike[str], **kwargs: Any) -> SFTConfig:
     """
-    A [`~trl.SFTConfig`] with which TRL's `SFTTrainer` trains [`AudioListenForCausalLM`].
+    Creates a [`~trl.SFTConfig`] with which TRL's `SFTTrainer` can train [`AudioListenForCausalLM`].
 
-    By its defaults `SFTTrainer` prepares the data set itself and removes the columns it does not know, so the audio
-    never arrives and the model learns from text alone. Here the collator gets the examples as they are.
+    By default, `SFTTrainer` prepares the data set itself and removes unknown columns, so the model would be trained on
+    text without audio. With this configuration, the collator receives the examples unchanged.
 
     Args:
-        output_dir (`str` or `os.PathLike`): Where checkpoints go.
-        kwargs: Other fields of [`~trl.SFTConfig`], such as `learning_rate`, with its own defaults.
+        output_dir (`str` or `os.PathLike`): folder for checkpoints.
+        **kwargs (`Any`): other fields of [`~trl.SFTConfig`], such as `learning_rate`.
 
     Returns:
         [`~trl.SFTConfig`]
 
     Raises:
         ImportError: if trl is not installed.
-        ValueError: for a field with which the audio would be lost; the message names it.
+        ValueError: for a field value with which the audio would be lost; the message names the field.
 
     Example:
 
@@ -47,7 +47,7 @@ def sft_config(output_dir: str | os.PathLike[str], **kwargs: Any) -> SFTConfig:
     trainer = SFTTrainer(
         model,
         sft_config("output", per_device_train_batch_size=8),
-        train_dataset=dataset,  # of {"audio", "instruction", "answer", "task"}
+        train_dataset=dataset,  # rows of {"audio", "instruction", "answer", "task"}
         data_collator=AudioListenCollator(processor, supervised_logits_only=False),
         processing_class=processor,
         callbacks=[ListenCallback()],
@@ -62,7 +62,7 @@ def sft_config(output_dir: str | os.PathLike[str], **kwargs: Any) -> SFTConfig:
     dataset_kwargs = {"skip_prepare_dataset": True, **(kwargs.pop("dataset_kwargs", None) or {})}
     if not dataset_kwargs["skip_prepare_dataset"]:
         raise ValueError(
-            "`dataset_kwargs={'skip_prepare_dataset': False}` tokenises the examples without their audio. Leave it out."
+            "`dataset_kwargs={'skip_prepare_dataset': False}` tokenizes the examples without their audio. Leave it out."
         )
     for name, (required, consequence) in _REQUIRED.items():
         if kwargs.setdefault(name, required) != required:

@@ -21,7 +21,7 @@ def inputs(make_processor, clip):
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_an_adapter_and_the_projector_learn_and_come_back(make_model, inputs, tmp_path, name: str) -> None:
+def test_adapter_and_projector_are_trained_saved_and_loaded(make_model, inputs, tmp_path, name: str) -> None:
     torch.manual_seed(0)
     model = get_peft_model(make_model(sound=True), ADAPTERS[name]())
     model.train()
@@ -52,7 +52,7 @@ def test_an_adapter_and_the_projector_learn_and_come_back(make_model, inputs, tm
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_an_adapter_on_a_base_without_its_frozen_parts_loads_from_its_own_folder(
+def test_an_adapter_on_a_base_without_its_frozen_parts_loads_from_its_folder(
     published_parts, make_processor, inputs, tmp_path, name: str
 ) -> None:
     processor = make_processor(sound=True)
@@ -86,7 +86,7 @@ def test_an_adapter_on_a_base_without_its_frozen_parts_loads_from_its_own_folder
     "options",
     [{}, {"cache_implementation": "static"}, {"use_cache": False}, {"num_return_sequences": 2, "num_beams": 2}],
 )
-def test_chosen_prompts_generate_alike_with_every_cache(make_model, inputs, options) -> None:
+def test_selected_prompts_generate_the_same_with_every_cache(make_model, inputs, options) -> None:
     model = get_peft_model(make_model(sound=True), ADAPTERS["listen"]()).eval()
     plain = model.generate(**inputs, max_new_tokens=4, **{"use_cache": False, **_without_cache(options)})
     assert model.generate(**inputs, max_new_tokens=4, **options).tolist() == plain.tolist()

@@ -20,7 +20,7 @@ MAX_FRAMES = 1500
 @pytest.mark.parametrize(
     ("seconds", "windows"), [(0.0001, 1), (0.34, 1), (0.3401, 2), (1.0, 3), (29.0, 86), (29.9, 88), (30.0, 88)]
 )
-def test_seconds_become_windows_of_340_milliseconds_up_to_the_88_of_salmonn(seconds: float, windows: int) -> None:
+def test_a_clip_has_windows_of_340_milliseconds_up_to_salmonns_88(seconds: float, windows: int) -> None:
     mel_frames = torch.tensor([-(-round(seconds * 16000) // 160)])
     assert num_audio_windows(num_encoder_frames(mel_frames), 17, 17, MAX_FRAMES).tolist() == [windows]
 
@@ -44,18 +44,18 @@ def test_mel_frames_of_whispers_mask_are_counted_as_the_formula_expects() -> Non
     num_frames=st.integers(1, MAX_FRAMES), window_length=st.integers(1, MAX_FRAMES), window_stride=st.integers(1, 60)
 )
 @settings(max_examples=300, deadline=None)
-def test_windows_lie_within_a_chunk_and_can_be_counted_again_from_the_frames_they_reach(
+def test_windows_are_within_a_chunk_and_their_number_follows_from_the_frames_they_cover(
     num_frames: int, window_length: int, window_stride: int
 ) -> None:
     windows = num_audio_windows(torch.tensor(num_frames), window_length, window_stride, MAX_FRAMES)
     reach = window_reach(windows, window_length, window_stride)
     assert windows >= 1
     assert reach <= MAX_FRAMES
-    # Frames behind the reach are cut off the encoders' output; the count stays the same.
+    # Frames after those covered are trimmed from the encoder outputs; the count stays the same.
     for kept in (int(reach), MAX_FRAMES):
         sounding = torch.tensor(min(num_frames, kept))
         assert num_audio_windows(sounding, window_length, window_stride, MAX_FRAMES) == windows
-    # The last window starts in a frame that sounds.
+    # The last window starts in a frame that contains audio.
     assert reach - window_length < num_frames
 
 

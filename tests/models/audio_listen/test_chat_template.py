@@ -21,7 +21,7 @@ STRICT = (
     "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}"
     "{{ '<turn>' + message['role'] + '\n' + message['content'] | trim + '</turn>\n' }}{% endfor %}"
 )
-# Templates that read parts themselves, and know no audio.
+# Templates that render lists of parts and do not support audio.
 PARTS = (
     "{% for message in messages %}{{ message['role'] + ':' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -47,7 +47,7 @@ def render(processor: AudioListenProcessor, *args, **kwargs) -> str:
     return processor.apply_chat_template(*args, tokenize=False, **kwargs)
 
 
-def test_language_models_without_a_template_get_salmonns_format(make_processor, conversation) -> None:
+def test_language_models_without_a_template_use_salmonns_format(make_processor, conversation) -> None:
     assert render(make_processor(), conversation, add_generation_prompt=True) == (
         "<s>USER: <|audio|>What is said?\nASSISTANT: the lazy dog</s>\nUSER: And <|audio|><|audio|> again?\nASSISTANT:"
     )
@@ -60,7 +60,7 @@ def with_template(make_tokenizer, template: str) -> AudioListenProcessor:
     return AudioListenProcessor.from_sub_models_pretrained(speech=WhisperFeatureExtractor(), llm=tokenizer)
 
 
-def test_a_language_models_own_template_is_kept(make_tokenizer, conversation) -> None:
+def test_the_language_models_template_is_kept(make_tokenizer, conversation) -> None:
     assert render(with_template(make_tokenizer, CHATML), conversation, add_generation_prompt=True) == (
         "<|im_start|>user\n<|audio|>What is said?<|im_end|>\n<|im_start|>assistant\nthe lazy dog<|im_end|>\n"
         "<|im_start|>user\nAnd <|audio|><|audio|> again?<|im_end|>\n<|im_start|>assistant\n"
@@ -75,21 +75,21 @@ def test_a_language_models_own_template_is_kept(make_tokenizer, conversation) ->
         render(with_template(make_tokenizer, STRICT), conversation[1:])
 
 
-def test_plain_strings_render_as_the_language_models_tokenizer_renders_them(make_tokenizer) -> None:
+def test_plain_strings_render_as_with_the_language_models_tokenizer(make_tokenizer) -> None:
     messages = [{"role": "user", "content": "What is said?"}, {"role": "assistant", "content": "fox"}]
     for template in (CHATML, STRICT, PARTS):
         expected = make_tokenizer(chat_template=template).apply_chat_template(messages, tokenize=False)
         assert render(with_template(make_tokenizer, template), messages) == expected
 
 
-def test_conversations_are_left_as_they_were(make_processor, conversation) -> None:
+def test_conversations_are_not_changed(make_processor, conversation) -> None:
     before = [dict(message) for message in conversation]
     make_processor().apply_chat_template(conversation, tokenize=True, return_dict=True)
     assert all(new["content"] is old["content"] for new, old in zip(conversation, before, strict=True))
 
 
 @pytest.mark.parametrize("template", [None, CHATML, STRICT])
-def test_tokenizing_equals_rendering_and_calling(make_tokenizer, conversation, clip, template) -> None:
+def test_tokenizing_equals_rendering_then_calling_the_processor(make_tokenizer, conversation, clip, template) -> None:
     processor = with_template(make_tokenizer, template)
     inputs = processor.apply_chat_template(conversation[:1], tokenize=True, return_dict=True)
     text = render(processor, conversation[:1])
@@ -100,7 +100,7 @@ def test_tokenizing_equals_rendering_and_calling(make_tokenizer, conversation, c
 
 
 @torch.no_grad()
-def test_batches_of_conversations_can_be_generated_from(make_model, make_processor, conversation, clip) -> None:
+def test_generation_from_batches_of_conversations(make_model, make_processor, conversation, clip) -> None:
     processor, model = make_processor(), make_model()
     other = [{"role": "user", "content": "What is a fox?"}]
     inputs = processor.apply_chat_template(
@@ -113,7 +113,7 @@ def test_batches_of_conversations_can_be_generated_from(make_model, make_process
 
 
 @pytest.mark.parametrize("key", ["audio", "path", "url"])
-def test_audio_parts_may_name_a_file(make_processor, clip, tmp_path, key: str) -> None:
+def test_audio_parts_may_be_files(make_processor, clip, tmp_path, key: str) -> None:
     path = tmp_path / "clip.wav"
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
@@ -125,7 +125,7 @@ def test_audio_parts_may_name_a_file(make_processor, clip, tmp_path, key: str) -
     assert inputs["input_features_mask"].sum() == 100
 
 
-def test_the_rate_of_bare_samples_must_be_known(make_processor, clip) -> None:
+def test_the_sampling_rate_of_plain_arrays_is_required(make_processor, clip) -> None:
     messages = [{"role": "user", "content": [{"type": "audio", "audio": clip(1.0)}]}]
     processor = make_processor()
     with pytest.raises(ValueError, match=r"Clip 0 of 1: .*sampling_rate"):
@@ -138,7 +138,7 @@ def test_the_rate_of_bare_samples_must_be_known(make_processor, clip) -> None:
             assert inputs["input_features_mask"].sum() == frames
 
 
-def test_the_assistants_tokens_are_marked_behind_audio(make_processor, conversation) -> None:
+def test_the_assistants_tokens_are_masked_correctly_after_audio(make_processor, conversation) -> None:
     processor = make_processor()
     short = [{"role": "user", "content": "fox"}, {"role": "assistant", "content": "dog"}]
     inputs = processor.apply_chat_template(
@@ -150,7 +150,7 @@ def test_the_assistants_tokens_are_marked_behind_audio(make_processor, conversat
     assert answers == [" the lazy dog</s>", " dog</s>"]
 
 
-def test_an_answer_is_tokenised_as_it_will_be_generated(make_processor, conversation) -> None:
+def test_an_answer_is_tokenised_as_it_is_generated(make_processor, conversation) -> None:
     processor = make_processor()
     prompt = processor.apply_chat_template(
         conversation[:1], tokenize=True, return_dict=True, add_generation_prompt=True
@@ -175,12 +175,12 @@ def test_the_audio_token_is_quoted_in_the_template() -> None:
     assert render_jinja_template(conversations, chat_template=template)[0] == ["<'\\>"]
 
 
-def test_a_template_is_extended_once() -> None:
+def test_a_template_is_extended_only_once() -> None:
     template = audio_chat_template(AUDIO, CHATML)
     assert audio_chat_template(AUDIO, template) == template
 
 
-def test_processors_made_by_hand_have_a_template(make_tokenizer) -> None:
+def test_processors_built_by_their_constructor_have_a_template(make_tokenizer) -> None:
     tokenizer = make_tokenizer(chat_template=CHATML)
     tokenizer.add_tokens([AUDIO], special_tokens=True)
     processor = AudioListenProcessor(WhisperFeatureExtractor(), tokenizer)

@@ -38,7 +38,7 @@ def inputs(processor, clip):
     return processor(text=text, audio=[clip(1.0, 1), clip(0.4, 2), clip(1.5, 3)], sampling_rate=16000)
 
 
-def test_the_parts_are_those_of_the_checkpoints(model, published_parts) -> None:
+def test_the_parts_have_the_weights_of_their_checkpoints(model, published_parts) -> None:
     whisper = WhisperModel.from_pretrained(published_parts["speech"]).encoder
     beats = BeatsModel.from_pretrained(published_parts["sound"])
     llm = AutoModelForCausalLM.from_pretrained(published_parts["llm"])
@@ -54,7 +54,7 @@ def test_the_parts_are_those_of_the_checkpoints(model, published_parts) -> None:
     assert not model.training
 
 
-def test_the_vocabulary_grows_by_the_audio_token_alone(model, processor, published_parts) -> None:
+def test_the_vocabulary_grows_by_the_audio_token_only(model, processor, published_parts) -> None:
     llm = AutoModelForCausalLM.from_pretrained(published_parts["llm"])
     size = llm.config.vocab_size
     assert model.config.audio_token_id == processor.audio_token_id == size
@@ -68,7 +68,7 @@ def test_the_vocabulary_grows_by_the_audio_token_alone(model, processor, publish
     processor.check_config(model.config)
 
 
-def test_a_vocabulary_with_room_is_left_alone(published_parts, make_llm, make_tokenizer) -> None:
+def test_a_vocabulary_with_spare_rows_is_not_enlarged(published_parts, make_llm, make_tokenizer) -> None:
     llm = make_llm("llama")
     llm.resize_token_embeddings(320, mean_resizing=False)
     parts = {**published_parts, "llm": llm}
@@ -80,7 +80,7 @@ def test_a_vocabulary_with_room_is_left_alone(published_parts, make_llm, make_to
 
 
 @torch.no_grad()
-def test_models_may_be_given_in_place_of_names(published_parts, make_tokenizer, model, inputs) -> None:
+def test_parts_may_be_models(published_parts, make_tokenizer, model, inputs) -> None:
     torch.manual_seed(3)
     tokenizer = make_tokenizer()
     again = AudioListenForCausalLM.from_sub_models_pretrained(
@@ -125,7 +125,9 @@ def test_data_types_and_attention_are_passed_to_the_parts(published_parts) -> No
 
 
 @torch.no_grad()
-def test_a_checkpoint_without_the_frozen_parts_finds_them_again(model, inputs, published_parts, tmp_path) -> None:
+def test_a_checkpoint_without_the_frozen_parts_loads_them_by_reference(
+    model, inputs, published_parts, tmp_path
+) -> None:
     model.save_pretrained(tmp_path, save_frozen=False)
     weights = load_file(tmp_path / "model.safetensors")
     assert {name.split(".")[1] for name in weights} == {"multi_modal_projector"}
@@ -158,7 +160,7 @@ def test_a_checkpoint_without_the_frozen_parts_finds_them_again(model, inputs, p
     torch.testing.assert_close(whole(**inputs).logits, model(**inputs).logits)
 
 
-def test_loading_without_frozen_parts_takes_the_usual_arguments(model, tmp_path) -> None:
+def test_loading_by_reference_supports_the_usual_arguments(model, tmp_path) -> None:
     model.save_pretrained(tmp_path, save_frozen=False)
     loaded, info = AudioListenForCausalLM.from_pretrained(
         tmp_path, dtype=torch.bfloat16, attn_implementation="eager", device_map="cpu", output_loading_info=True
@@ -170,7 +172,7 @@ def test_loading_without_frozen_parts_takes_the_usual_arguments(model, tmp_path)
 
 
 @torch.no_grad()
-def test_a_part_that_learned_is_saved_whole(published_parts, clip, processor, tmp_path) -> None:
+def test_a_trained_part_is_saved_with_its_weights(published_parts, clip, processor, tmp_path) -> None:
     model = AudioListenForCausalLM.from_sub_models_pretrained(
         **published_parts, qformer_config=QFORMER, freeze_language_model=False
     )
@@ -186,7 +188,7 @@ def test_a_part_that_learned_is_saved_whole(published_parts, clip, processor, tm
 
 
 @torch.no_grad()
-def test_parts_that_moved_can_be_pointed_to(model, inputs, published_parts, tmp_path) -> None:
+def test_parts_can_be_loaded_from_a_new_location(model, inputs, published_parts, tmp_path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(published_parts["llm"], tmp_path / "llm")
     parts = {**published_parts, "llm": tmp_path / "llm"}
@@ -202,7 +204,7 @@ def test_parts_that_moved_can_be_pointed_to(model, inputs, published_parts, tmp_
     AudioListenForCausalLM.from_pretrained(tmp_path / "saved again")
 
 
-def test_another_part_in_the_place_of_the_saved_one_is_refused(model, make_llm, tmp_path) -> None:
+def test_a_part_that_differs_from_the_saved_one_is_refused(model, make_llm, tmp_path) -> None:
     model.save_pretrained(tmp_path, save_frozen=False)
     with pytest.raises(ValueError, match=r"`language_model`.*its `model_type` is gpt2, not llama"):
         AudioListenForCausalLM.from_pretrained(tmp_path, llm=make_llm("gpt2"))
@@ -215,12 +217,12 @@ def test_missing_weights_are_refused(model, tmp_path) -> None:
         AudioListenForCausalLM.from_pretrained(tmp_path)
 
 
-def test_parts_that_were_never_saved_cannot_be_left_out(make_model, tmp_path) -> None:
+def test_parts_without_a_checkpoint_cannot_be_left_out(make_model, tmp_path) -> None:
     with pytest.raises(ValueError, match="leaves out `speech_tower`, but it was not loaded from a checkpoint"):
         make_model().save_pretrained(tmp_path, save_frozen=False)
 
 
-def test_a_model_around_a_quantised_language_model_is_saved_by_reference_only(published_parts, tmp_path) -> None:
+def test_a_model_with_a_quantised_language_model_is_saved_only_by_reference(published_parts, tmp_path) -> None:
     model = AudioListenForCausalLM.from_sub_models_pretrained(**published_parts, qformer_config=QFORMER)
     quantizer = model.hf_quantizer = object()
     with pytest.raises(ValueError, match="Save it with `save_frozen=False`"):
@@ -230,9 +232,9 @@ def test_a_model_around_a_quantised_language_model_is_saved_by_reference_only(pu
     AudioListenForCausalLM.from_pretrained(tmp_path)
 
 
-def test_parts_of_a_whole_checkpoint_cannot_be_replaced(model, published_parts, tmp_path) -> None:
+def test_parts_of_a_complete_checkpoint_cannot_be_replaced(model, published_parts, tmp_path) -> None:
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="was saved whole"):
+    with pytest.raises(ValueError, match="contains all parts"):
         AudioListenForCausalLM.from_pretrained(tmp_path, llm=published_parts["llm"])
 
 
@@ -250,12 +252,12 @@ def test_parts_of_the_wrong_kind_are_refused(published_parts, make_tokenizer) ->
     with pytest.raises(ValueError, match="T5Config is of an encoder-decoder model"):
         t5 = T5ForConditionalGeneration(T5Config(d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2))
         build(speech=published_parts["speech"], llm=t5, tokenizer=make_tokenizer())
-    with pytest.raises(ValueError, match="`tokenizer` is needed where `llm` is a model"):
+    with pytest.raises(ValueError, match="`tokenizer` is needed if `llm` is a model"):
         build(speech=published_parts["speech"], llm=AutoModelForCausalLM.from_pretrained(published_parts["llm"]))
     with pytest.raises(OSError, match="`llm` cannot be loaded from 'nowhere/to-be-found'"):
         build(speech=published_parts["speech"], llm="nowhere/to-be-found")
 
 
-def test_tokenizers_are_looked_up_beside_the_language_model(published_parts, processor) -> None:
+def test_the_tokenizer_is_loaded_from_the_language_models_checkpoint(published_parts, processor) -> None:
     tokenizer = AutoTokenizer.from_pretrained(published_parts["llm"])
     assert len(tokenizer) == processor.audio_token_id

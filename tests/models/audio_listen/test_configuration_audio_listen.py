@@ -8,7 +8,7 @@ from transformers import AutoConfig, BertConfig, Blip2QFormerConfig, LlamaConfig
 from peft_listen import AudioListenConfig, BeatsConfig, WindowQFormerProjector
 
 
-def test_defaults_are_whisper_no_sound_encoder_and_llama_with_salmonns_windows() -> None:
+def test_defaults_are_whisper_and_llama_with_salmonns_windows_and_no_sound_encoder() -> None:
     config = AudioListenConfig()
     assert isinstance(config.speech_config, WhisperConfig)
     assert config.sound_config is None
@@ -21,7 +21,7 @@ def test_defaults_are_whisper_no_sound_encoder_and_llama_with_salmonns_windows()
     assert config.qformer_config.encoder_hidden_size == config.speech_config.d_model
 
 
-def test_the_qformer_reads_the_widths_of_both_encoders() -> None:
+def test_the_qformer_has_the_width_of_both_encoders_as_input() -> None:
     config = AudioListenConfig(
         speech_config={"d_model": 48, "encoder_attention_heads": 4, "decoder_attention_heads": 4},
         sound_config={"hidden_size": 24, "num_attention_heads": 2, "num_conv_pos_embedding_groups": 2},
@@ -33,7 +33,7 @@ def test_the_qformer_reads_the_widths_of_both_encoders() -> None:
 
 
 @pytest.mark.parametrize("sound", [False, True])
-def test_saved_configurations_come_back_equal(plain_config, sound: bool, tmp_path) -> None:
+def test_saved_configurations_are_loaded_unchanged(plain_config, sound: bool, tmp_path) -> None:
     config = plain_config(sound=sound, window_length=20, window_stride=10, num_queries=2, encoder_batch_size=3)
     config.save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)
@@ -45,11 +45,11 @@ def test_saved_configurations_come_back_equal(plain_config, sound: bool, tmp_pat
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_tying_follows_the_language_model(tied: bool) -> None:
+def test_tied_embeddings_follow_the_language_model(tied: bool) -> None:
     assert AudioListenConfig(text_config=LlamaConfig(tie_word_embeddings=tied)).tie_word_embeddings is tied
 
 
-def test_the_text_configuration_is_the_language_models(plain_config) -> None:
+def test_the_text_configuration_is_that_of_the_language_model(plain_config) -> None:
     config = plain_config()
     assert config.get_text_config() is config.text_config
 
@@ -66,13 +66,13 @@ def test_a_window_longer_than_30_seconds_is_refused() -> None:
 
 
 def test_other_encoders_are_refused() -> None:
-    with pytest.raises(ValueError, match="`speech_config` is a BertConfig, but WhisperConfig"):
+    with pytest.raises(ValueError, match="`speech_config` is a BertConfig, but only a WhisperConfig"):
         AudioListenConfig(speech_config=BertConfig())
-    with pytest.raises(ValueError, match="`sound_config` is a BertConfig, but BeatsConfig"):
+    with pytest.raises(ValueError, match="`sound_config` is a BertConfig, but only a BeatsConfig"):
         AudioListenConfig(sound_config=BertConfig())
 
 
-def test_a_qformer_that_reads_text_is_refused() -> None:
+def test_a_qformer_with_text_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`qformer_config.use_qformer_text_input` is True"):
         AudioListenConfig(qformer_config={"use_qformer_text_input": True})
 
@@ -82,7 +82,7 @@ def test_values_of_the_wrong_type_are_refused() -> None:
         AudioListenConfig(window_length="17")
 
 
-def test_a_qformer_of_salmonns_size_has_as_many_weights() -> None:
+def test_a_qformer_of_salmonns_size_has_salmonns_number_of_weights() -> None:
     config = AudioListenConfig(
         speech_config={"d_model": 1280, "encoder_attention_heads": 20, "decoder_attention_heads": 20},
         sound_config=BeatsConfig(),

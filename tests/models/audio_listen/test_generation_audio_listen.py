@@ -15,7 +15,7 @@ NEW_TOKENS = 6
 @pytest.fixture(scope="module")
 def model(make_model) -> AudioListenForCausalLM:
     model = make_model(sound=True)
-    # No end of text: every row generates as many tokens as are asked for.
+    # Without an end-of-sequence token every row generates the requested number of tokens.
     model.generation_config.eos_token_id = None
     return model
 
@@ -33,7 +33,7 @@ def inputs(processor, clip):
 
 
 def continue_by_hand(model: AudioListenForCausalLM, inputs: dict, steps: int = NEW_TOKENS) -> torch.Tensor:
-    """Greedy decoding without a cache: the whole prompt and the audio again for every token."""
+    """Greedy decoding without a cache: the prompt and the audio are processed again for every token."""
     inputs = dict(inputs)
     audio_token_id = model.config.audio_token_id
     for _ in range(steps):
@@ -49,7 +49,7 @@ def continue_by_hand(model: AudioListenForCausalLM, inputs: dict, steps: int = N
 
 @contextmanager
 def counting(model: AudioListenForCausalLM):
-    """Counts the chunks that pass each audio module."""
+    """Counts the chunks that each audio module processes."""
     counts: Counter = Counter()
     handles = [
         module.register_forward_hook(
@@ -84,7 +84,7 @@ def counting(model: AudioListenForCausalLM):
 )
 def test_greedy_decoding_equals_decoding_by_hand_without_a_cache(model, processor, clip, inputs, options) -> None:
     if "prompt_lookup_num_tokens" in options:
-        # Assisted decoding takes one row.
+        # Assisted decoding supports one row.
         inputs = processor(text="<|audio|>brown<|audio|>", audio=[clip(0.4), clip(1.0)], sampling_rate=16000)
     output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, **options)
     assert output.tolist() == continue_by_hand(model, inputs).tolist()
@@ -115,7 +115,7 @@ def test_beams_of_a_batch_equal_those_of_each_row_alone(model, processor, clip, 
         assert batch[row * per_row : (row + 1) * per_row, -NEW_TOKENS:].tolist() == alone[:, -NEW_TOKENS:].tolist()
 
 
-def test_every_return_sequence_of_a_row_hears_the_rows_clips(model, inputs) -> None:
+def test_every_return_sequence_of_a_row_uses_the_clips_of_the_row(model, inputs) -> None:
     torch.manual_seed(0)
     repeated = model.generate(**inputs, max_new_tokens=1, do_sample=True, top_k=1, num_return_sequences=3)
     once = model.generate(**inputs, max_new_tokens=1)
@@ -136,7 +136,7 @@ def test_sampling_is_reproducible_under_a_seed(model, inputs) -> None:
     [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 4}, {"use_cache": False}],
     ids=str,
 )
-def test_each_clip_passes_the_encoders_once_per_call(model, processor, clip, options) -> None:
+def test_each_clip_is_encoded_once_per_call(model, processor, clip, options) -> None:
     clips = [clip(1.0, 1), clip(31.0, 2)]
     inputs = processor(text=["<|audio|>a", "b<|audio|>"], audio=clips, sampling_rate=16000)
     num_audio_tokens = int((inputs["input_ids"] == model.config.audio_token_id).sum())
@@ -145,13 +145,13 @@ def test_each_clip_passes_the_encoders_once_per_call(model, processor, clip, opt
     assert counts == {"speech": 3, "sound": 3, "projected": num_audio_tokens}
 
 
-def test_encoders_rest_when_a_batch_has_no_audio(model, processor) -> None:
+def test_encoders_do_not_run_when_a_batch_has_no_audio(model, processor) -> None:
     with counting(model) as counts:
         model.generate(**processor(text=["the lazy dog", "fox"]), max_new_tokens=2)
     assert counts == {}
 
 
-def test_kept_encoder_features_generate_the_same(model, inputs) -> None:
+def test_stored_encoder_features_generate_the_same(model, inputs) -> None:
     audio = {name: inputs[name] for name in inputs if name not in ("input_ids", "attention_mask")}
     features = model.get_encoder_features(**audio)
     text = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
@@ -178,7 +178,7 @@ def test_embeddings_of_the_prompt_generate_the_same(model, inputs) -> None:
 
 
 @pytest.mark.parametrize("clips_in_second_turn", [0, 1])
-def test_a_filled_cache_is_continued_with_the_audio_of_the_new_turn(
+def test_a_filled_cache_is_extended_by_a_new_turn_with_audio(
     model, processor, clip, clips_in_second_turn: int
 ) -> None:
     first = "the<|audio|>fox"
@@ -194,7 +194,7 @@ def test_a_filled_cache_is_continued_with_the_audio_of_the_new_turn(
     assert output.tolist() == model.generate(**whole, max_new_tokens=NEW_TOKENS).tolist()
 
 
-def test_tokens_are_streamed_as_they_come(model, processor, clip) -> None:
+def test_tokens_are_streamed_one_by_one(model, processor, clip) -> None:
     class Recorder(BaseStreamer):
         def __init__(self) -> None:
             self.pieces: list[int] = []

@@ -1,4 +1,4 @@
-"""What transformers' `GenerationTesterMixin`, which is in none of its distributions, asks of a model, with audio."""
+"""The checks of transformers' `GenerationTesterMixin`, which none of its distributions contains, with audio."""
 
 import copy
 
@@ -16,7 +16,7 @@ LLM_LAYERS, HIDDEN_SIZE, HEADS = 2, 32, 2
 @pytest.fixture(scope="module")
 def model(make_model) -> AudioListenForCausalLM:
     model = make_model(sound=True)
-    # No end of text: every row generates as many tokens as are asked for.
+    # Without an end-of-sequence token every row generates the requested number of tokens.
     model.generation_config.eos_token_id = None
     return model
 
@@ -44,7 +44,7 @@ def audio_of(inputs) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_greedy_decoding_reports_what_is_asked_for_at_every_step(model, inputs, greedy, use_cache: bool) -> None:
+def test_greedy_decoding_returns_the_requested_outputs_of_every_step(model, inputs, greedy, use_cache: bool) -> None:
     eager = copy.deepcopy(model)
     eager.set_attn_implementation("eager")
     output = eager.generate(
@@ -74,7 +74,7 @@ def test_greedy_decoding_reports_what_is_asked_for_at_every_step(model, inputs, 
     assert (output.past_key_values is not None) == use_cache
 
 
-def test_sampling_with_little_heat_is_greedy_and_reports_scores(model, inputs, greedy) -> None:
+def test_sampling_at_a_low_temperature_is_greedy_and_returns_scores(model, inputs, greedy) -> None:
     output = model.generate(
         **inputs,
         max_new_tokens=NEW_TOKENS,
@@ -87,7 +87,7 @@ def test_sampling_with_little_heat_is_greedy_and_reports_scores(model, inputs, g
     assert len(output.scores) == NEW_TOKENS
 
 
-def test_the_scores_of_beams_are_the_log_probabilities_of_what_they_say(model, inputs) -> None:
+def test_the_scores_of_beams_are_the_log_probabilities_of_their_tokens(model, inputs) -> None:
     options = {"return_dict_in_generate": True, "output_scores": True, "length_penalty": 0.0}
     beams = model.generate(**inputs, max_new_tokens=NEW_TOKENS, num_beams=4, num_return_sequences=2, **options)
     scores = beams.sequences_scores.view(2, 2)
@@ -106,7 +106,7 @@ def test_beams_of_one_token_are_the_likeliest_tokens(model, inputs) -> None:
 
 @torch.no_grad()
 def log_probability(model: AudioListenForCausalLM, inputs, sequences: torch.Tensor) -> torch.Tensor:
-    """Of the new tokens of each row, computed in one pass over the whole row."""
+    """Log-probabilities of the new tokens of each row, computed in one forward pass over the row."""
     length = inputs["input_ids"].shape[1]
     mask = torch.nn.functional.pad(inputs["attention_mask"], (0, sequences.shape[1] - length), value=1)
     position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -127,12 +127,12 @@ def test_beams_can_be_sampled(model, inputs) -> None:
 
 
 @pytest.mark.parametrize("do_sample", [False, True])
-def test_an_assistant_that_hears_changes_nothing_but_the_speed(model, make_model, one_row, do_sample: bool) -> None:
+def test_an_assistant_model_with_audio_does_not_change_the_output(model, make_model, one_row, do_sample: bool) -> None:
     drafts = make_model(sound=True)
     drafts.generation_config.eos_token_id = None
     for weight in drafts.model.language_model.parameters():
         weight.data += 0.02
-    # Sampling that leaves one token only, so that its outcome is known.
+    # Sampling with a single candidate, so that its result is known.
     options = {"do_sample": True, "top_k": 1} if do_sample else {}
     expected = model.generate(**one_row, max_new_tokens=8)
     for assistant in (drafts, model):
@@ -147,7 +147,7 @@ def test_an_assistant_that_hears_changes_nothing_but_the_speed(model, make_model
         assert heard[0]
 
 
-def test_a_language_model_of_text_alone_can_assist(model, make_llm, one_row) -> None:
+def test_a_text_only_language_model_can_be_the_assistant(model, make_llm, one_row) -> None:
     assistant = make_llm("llama", seed=5)
     assistant.resize_token_embeddings(model.config.text_config.vocab_size, mean_resizing=False)
     assistant.generation_config.eos_token_id = None
@@ -165,14 +165,14 @@ def test_an_assistant_of_another_width_is_refused(model, plain_config, one_row) 
         model.generate(**one_row, max_new_tokens=4, assistant_model=assistant)
 
 
-def test_looked_up_drafts_end_with_the_text(model, one_row) -> None:
+def test_prompt_lookup_drafts_stop_at_the_end_of_the_text(model, one_row) -> None:
     answer = model.generate(**one_row, max_new_tokens=NEW_TOKENS)[0, one_row["input_ids"].shape[1] :].tolist()
     end = answer[2]
     stopped = model.generate(**one_row, max_new_tokens=NEW_TOKENS, eos_token_id=end, prompt_lookup_num_tokens=2)
     assert stopped[0, one_row["input_ids"].shape[1] :].tolist() == answer[: answer.index(end) + 1]
 
 
-def test_a_row_that_ended_is_padded(model, inputs, greedy) -> None:
+def test_a_finished_row_is_padded(model, inputs, greedy) -> None:
     length = inputs["input_ids"].shape[1]
     end = int(greedy[0, length + 1])
     output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, eos_token_id=end, pad_token_id=2)
@@ -197,7 +197,7 @@ def test_padding_on_the_left_changes_no_logits(model, make_processor, clip) -> N
     assert output[:, -NEW_TOKENS:].tolist() == expected[:, -NEW_TOKENS:].tolist()
 
 
-def test_the_cache_holds_keys_and_values_of_every_layer(model, inputs) -> None:
+def test_the_cache_contains_keys_and_values_of_every_layer(model, inputs) -> None:
     cache = model.generate(**inputs, max_new_tokens=NEW_TOKENS, return_dict_in_generate=True).past_key_values
     length = inputs["input_ids"].shape[1] + NEW_TOKENS - 1
     assert isinstance(cache, DynamicCache)
@@ -206,7 +206,7 @@ def test_the_cache_holds_keys_and_values_of_every_layer(model, inputs) -> None:
         assert layer.keys.shape == layer.values.shape == (2, HEADS, length, HIDDEN_SIZE // HEADS)
 
 
-def test_generation_goes_on_where_it_stopped(model, inputs) -> None:
+def test_generation_can_be_continued(model, inputs) -> None:
     expected = model.generate(**inputs, max_new_tokens=6)
     half = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
     mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 3), value=1)
@@ -216,7 +216,7 @@ def test_generation_goes_on_where_it_stopped(model, inputs) -> None:
     assert resumed.tolist() == expected.tolist()
 
 
-def test_generation_goes_on_from_embeddings(model, inputs) -> None:
+def test_generation_can_be_continued_from_embeddings(model, inputs) -> None:
     embed = model.get_input_embeddings()
     expected = model.generate(**inputs, max_new_tokens=6)[:, -6:]
     prompt = embed(inputs["input_ids"])
@@ -232,7 +232,7 @@ def test_generation_goes_on_from_embeddings(model, inputs) -> None:
     assert resumed.tolist() == expected[:, 3:].tolist()
 
 
-def test_embeddings_fill_a_static_cache_too(model, inputs, greedy) -> None:
+def test_embeddings_can_fill_a_static_cache(model, inputs, greedy) -> None:
     output = model.generate(
         inputs_embeds=model.get_input_embeddings()(inputs["input_ids"]),
         **audio_of(inputs),
@@ -242,7 +242,7 @@ def test_embeddings_fill_a_static_cache_too(model, inputs, greedy) -> None:
     assert output.tolist() == greedy[:, -NEW_TOKENS:].tolist()
 
 
-def test_other_embeddings_give_another_answer(model, inputs, greedy) -> None:
+def test_different_embeddings_give_a_different_answer(model, inputs, greedy) -> None:
     embeddings = model.get_input_embeddings()(inputs["input_ids"])
     is_audio = (inputs["input_ids"] == model.config.audio_token_id)[..., None]
     random = torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(0))
@@ -252,7 +252,7 @@ def test_other_embeddings_give_another_answer(model, inputs, greedy) -> None:
     assert output.tolist() != greedy[:, -NEW_TOKENS:].tolist()
 
 
-def test_without_any_input_generation_begins_with_the_first_token(model) -> None:
+def test_generation_without_input_starts_with_the_bos_token(model) -> None:
     output = model.generate(max_new_tokens=2)
     assert output.shape == (1, 3)
     assert output[0, 0] == model.generation_config.bos_token_id
@@ -264,7 +264,7 @@ def test_attention_implementations_generate_the_same(model, inputs, greedy) -> N
     assert eager.generate(**inputs, max_new_tokens=NEW_TOKENS).tolist() == greedy.tolist()
 
 
-def test_logits_are_computed_for_the_last_position_only(model, inputs, monkeypatch) -> None:
+def test_logits_are_computed_only_for_the_last_position(model, inputs, monkeypatch) -> None:
     lengths = []
     handle = model.lm_head.register_forward_hook(lambda module, args, output: lengths.append(output.shape[1]))
     model.generate(**inputs, max_new_tokens=3)
@@ -272,7 +272,7 @@ def test_logits_are_computed_for_the_last_position_only(model, inputs, monkeypat
     assert lengths == [1, 1, 1]
 
 
-def test_models_that_generate_are_known_to_transformers(model) -> None:
+def test_transformers_recognises_that_the_model_generates(model) -> None:
     assert isinstance(model, GenerationMixin)
     assert model.can_generate()
     assert not model.model.can_generate()
@@ -297,7 +297,7 @@ def test_beams_and_static_caches_agree_with_greedy_decoding_in_other_families(
 @pytest.mark.slow
 def test_decoding_steps_compile_into_one_graph(model, inputs, greedy) -> None:
     config = CompileConfig(backend="aot_eager", fullgraph=True, mode="default")
-    # transformers compiles on accelerators only, unless told otherwise.
+    # By default transformers compiles only on accelerators.
     config._compile_all_devices = True
     compiled = copy.deepcopy(model)
     output = compiled.generate(

@@ -33,7 +33,7 @@ def test_heads_have_the_bias_of_their_family(make_llm) -> None:
     assert build_language_head(GPT2Config(n_embd=32, n_head=2)).bias is None
 
 
-def test_logits_are_scaled_as_the_families_do() -> None:
+def test_logits_are_scaled_as_in_each_family() -> None:
     logits = torch.tensor([1.0, -2.0])
     config = LlamaConfig()
     assert scale_logits(logits, config) is logits
@@ -47,7 +47,7 @@ def test_logits_are_scaled_as_the_families_do() -> None:
     torch.testing.assert_close(scale_logits(logits, config), 0.1 * torch.tanh(0.5 * logits / 4 * 3 / 0.1))
 
 
-def test_models_that_are_no_causal_language_models_of_text_are_refused() -> None:
+def test_models_that_are_not_text_only_causal_language_models_are_refused() -> None:
     with pytest.raises(ValueError, match="T5Config is of an encoder-decoder model"):
         check_text_config(T5Config())
     with pytest.raises(ValueError, match="Gemma3Config is of a multimodal model"):
@@ -79,11 +79,11 @@ def test_models_that_need_the_token_ids_are_refused_by_name() -> None:
     model = AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():
         parameter.data.normal_(std=0.2)
-    with pytest.raises(ValueError, match="Gemma3nForCausalLM cannot be given audio"):
+    with pytest.raises(ValueError, match="Gemma3nForCausalLM does not support audio"):
         check_language_model(model)
 
 
-def test_embeddings_that_are_scaled_outside_of_their_module_are_refused_by_name() -> None:
+def test_embeddings_scaled_outside_their_module_are_refused_by_name() -> None:
     config = FalconH1Config(
         vocab_size=64,
         hidden_size=32,
@@ -97,11 +97,11 @@ def test_embeddings_that_are_scaled_outside_of_their_module_are_refused_by_name(
         mamba_d_state=8,
         embedding_multiplier=5.0,
     )
-    with pytest.raises(ValueError, match="FalconH1ForCausalLM cannot be given audio"):
+    with pytest.raises(ValueError, match="FalconH1ForCausalLM does not support audio"):
         check_language_model(AutoModelForCausalLM.from_config(config))
 
 
-def test_an_altered_head_is_noticed(make_llm) -> None:
+def test_a_modified_head_is_detected(make_llm) -> None:
     class Shouting(LlamaForCausalLM):
         def forward(self, *args, **kwargs):
             output = super().forward(*args, **kwargs)
@@ -109,12 +109,12 @@ def test_an_altered_head_is_noticed(make_llm) -> None:
             return output
 
     model = Shouting(make_llm("llama").config)
-    with pytest.raises(ValueError, match="Shouting cannot be given audio"):
+    with pytest.raises(ValueError, match="Shouting does not support audio"):
         check_language_model(model)
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_checking_leaves_the_mode_as_it_was(make_llm, training: bool) -> None:
+def test_checking_does_not_change_the_training_mode(make_llm, training: bool) -> None:
     model = make_llm("llama").train(training)
     check_language_model(model)
     assert model.training is training

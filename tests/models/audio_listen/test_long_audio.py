@@ -1,4 +1,4 @@
-"""Audio of minutes and hours: nothing is cut away, and memory does not grow with what has been encoded already."""
+"""Audio of minutes and hours: nothing is truncated, and memory does not grow with the encoded length."""
 
 import weakref
 
@@ -23,7 +23,7 @@ def audio_of(inputs) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("kept", ["audio embeddings", "generated tokens"])
-def test_no_more_than_two_batches_of_frames_are_alive_at_a_time(make_model, processor, clip, kept: str) -> None:
+def test_at_most_two_batches_of_frames_are_in_memory(make_model, processor, clip, kept: str) -> None:
     model = make_model(sound=True, encoder_batch_size=2)
     inputs = processor(text="<|audio|>", audio=clip(7 * 30.0 + 2), sampling_rate=SAMPLING_RATE)
     assert len(inputs["input_features"]) == 8
@@ -49,7 +49,7 @@ def test_no_more_than_two_batches_of_frames_are_alive_at_a_time(make_model, proc
 
 
 @torch.no_grad()
-def test_what_is_heard_in_a_chunk_does_not_depend_on_the_others(make_model, processor, clip) -> None:
+def test_the_embeddings_of_a_chunk_do_not_depend_on_other_chunks(make_model, processor, clip) -> None:
     model = make_model(sound=True)
     audio = clip(95.0, seed=3)
     whole = model.get_audio_features(
@@ -61,14 +61,14 @@ def test_what_is_heard_in_a_chunk_does_not_depend_on_the_others(make_model, proc
         ).pooler_output
         for chunk in np.split(audio, range(30 * SAMPLING_RATE, len(audio), 30 * SAMPLING_RATE))
     ]
-    # 88 windows in each of three full chunks, and 15 in the 5 s that are left.
+    # 88 windows in each of three full chunks, and 15 in the remaining 5 s.
     assert [len(chunk) for chunk in chunks] == [88, 88, 88, 15]
     torch.testing.assert_close(whole, torch.cat(chunks), atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_an_hour_is_heard_to_its_end(make_model, processor, clip) -> None:
+def test_an_hour_of_audio_is_encoded_to_its_end(make_model, processor, clip) -> None:
     model: AudioListenForCausalLM = make_model(sound=True)
     audio = np.tile(clip(300.0, seed=1), 12)
     audio[-SAMPLING_RATE:] = clip(1.0, seed=2)

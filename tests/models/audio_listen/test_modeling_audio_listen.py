@@ -34,7 +34,7 @@ def inputs(processor, clip):
 
 
 @torch.no_grad()
-def test_audio_embeddings_stand_in_the_places_of_the_audio_tokens(model, inputs) -> None:
+def test_audio_embeddings_replace_the_audio_tokens(model, inputs) -> None:
     seen = {}
     handle = model.model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True
@@ -53,7 +53,7 @@ def test_audio_embeddings_stand_in_the_places_of_the_audio_tokens(model, inputs)
 
 @torch.no_grad()
 @pytest.mark.parametrize("sound", [False, True])
-def test_clips_of_different_length_in_one_batch_give_the_same_as_alone(
+def test_clips_of_different_length_give_the_same_in_a_batch_and_alone(
     make_model, make_processor, clip, sound: bool
 ) -> None:
     model, processor = make_model(sound=sound), make_processor(sound=sound)
@@ -68,9 +68,7 @@ def test_clips_of_different_length_in_one_batch_give_the_same_as_alone(
 
 
 @torch.no_grad()
-def test_padding_together_as_the_original_does_is_an_option_and_changes_a_clip(
-    make_model, make_processor, clip
-) -> None:
+def test_padding_a_batch_as_the_original_does_is_optional_and_changes_a_clip(make_model, make_processor, clip) -> None:
     model = make_model(sound=True, group_sound_by_length=False)
     processor = make_processor(sound=True, group_sound_by_length=False)
     short, long = clip(1.0, 1), clip(3.0, 2)
@@ -87,7 +85,7 @@ def test_padding_together_as_the_original_does_is_an_option_and_changes_a_clip(
 
 @torch.no_grad()
 @pytest.mark.parametrize("encoder_batch_size", [1, 2, 100])
-def test_the_encoders_batch_size_changes_nothing_but_the_memory(
+def test_the_encoders_batch_size_does_not_change_the_logits(
     model, inputs, monkeypatch, encoder_batch_size: int
 ) -> None:
     expected = model(**inputs).logits
@@ -107,7 +105,7 @@ def test_the_encoders_batch_size_changes_nothing_but_the_memory(
 @torch.no_grad()
 @pytest.mark.parametrize("sound", [False, True])
 @pytest.mark.parametrize("windows", [{}, {"window_length": 20, "window_stride": 12}, {"num_queries": 3}])
-def test_kept_encoder_features_give_the_same_as_the_audio(make_model, make_processor, clip, sound, windows) -> None:
+def test_stored_encoder_features_give_the_same_as_the_audio(make_model, make_processor, clip, sound, windows) -> None:
     model = make_model(sound=sound, **windows)
     processor = make_processor(sound=sound, **windows)
     clips = [clip(1.0, 1), clip(0.4, 2), clip(30.7, 3)]
@@ -117,7 +115,7 @@ def test_kept_encoder_features_give_the_same_as_the_audio(make_model, make_proce
     features = model.get_encoder_features(**audio_of(inputs))
     torch.testing.assert_close(model(**text, **features._asdict()).logits, expected, **TOLERANCE)
 
-    # One chunk at a time, cut to what its own windows reach, and padded together again.
+    # One chunk at a time, trimmed to the frames that its windows cover, then padded to one batch.
     chunks = []
     for index in range(4):
         length = processor.num_frames_needed(features.audio_features_mask[index].sum(-1, keepdim=True))
@@ -131,7 +129,7 @@ def test_kept_encoder_features_give_the_same_as_the_audio(make_model, make_proce
 
 
 @torch.no_grad()
-def test_kept_features_are_no_longer_than_the_windows_need(model, processor, clip) -> None:
+def test_encoder_features_are_trimmed_to_the_windows(model, processor, clip) -> None:
     inputs = audio_of(processor(text="<|audio|><|audio|>", audio=[clip(0.5), clip(1.0)], sampling_rate=16000))
     features = model.get_encoder_features(**inputs)
     # 1 s is covered by 3 windows of 17 frames, 0.5 s by 2.
@@ -149,7 +147,7 @@ def test_labels_give_the_next_token_loss(model, inputs) -> None:
 
 
 @torch.no_grad()
-def test_logits_can_be_limited_to_some_positions(model, inputs) -> None:
+def test_logits_can_be_restricted_to_some_positions(model, inputs) -> None:
     logits = model(**inputs).logits
     torch.testing.assert_close(model(**inputs, logits_to_keep=2).logits, logits[:, -2:])
     torch.testing.assert_close(model(**inputs, logits_to_keep=torch.tensor([1, 3])).logits, logits[:, [1, 3]])
@@ -161,7 +159,7 @@ def test_a_tuple_is_returned_on_request(model, inputs) -> None:
     assert isinstance(model.get_audio_features(**audio_of(inputs), return_dict=False), tuple)
 
 
-def test_gradients_reach_the_projector_only(make_model, inputs) -> None:
+def test_only_the_projector_gets_gradients(make_model, inputs) -> None:
     model = make_model(sound=True).train()
     model(**inputs, labels=inputs["input_ids"]).loss.backward()
     learning = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -170,7 +168,7 @@ def test_gradients_reach_the_projector_only(make_model, inputs) -> None:
     assert model.model.multi_modal_projector.query_tokens.grad.abs().max() > 0
 
 
-def test_the_language_model_learns_too_if_it_is_not_frozen(plain_config) -> None:
+def test_the_language_model_is_trained_if_it_is_not_frozen(plain_config) -> None:
     frozen, free = (AudioListenForCausalLM(plain_config(freeze_language_model=value)) for value in (True, False))
     assert not any(weight.requires_grad for weight in frozen.model.language_model.parameters())
     assert not frozen.lm_head.weight.requires_grad
@@ -193,7 +191,7 @@ def test_frozen_encoders_stay_in_evaluation_mode(plain_config) -> None:
         model.train()
 
 
-def test_an_encoder_that_learns_is_trained(make_model, inputs) -> None:
+def test_an_unfrozen_encoder_is_trained(make_model, inputs) -> None:
     model = make_model(sound=True)
     model.model.speech_tower.requires_grad_(True)
     model.train()
@@ -226,7 +224,7 @@ def _without_dropout() -> dict[str, float]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("llm", ["llama", "qwen2", "mistral", "gemma", "gemma2", "gpt2", "cohere", "granite", "phi"])
-def test_without_audio_the_logits_are_the_language_models_own(make_model, make_llm, llm: str) -> None:
+def test_without_audio_the_logits_equal_those_of_the_language_model(make_model, make_llm, llm: str) -> None:
     model, language_model = make_model(llm), make_llm(llm)
     input_ids = torch.randint(3, 299, (2, 12), generator=torch.Generator().manual_seed(0))
     attention_mask = torch.ones_like(input_ids)
@@ -268,7 +266,7 @@ def test_the_vocabulary_can_be_resized(make_model, make_processor, clip) -> None
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_projector_stays_in_float32_beside_a_model_in_half_precision(
+def test_the_projector_stays_in_float32_in_a_model_in_half_precision(
     make_model, inputs, tmp_path, dtype: torch.dtype
 ) -> None:
     reference = make_model(sound=True)
@@ -283,7 +281,7 @@ def test_the_projector_stays_in_float32_beside_a_model_in_half_precision(
     assert (output.logits.float() - expected).abs().mean() < 0.1 * expected.std()
 
 
-def test_quantisers_leave_the_projector_out(model) -> None:
+def test_quantisers_skip_the_projector(model) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
             is_projector = "multi_modal_projector" in name
@@ -309,7 +307,7 @@ def test_attention_implementations_agree_and_reach_all_parts(make_model, inputs,
     torch.testing.assert_close(*logits, **TOLERANCE)
 
 
-def test_parts_that_cannot_use_flash_attention_go_without(plain_config) -> None:
+def test_parts_without_flash_attention_use_sdpa(plain_config) -> None:
     config = plain_config(sound=True)
     config._attn_implementation = {"sound_config": "flash_attention_2", "qformer_config": "flash_attention_2"}
     model = AudioListenForCausalLM(config)
@@ -355,7 +353,7 @@ def test_tokens_without_audio_and_audio_without_tokens_are_refused(model, inputs
         model(input_ids=fewer, **audio)
 
 
-def test_an_audio_token_in_a_decoding_step_needs_no_audio(model) -> None:
+def test_an_audio_token_in_a_decoding_step_requires_no_audio(model) -> None:
     cache = DynamicCache(config=model.config.text_config)
     model(input_ids=torch.tensor([[5, 6]]), past_key_values=cache, use_cache=True)
     output = model(input_ids=torch.tensor([[model.config.audio_token_id]]), past_key_values=cache, use_cache=True)
@@ -363,7 +361,7 @@ def test_an_audio_token_in_a_decoding_step_needs_no_audio(model) -> None:
 
 
 @torch.no_grad()
-def test_embeddings_may_be_given_in_place_of_ids(model, inputs) -> None:
+def test_embeddings_may_replace_ids(model, inputs) -> None:
     embeddings = model.get_input_embeddings()(inputs["input_ids"])
     mask = inputs["attention_mask"]
     by_embeddings = model(inputs_embeds=embeddings, attention_mask=mask, **audio_of(inputs)).logits
@@ -413,8 +411,8 @@ def test_audio_without_a_known_audio_token_is_refused(make_model, inputs) -> Non
         model(**inputs)
 
 
-def test_random_models_hear(plain_config) -> None:
-    """A model built from its configuration alone, as transformers' own tests do."""
+def test_a_model_built_from_its_configuration_accepts_audio(plain_config) -> None:
+    """transformers' tests build models from a configuration only."""
     model = AudioListenForCausalLM(plain_config(sound=True)).eval()
     assert isinstance(model.model.sound_tower, BeatsModel)
     assert 0.015 < model.model.multi_modal_projector.linear.weight.std() < 0.025

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from peft_listen import WindowQFormerProjector
+from peft_listen.models.audio_listen.convert_salmonn_projector import convert_salmonn_projector
 
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "qformer"
@@ -19,7 +20,7 @@ CASES = [
 
 def load_salmonn(name: str) -> WindowQFormerProjector:
     checkpoint = torch.load(FIXTURES / f"{name}.pt", weights_only=True)
-    return WindowQFormerProjector.from_salmonn_state_dict(checkpoint["model"], **checkpoint["args"]).eval()
+    return convert_salmonn_projector(checkpoint["model"], **checkpoint["args"]).eval()
 
 
 @pytest.fixture
@@ -49,14 +50,14 @@ def test_outputs_in_bfloat16_stay_close_to_float32() -> None:
 def test_salmonns_other_weights_are_ignored_and_missing_ones_refused() -> None:
     checkpoint = torch.load(FIXTURES / "tiny.pt", weights_only=True)
     weights, args = checkpoint["model"], checkpoint["args"]
-    WindowQFormerProjector.from_salmonn_state_dict({**weights, "llama_model.lora_A": torch.ones(1)}, **args)
+    convert_salmonn_projector({**weights, "llama_model.lora_A": torch.ones(1)}, **args)
     incomplete = {name: weight for name, weight in weights.items() if name != "ln_audio.weight"}
     with pytest.raises(ValueError, match=r"(?s)does not fit the sizes given.*sound_layer_norm\.weight"):
-        WindowQFormerProjector.from_salmonn_state_dict(incomplete, **args)
+        convert_salmonn_projector(incomplete, **args)
     with pytest.raises(ValueError, match=r"(?s)does not fit the sizes given.*speech_layer_norm\.weight"):
-        WindowQFormerProjector.from_salmonn_state_dict(weights, **{**args, "speech_dim": 12})
-    with pytest.raises(ValueError, match="no state dict of SALMONN"):
-        WindowQFormerProjector.from_salmonn_state_dict({"model": weights}, **args)
+        convert_salmonn_projector(weights, **{**args, "speech_dim": 12})
+    with pytest.raises(ValueError, match="not a state dict of SALMONN"):
+        convert_salmonn_projector({"model": weights}, **args)
 
 
 @torch.no_grad()
@@ -68,7 +69,7 @@ def test_the_last_incomplete_window_is_dropped(projector) -> None:
 
 
 @torch.no_grad()
-def test_each_window_is_read_alone_in_the_order_of_time(projector) -> None:
+def test_each_window_is_encoded_separately_in_order_of_time(projector) -> None:
     speech, sound = torch.randn(1, 14, 16), torch.randn(1, 14, 16)
     windows = [projector(speech[:, start : start + 6], sound[:, start : start + 6]) for start in (0, 4, 8)]
     torch.testing.assert_close(projector(speech, sound), torch.cat(windows, dim=1), atol=1e-6, rtol=1e-5)
@@ -94,7 +95,7 @@ def test_less_than_a_window_is_padded_with_zeros(projector) -> None:
 
 
 @torch.no_grad()
-def test_only_the_wanted_windows_are_returned_row_after_row(projector) -> None:
+def test_only_the_requested_windows_are_returned_row_after_row(projector) -> None:
     speech, sound = torch.randn(3, 20, 16), torch.randn(3, 20, 16)
     everything = projector(speech, sound)
     wanted = projector(speech, sound, num_windows=torch.tensor([1, 4, 2]))
@@ -114,7 +115,7 @@ def test_missing_and_unexpected_sound_are_refused(projector, plain_config) -> No
         deaf(torch.randn(1, 20, 16), torch.randn(1, 20, 16))
 
 
-def test_every_part_of_the_projector_learns(projector) -> None:
+def test_every_parameter_of_the_projector_gets_a_gradient(projector) -> None:
     projector(torch.randn(2, 20, 16), torch.randn(2, 20, 16)).square().sum().backward()
     without = [name for name, weight in projector.named_parameters() if weight.grad is None]
     assert without == []

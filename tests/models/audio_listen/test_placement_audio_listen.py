@@ -1,4 +1,4 @@
-"""Weights on several devices, on the disk, and in fewer bits."""
+"""Device maps, offloading and quantisation."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def inputs(make_processor, clip):
 
 @torch.no_grad()
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9])
-def test_what_has_no_room_is_read_from_the_disk_when_it_is_needed(model, inputs, tmp_path, share: float) -> None:
+def test_weights_beyond_the_memory_limit_are_offloaded_to_the_disk(model, inputs, tmp_path, share: float) -> None:
     model.save_pretrained(tmp_path / "whole")
     room = {"cpu": int(share * compute_module_sizes(model)[""])}
     offloaded = AudioListenForCausalLM.from_pretrained(
@@ -47,7 +47,7 @@ def test_layers_and_projector_are_never_split_between_devices(model) -> None:
 
 
 @torch.no_grad()
-def test_a_language_model_may_be_on_the_disk_when_the_parts_are_put_together(
+def test_a_language_model_may_be_offloaded_when_the_model_is_built(
     published_parts, make_llm, make_tokenizer, inputs, tmp_path
 ) -> None:
     llm = make_llm("llama")
@@ -64,7 +64,7 @@ def test_a_language_model_may_be_on_the_disk_when_the_parts_are_put_together(
     torch.testing.assert_close(model(**inputs).logits, expected(**inputs).logits)
 
 
-def test_a_vocabulary_on_the_disk_cannot_grow(published_parts, tmp_path) -> None:
+def test_an_offloaded_vocabulary_cannot_be_enlarged(published_parts, tmp_path) -> None:
     placement = {"device_map": {"": "disk"}, "offload_folder": tmp_path}
     with pytest.raises(ValueError, match=r"embeddings of the language model are offloaded.*`device_map`"):
         AudioListenForCausalLM.from_sub_models_pretrained(
@@ -73,7 +73,7 @@ def test_a_vocabulary_on_the_disk_cannot_grow(published_parts, tmp_path) -> None
 
 
 def quantisation(name: str):
-    """What makes `from_pretrained` quantise, and the class or tensor by which it shows."""
+    """A quantisation configuration, and the class of the modules or weights that it quantises."""
     if name.startswith("bitsandbytes"):
         bitsandbytes = pytest.importorskip("bitsandbytes", reason="it quantises, `pip install bitsandbytes`")
         if name.endswith("8bit"):
@@ -106,7 +106,7 @@ def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
 
 
 @torch.no_grad()
-def test_a_quantised_language_model_answers_much_as_the_whole_one(quantised_parts, published_parts, inputs) -> None:
+def test_logits_with_a_quantised_language_model_are_close(quantised_parts, published_parts, inputs) -> None:
     model, _, kind = quantised_parts
     torch.manual_seed(0)
     whole = AudioListenForCausalLM.from_sub_models_pretrained(**published_parts, qformer_config=QFORMER)
@@ -120,7 +120,7 @@ def test_a_quantised_language_model_answers_much_as_the_whole_one(quantised_part
 
 
 @pytest.mark.parametrize("method", ["lora", "listen"])
-def test_adapter_and_projector_learn_on_a_quantised_language_model(quantised_parts, inputs, tmp_path, method) -> None:
+def test_adapter_and_projector_train_on_a_quantised_language_model(quantised_parts, inputs, tmp_path, method) -> None:
     base, _, _ = quantised_parts
     if method == "lora":
         config = LoraConfig(target_modules=r".*language_model.*\.(q|v)_proj", r=4, modules_to_save=PROJECTOR)
@@ -151,9 +151,9 @@ def test_a_reference_to_a_quantised_language_model_is_quantised_again(quantised_
 
 
 @torch.no_grad()
-# The 8-bit kernel of bitsandbytes for the CPU fails on batches with outliers, which the normalised sound has.
+# The 8-bit CPU kernel of bitsandbytes fails on batches with outliers, such as the normalised filter bank.
 @pytest.mark.parametrize("quantiser", ["torchao", "bitsandbytes_4bit"])
-def test_a_whole_checkpoint_is_quantised_all_but_projector_and_head(model, inputs, tmp_path, quantiser: str) -> None:
+def test_a_complete_checkpoint_is_quantised_except_projector_and_head(model, inputs, tmp_path, quantiser: str) -> None:
     config, kind = quantisation(quantiser)
     model.save_pretrained(tmp_path / "whole")
     quantised = AudioListenForCausalLM.from_pretrained(tmp_path / "whole", quantization_config=config)

@@ -39,7 +39,7 @@ def count(processor: AudioListenProcessor, inputs: dict) -> list[int]:
     return (inputs["input_ids"] == processor.audio_token_id).sum(-1).tolist()
 
 
-def test_each_placeholder_becomes_as_many_tokens_as_its_clip_gives_embeddings(processor, clip) -> None:
+def test_each_placeholder_is_repeated_once_per_embedding_of_its_clip(processor, clip) -> None:
     text = [f"{AUDIO}What is{AUDIO}said?", "the lazy dog", f"fox{AUDIO}"]
     inputs = processor(text=text, audio=[clip(1.0), clip(0.2), clip(2.0)], sampling_rate=16000)
     assert count(processor, inputs) == [3 + 1, 0, 6]
@@ -59,7 +59,7 @@ def test_each_placeholder_becomes_as_many_tokens_as_its_clip_gives_embeddings(pr
     [(0.05, 1, 1), (29.0, 1, 86), (30.0, 1, 88), (30.01, 2, 89), (31.0, 2, 91), (60.0, 2, 176), (95.0, 4, 279)],
 )
 @torch.no_grad()
-def test_long_audio_is_cut_into_chunks_and_never_truncated(
+def test_long_audio_is_split_into_chunks_and_never_truncated(
     make_model, processor, clip, seconds: float, chunks: int, tokens: int
 ) -> None:
     inputs = processor(text=AUDIO, audio=clip(seconds), sampling_rate=16000)
@@ -71,7 +71,7 @@ def test_long_audio_is_cut_into_chunks_and_never_truncated(
 
 @pytest.mark.parametrize("windows", [{"num_queries": 3}, {"window_length": 20, "window_stride": 12}])
 @torch.no_grad()
-def test_other_windows_give_other_counts_on_both_sides(make_model, make_processor, clip, windows) -> None:
+def test_processor_and_model_agree_on_other_windows(make_model, make_processor, clip, windows) -> None:
     processor, model = make_processor(**windows), make_model(**windows)
     inputs = processor(text=AUDIO * 2, audio=[clip(1.0), clip(31.0)], sampling_rate=16000)
     assert model(**inputs).audio_hidden_states.shape[0] == count(processor, inputs)[0]
@@ -82,7 +82,7 @@ def test_other_windows_give_other_counts_on_both_sides(make_model, make_processo
 @given(num_samples=st.integers(800, 1_600_000))
 @settings(max_examples=100, deadline=None)
 def test_placeholders_equal_encoder_outputs_for_any_length(num_samples: int) -> None:
-    """What the processor counts for a clip, and what the model makes of the mask of its chunks."""
+    """The number of audio tokens of a clip in the processor, and in the model from the mask of its chunks."""
     chunks = [min(480_000, num_samples - start) for start in range(0, num_samples, 480_000)]
     mask = torch.tensor([[-(-length // 160)] for length in chunks])
     windows = num_audio_windows(num_encoder_frames(mask), 17, 17, 1500)
@@ -105,7 +105,9 @@ def test_a_clips_features_do_not_depend_on_the_batch(processor, clip) -> None:
 
 @pytest.mark.parametrize("windows", [{}, {"window_length": 20, "window_stride": 12, "num_queries": 2}])
 @torch.no_grad()
-def test_the_tokens_of_a_clip_can_be_counted_from_its_kept_features(make_model, make_processor, clip, windows) -> None:
+def test_the_tokens_of_a_clip_can_be_counted_from_its_stored_features(
+    make_model, make_processor, clip, windows
+) -> None:
     model, processor = make_model(**windows), make_processor(**windows)
     clips = [clip(0.7, 1), clip(30.4, 2)]
     assert [processor.num_chunks(len(samples)) for samples in clips] == [1, 2]
@@ -116,7 +118,7 @@ def test_the_tokens_of_a_clip_can_be_counted_from_its_kept_features(make_model, 
     assert processor.num_frames_needed(features.audio_features_mask.sum(-1)) == features.speech_features.shape[1]
 
 
-def test_padding_the_waveforms_of_a_batch_together_is_an_option(make_processor, clip) -> None:
+def test_padding_the_waveforms_of_a_batch_together_is_optional(make_processor, clip) -> None:
     clips = [clip(0.7, 1), clip(3.0, 2)]
     inputs = make_processor(sound=True, group_sound_by_length=False)(text=AUDIO * 2, audio=clips, sampling_rate=16000)
     expected = BeatsFeatureExtractor()(clips, sampling_rate=16000, return_tensors="pt")
@@ -133,7 +135,7 @@ def test_features_are_those_of_whisper_and_beats(processor, clip) -> None:
     assert torch.equal(inputs["sound_input_values"], beats["input_values"])
 
 
-def test_audio_may_come_in_every_form_and_rate(processor, wav, clip) -> None:
+def test_all_types_and_sampling_rates_of_audio_are_accepted(processor, wav, clip) -> None:
     samples = clip(1.0)
     with wave.open(str(wav)) as file:
         pcm = np.frombuffer(file.readframes(file.getnframes()), dtype=np.int16).reshape(-1, 2)
@@ -157,13 +159,13 @@ def test_clips_may_be_listed_per_prompt(processor, clip) -> None:
         assert torch.equal(nested[name], tensor)
 
 
-def test_text_alone_gives_no_audio_inputs(processor) -> None:
+def test_text_only_gives_no_audio_inputs(processor) -> None:
     for audio in (None, [], [[], []]):
         inputs = processor(text=["the lazy dog", "fox"], audio=audio)
         assert set(inputs) == {"input_ids", "attention_mask"}
 
 
-def test_batches_are_padded_on_the_left_unless_told_otherwise(processor) -> None:
+def test_batches_are_padded_on_the_left_by_default(processor) -> None:
     text = ["the lazy dog jumps over the quick brown fox", "fox"]
     assert processor(text=text)["attention_mask"][1, 0] == 0
     assert processor(text=text, padding_side="right")["attention_mask"][1, 0] == 1
@@ -171,7 +173,7 @@ def test_batches_are_padded_on_the_left_unless_told_otherwise(processor) -> None
     assert processor(text=text)["attention_mask"][1, 0] == 0
 
 
-def test_silence_is_audio(processor) -> None:
+def test_silence_is_encoded_as_audio(processor) -> None:
     inputs = processor(text=AUDIO, audio=np.zeros(16000, dtype=np.float32), sampling_rate=16000)
     assert count(processor, inputs) == [3]
     assert all(tensor.isfinite().all() for tensor in inputs.values() if tensor.is_floating_point())
@@ -232,19 +234,19 @@ def test_numpy_arrays_are_returned_on_request(processor, clip) -> None:
         assert np.array_equal(array, inputs[name].numpy())
 
 
-def test_truncating_audio_tokens_away_is_refused(processor, clip) -> None:
+def test_truncating_audio_tokens_is_refused(processor, clip) -> None:
     with pytest.raises(ValueError, match="Mismatch in `audio` token count"):
         processor(text=AUDIO + "fox", audio=clip(3.0), sampling_rate=16000, truncation=True, max_length=4)
 
 
-def test_a_limit_on_the_length_says_what_is_lost(make_processor, clip, caplog) -> None:
+def test_a_limit_on_the_length_warns_about_the_dropped_part(make_processor, clip, caplog) -> None:
     processor = make_processor(max_audio_seconds=2.0)
     logging.getLogger("peft_listen").propagate = True
     with caplog.at_level("WARNING"):
         inputs = processor(text=AUDIO * 2, audio=[clip(1.9), clip(3.5)], sampling_rate=16000)
     assert inputs["input_features_mask"].sum(-1).tolist() == [190, 200]
-    assert [record.getMessage() for record in caplog.records if "lost" in record.getMessage()] == [
-        "Clip 1 lasts 3.50 s: its last 1.50 s are lost, because `max_audio_seconds` is 2."
+    assert [record.getMessage() for record in caplog.records if "dropped" in record.getMessage()] == [
+        "Clip 1 lasts 3.50 s: its last 1.50 s are dropped, because `max_audio_seconds` is 2."
     ]
     with pytest.raises(ValueError, match="`max_audio_seconds` must be positive, got -1"):
         make_processor(max_audio_seconds=-1)
@@ -267,7 +269,7 @@ def test_processors_survive_saving_and_loading(make_processor, clip, tmp_path, s
     assert json.loads((tmp_path / "processor_config.json").read_text())["window_length"] == 20
 
 
-def test_names_of_inputs_are_those_that_are_returned(processor, make_processor, clip) -> None:
+def test_model_input_names_are_the_names_of_the_outputs(processor, make_processor, clip) -> None:
     assert set(processor(text=AUDIO, audio=clip(0.2), sampling_rate=16000)) <= set(processor.model_input_names)
     assert "sound_input_values" not in make_processor().model_input_names
 
@@ -299,7 +301,7 @@ def test_a_tokenizer_without_the_audio_token_is_refused(make_tokenizer) -> None:
         AudioListenProcessor(WhisperFeatureExtractor(), make_tokenizer())
 
 
-def test_a_tokenizer_without_padding_pads_with_the_end(make_tokenizer) -> None:
+def test_a_tokenizer_without_a_padding_token_pads_with_its_eos_token(make_tokenizer) -> None:
     tokenizer = make_tokenizer(pad_token=None)
     assert tokenizer.pad_token is None
     processor = AudioListenProcessor.from_sub_models_pretrained(speech=WhisperFeatureExtractor(), llm=tokenizer)
@@ -307,7 +309,7 @@ def test_a_tokenizer_without_padding_pads_with_the_end(make_tokenizer) -> None:
     assert processor(text=["the lazy dog", "fox"])["attention_mask"][1, 0] == 0
 
 
-def test_processors_are_made_from_the_parts_of_the_model(published_parts, clip) -> None:
+def test_processors_are_built_from_the_parts_of_the_model(published_parts, clip) -> None:
     processor = AudioListenProcessor.from_sub_models_pretrained(**published_parts, num_queries=2)
     assert isinstance(processor.sound_feature_extractor, BeatsFeatureExtractor)
     assert processor.audio_token_id == len(AutoTokenizer.from_pretrained(published_parts["llm"]))

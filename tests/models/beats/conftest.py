@@ -13,11 +13,11 @@ CASES = sorted(path.stem for path in (FIXTURES / "cases").glob("*.npz"))
 
 class GoldenCase(NamedTuple):
     """
-    What the original made of a clip or a batch.
+    Outputs of the original implementation for a clip or a batch.
 
     Args:
         variant (`str`): The checkpoint.
-        clips (`list[str]`): Names of the waveforms.
+        clips (`list[str]`): Names of its waveforms.
         fbank (`torch.Tensor` of shape `(batch, frames, 128)`): Its filter bank.
         arrays (`dict[str, np.ndarray]`): Its hidden states, masks and probabilities.
     """
@@ -29,7 +29,7 @@ class GoldenCase(NamedTuple):
 
     @property
     def attention_mask(self) -> torch.Tensor | None:
-        """The mask of the frames, for batches."""
+        """The frame mask of a batch, `(batch_size, frames)`; `None` for a single clip."""
         padding = self.arrays.get("frame_padding_mask")
         return None if padding is None else torch.from_numpy(~padding).long()
 
@@ -67,7 +67,7 @@ def golden_case(request, golden_fbank: dict[str, np.ndarray]) -> GoldenCase:
 
 @pytest.fixture
 def golden_batches(waveforms: dict[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
-    """The waveforms of every golden filter bank, by its name."""
+    """The waveforms of every golden filter bank, by the name of the filter bank."""
     singles = {name: [waveform] for name, waveform in waveforms.items()}
     batches = {
         path.stem.partition("__")[2].replace("batch_", "batch__"): [waveforms[name] for name in np.load(path)["waves"]]
@@ -83,6 +83,6 @@ def golden_buckets() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def released_sizes() -> dict[str, dict]:
-    """`cfg` and parameter shapes of the released models, pre-trained and fine-tuned."""
+    """`cfg` and parameter shapes of the released checkpoints, pre-trained and fine-tuned."""
     pretrained, finetuned = json.loads((FIXTURES / "released_size.json").read_text()).values()
     return {"pretrained": pretrained, "finetuned": finetuned}

@@ -4,7 +4,7 @@ from peft_listen import BeatsConfig
 
 
 def test_the_defaults_are_those_of_the_released_checkpoint(released_sizes):
-    # A pre-trained cfg says nothing about the head that it does not have; the fine-tuned one has no dropout there.
+    # A pre-trained cfg has no fields of the class head; the fine-tuned one has no dropout there.
     cfg = released_sizes["pretrained"]["cfg"] | {"predictor_dropout": 0.0}
     assert BeatsConfig.from_original(cfg).to_dict() == BeatsConfig().to_dict()
 
@@ -15,7 +15,7 @@ def test_a_finetuned_cfg_gives_the_number_of_classes_and_multi_label_loss(releas
     assert config.problem_type == "multi_label_classification"
 
 
-def test_absent_original_keys_take_the_defaults_of_the_original_code():
+def test_absent_original_keys_have_the_defaults_of_the_original_code():
     config = BeatsConfig.from_original({"input_patch_size": 16, "finetuned_model": True})
     assert not config.use_relative_position_bias
     assert not config.use_gated_position_bias
@@ -44,7 +44,7 @@ def test_unknown_original_keys_are_ignored():
         ([("input_patch_size", 16)], "Expected the `cfg` dict .* got list"),
     ],
 )
-def test_an_original_cfg_that_cannot_be_honoured_is_refused(cfg, message):
+def test_an_unsupported_original_cfg_is_refused(cfg, message):
     with pytest.raises(ValueError, match=message):
         BeatsConfig.from_original(cfg)
 

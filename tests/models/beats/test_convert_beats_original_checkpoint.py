@@ -8,6 +8,7 @@ import torch
 from peft_listen import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification, BeatsModel
 from peft_listen.models.beats import convert_beats_original_checkpoint as convert
 from peft_listen.models.beats.convert_beats_original_checkpoint import convert_beats_checkpoint, to_original_checkpoint
+from peft_listen.models.beats.original_checkpoint import original_names
 
 
 VARIANTS = ["iter3plus", "finetuned", "postnorm_nogate", "prenorm"]
@@ -19,7 +20,7 @@ def model_class_of(variant):
 
 @pytest.fixture
 def edited_checkpoint(checkpoints, tmp_path):
-    """Writes an original checkpoint after a change to it, and returns the path."""
+    """Writes a modified original checkpoint and returns its path."""
 
     def edit(change, variant="iter3plus"):
         checkpoint = torch.load(checkpoints[variant], weights_only=True)
@@ -42,7 +43,7 @@ def test_the_released_sizes_have_the_original_names_and_shapes(released_sizes, t
     shapes = {
         name: list(tensor.shape)
         for ours, tensor in model.state_dict().items()
-        for name in convert._original_names(ours, config.num_hidden_layers)
+        for name in original_names(ours, config.num_hidden_layers)
     }
     assert shapes == released_sizes[size]["params"]
     assert sum(parameter.numel() for parameter in model.parameters()) == released_sizes[size]["n_params"]
@@ -169,10 +170,10 @@ def test_a_missing_file_is_refused(tmp_path):
         (torch.zeros(2), "found Tensor"),
     ],
 )
-def test_a_file_that_is_no_beats_checkpoint_is_refused(tmp_path, content, found):
+def test_a_file_that_is_not_a_beats_checkpoint_is_refused(tmp_path, content, found):
     path = tmp_path / "other.pt"
     torch.save(content, path)
-    with pytest.raises(ValueError, match=rf"other\.pt' is no original BEATs checkpoint: .*{found}"):
+    with pytest.raises(ValueError, match=rf"other\.pt' is not an original BEATs checkpoint: .*{found}"):
         BeatsModel.from_original_checkpoint(path)
 
 
@@ -192,7 +193,7 @@ def test_writing_and_reading_the_original_format_is_exact(checkpoints, tmp_path,
     assert written.get("label_dict") == original.get("label_dict")
     assert written["model"].keys() == original["model"].keys()
     assert all(torch.equal(tensor, original["model"][name]) for name, tensor in written["model"].items())
-    # `layer_wise_gradient_decay_ratio` only steers the original's training.
+    # `layer_wise_gradient_decay_ratio` only affects the original's training.
     assert all(written["cfg"][key] == value for key, value in original["cfg"].items() if "decay" not in key)
     loaded = model_class_of(variant).from_original_checkpoint(path)
     assert loaded.config.to_dict() == model.config.to_dict()
@@ -206,14 +207,14 @@ def test_half_precision_weights_are_written_as_float32(checkpoints, tmp_path):
 
 
 @pytest.mark.parametrize("fields", [{"hidden_act": "silu"}, {"layer_norm_eps": 1e-6}, {"num_mel_bins": 64}])
-def test_what_the_original_cannot_express_is_refused(tmp_path, fields):
+def test_a_configuration_that_the_original_cannot_express_is_refused(tmp_path, fields):
     model = BeatsModel(BeatsConfig(hidden_size=48, num_hidden_layers=1, patch_embedding_size=16, **fields))
     with pytest.raises(ValueError, match=r"The original format has activations .* 128 mel bins"):
         to_original_checkpoint(model, tmp_path / "written.pt")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_write_leaves_the_old_file(checkpoints, tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file(checkpoints, tmp_path, monkeypatch):
     path = tmp_path / "written.pt"
     path.write_bytes(b"old")
 
@@ -234,7 +235,7 @@ def test_a_failed_write_leaves_the_old_file(checkpoints, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_the_converted_folder_holds_model_and_feature_extractor(checkpoints, tmp_path, variant):
+def test_the_converted_folder_contains_model_and_feature_extractor(checkpoints, tmp_path, variant):
     folder = convert_beats_checkpoint(checkpoints[variant], tmp_path / "new" / "folder")
     assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors", "preprocessor_config.json"]
     assert os.listdir(tmp_path / "new") == ["folder"]
@@ -265,7 +266,7 @@ def test_a_folder_with_content_or_a_file_is_not_overwritten(checkpoints, tmp_pat
 
 
 @pytest.mark.parametrize("exception", [OSError("disk full"), KeyboardInterrupt()])
-def test_a_conversion_stopped_half_way_leaves_nothing(checkpoints, tmp_path, monkeypatch, exception):
+def test_an_interrupted_conversion_leaves_no_files(checkpoints, tmp_path, monkeypatch, exception):
     def stop(self, folder):
         assert os.path.isfile(os.path.join(folder, "model.safetensors"))
         raise exception
@@ -276,7 +277,7 @@ def test_a_conversion_stopped_half_way_leaves_nothing(checkpoints, tmp_path, mon
     assert os.listdir(tmp_path) == []
 
 
-def test_a_bad_checkpoint_leaves_nothing(tmp_path, edited_checkpoint):
+def test_a_bad_checkpoint_leaves_no_files(tmp_path, edited_checkpoint):
     path = edited_checkpoint(put("decoder.weight", torch.zeros(1)))
     with pytest.raises(ValueError, match="1 unexpected"):
         convert_beats_checkpoint(path, tmp_path / "new" / "folder")

@@ -70,7 +70,7 @@ def test_frames_and_mask_follow_the_rule_for_any_lengths(lengths):
     num_frames = 1 + (num_samples - 400) // 160
     assert features["input_values"].shape == (len(lengths), num_frames, 128)
     assert BeatsFeatureExtractor.get_num_frames(max(lengths)) == num_frames
-    # A frame is padding if and only if its whole share of the samples is.
+    # A frame is padding if and only if all of its samples are.
     is_real = np.arange(num_samples) < np.array(lengths)[:, None]
     share = num_samples // num_frames
     expected = is_real[:, : num_frames * share].reshape(len(lengths), num_frames, share).any(-1)
@@ -112,7 +112,7 @@ def test_one_sample_is_padded_to_one_column_of_patches(feature_extractor):
         lambda waveform: (waveform.tolist(),),
     ],
 )
-def test_every_form_of_one_waveform_gives_the_same_features(feature_extractor, convert, recwarn):
+def test_every_type_of_waveform_gives_the_same_features(feature_extractor, convert, recwarn):
     waveform = noise(4000)
     expected = feature_extractor(waveform, sampling_rate=16000)["input_values"]
     assert np.array_equal(feature_extractor(convert(waveform), sampling_rate=16000)["input_values"], expected)
@@ -133,7 +133,7 @@ def test_the_input_is_not_changed(feature_extractor):
     assert np.array_equal(waveform, before)
 
 
-def test_features_computed_in_inference_mode_do_not_spoil_later_ones(feature_extractor):
+def test_features_computed_in_inference_mode_do_not_affect_later_calls(feature_extractor):
     _mel_filters.cache_clear()
     with torch.inference_mode():
         expected = feature_extractor(noise(4000), sampling_rate=16000, return_tensors="pt").input_values
@@ -182,7 +182,7 @@ def test_the_attention_mask_can_be_left_out(feature_extractor):
     ],
 )
 @pytest.mark.filterwarnings("ignore:overflow")
-def test_audio_that_is_no_mono_waveform_of_finite_floats_is_refused(feature_extractor, audio, message):
+def test_audio_that_is_not_a_mono_waveform_of_finite_floats_is_refused(feature_extractor, audio, message):
     with pytest.raises(ValueError, match=message):
         feature_extractor(audio, sampling_rate=16000)
 
@@ -195,9 +195,12 @@ def test_a_wrong_or_unknown_sampling_rate_is_refused(feature_extractor, sampling
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"sampling_rate": 8000}, "16000 Hz only, got `sampling_rate=8000`"), ({"padding_side": "left"}, "right only")],
+    [
+        ({"sampling_rate": 8000}, "16000 Hz only, got `sampling_rate=8000`"),
+        ({"padding_side": "left"}, "only on the right"),
+    ],
 )
-def test_settings_that_beats_does_not_know_are_refused(arguments, message):
+def test_unsupported_settings_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         BeatsFeatureExtractor(**arguments)
 

@@ -31,7 +31,7 @@ def tiny_config(**fields):
         "relative_attention_num_buckets": 16,
         "relative_attention_max_distance": 40,
         "layerdrop": 0.0,
-        # Wide enough that the position bias and the gate are felt.
+        # Large enough that the position bias and the gate matter.
         "initializer_range": 0.2,
     }
     return BeatsConfig(**(sizes | fields))
@@ -52,7 +52,7 @@ def assert_close(actual, expected, atol):
     torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
 
 
-# The original's numbers
+# Equality with the original
 
 
 def test_relative_position_buckets_equal_the_original(golden_buckets):
@@ -202,7 +202,7 @@ def test_eager_and_sdpa_attention_agree(fields):
 
 
 @torch.no_grad()
-def test_attention_probabilities_leave_out_padded_keys():
+def test_attention_probabilities_of_padded_keys_are_zero():
     model = tiny_model(attn_implementation="eager")
     inputs = tiny_inputs()
     attentions = model(**inputs, output_attentions=True).attentions
@@ -225,9 +225,9 @@ def test_the_position_bias_of_a_query_and_a_key_depends_on_their_distance():
 
 @pytest.mark.parametrize("attn_implementation", ["flash_attention_2", "kernels-community/flash-attn2"])
 def test_flash_attention_is_refused(attn_implementation):
-    with pytest.raises(ValueError, match=r"position bias .* cannot take.*sdpa"):
+    with pytest.raises(ValueError, match=r"position bias .* does not support.*sdpa"):
         BeatsModel._from_config(tiny_config(), attn_implementation=attn_implementation)
-    with pytest.raises(ValueError, match=r"position bias .* cannot take.*sdpa"):
+    with pytest.raises(ValueError, match=r"position bias .* does not support.*sdpa"):
         tiny_model().set_attn_implementation(attn_implementation)
 
 
@@ -336,13 +336,13 @@ def test_the_input_embedding_is_the_patch_embedding():
     embedding = classifier.beats.embeddings.patch_embedding
     assert classifier.get_input_embeddings() is classifier.beats.get_input_embeddings() is embedding
     assert classifier.get_output_embeddings() is None
-    # What adapters and gradient checkpointing need of a frozen model.
+    # Adapters and gradient checkpointing require this of a frozen model.
     classifier.requires_grad_(False)
     classifier.enable_input_require_grads()
     assert classifier(**tiny_inputs()).logits.requires_grad
 
 
-def test_new_positional_convolutions_have_taps_of_the_intended_size():
+def test_new_positional_convolutions_have_weights_of_the_intended_scale():
     weight = tiny_model(hidden_size=64, num_conv_pos_embeddings=16).encoder.pos_conv_embed.conv.weight
     assert weight.std().item() == pytest.approx((4 / (16 * 64)) ** 0.5, rel=0.1)
 
@@ -373,7 +373,7 @@ def test_autocast_is_near_float32(attn_implementation):
 @pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_gradient_checkpointing_gives_the_same_gradients(attn_implementation, use_reentrant):
-    # In float64, since sdpa may take another kernel in the reentrant forward pass, which runs without gradients.
+    # In float64, because sdpa may use another kernel in the reentrant forward pass, which runs without gradients.
     model = tiny_model(attn_implementation=attn_implementation).double().train()
     checkpointed = copy.deepcopy(model)
     checkpointed.activation_checkpointing_enable({"use_reentrant": use_reentrant})
@@ -387,7 +387,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(attn_implementation, us
         torch.testing.assert_close(other.grad, parameter.grad, rtol=1e-8, atol=1e-8)
 
 
-def test_layerdrop_skips_layers_in_training_only():
+def test_layerdrop_skips_layers_only_in_training():
     model = tiny_model(layerdrop=1.0)
     assert len(model(**tiny_inputs(), output_hidden_states=True).hidden_states) == 3
     model.train()
@@ -398,7 +398,7 @@ def test_layerdrop_skips_layers_in_training_only():
     "field", ["hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout"]
 )
 @torch.no_grad()
-def test_every_dropout_acts_in_training_only(field):
+def test_every_dropout_is_active_only_in_training(field):
     model = tiny_model(BeatsForAudioClassification, **{field: 0.5})
     assert torch.equal(model(**tiny_inputs()).logits, model(**tiny_inputs()).logits)
     model.train()

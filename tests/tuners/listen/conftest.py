@@ -143,20 +143,18 @@ class ByHand:
 
     @property
     def pool(self):
-        return self.model.base_model.layer
+        return self.model.base_model.layer.active_pool
 
     def embed(self, input_ids):
         return self.base.get_input_embeddings()(input_ids)
 
     def indices(self, query):
-        name = self.pool.active_pool
-        similarity = torch.nn.functional.cosine_similarity(query[None], self.pool.listen_keys[name], dim=-1)
-        return similarity.argsort(descending=True, stable=True)[: self.pool.states[name].prompt_length.fixed]
+        similarity = torch.nn.functional.cosine_similarity(query[None], self.pool.keys, dim=-1)
+        return similarity.argsort(descending=True, stable=True)[: self.pool.config.prompt_length]
 
     def prompts(self, input_ids):
         """Prompts of rows without padding, `(batch_size, k, embedding_size)`."""
-        values = self.pool.listen_values[self.pool.active_pool]
-        return torch.stack([values[self.indices(row.float().mean(dim=0))] for row in self.embed(input_ids)])
+        return torch.stack([self.pool.values[self.indices(row.float().mean(dim=0))] for row in self.embed(input_ids)])
 
     def inputs_embeds(self, input_ids, prompts=None):
         embeds = self.embed(input_ids)

@@ -68,11 +68,11 @@ def test_only_the_active_adapter_is_trained(build, attach, tokens):
     model.add_adapter("other", ListenConfig(pool_size=8, prompt_length=2))
     for active in ("default", "other"):
         model.set_adapter(active)
-        trained = {name.rsplit(".", 1)[1] for name, parameter in model.named_parameters() if parameter.requires_grad}
+        trained = {name.rsplit(".", 2)[1] for name, parameter in model.named_parameters() if parameter.requires_grad}
         assert trained == {active}
     model(input_ids=tokens(), labels=tokens()).loss.backward()
-    assert model.layer.listen_keys["default"].grad is None
-    assert model.layer.listen_keys["other"].grad is not None
+    assert model.layer.listen_pools["default"].keys.grad is None
+    assert model.layer.listen_pools["other"].keys.grad is not None
 
 
 def test_two_pools_at_once_are_refused(build, attach):
@@ -99,14 +99,14 @@ def test_a_deleted_adapter_leaves_no_tensor_behind(build, attach, tokens):
     model.add_adapter("other", ListenConfig(pool_size=8, prompt_length=2))
     model.delete_adapter("other")
     assert set(model.state_dict()) == names
-    assert set(model.layer.states) == {"default"}
+    assert set(model.layer.listen_pools) == {"default"}
     assert torch.equal(model(tokens()).logits, before)
     model.add_adapter("other", ListenConfig(pool_size=9, prompt_length=3, init_weights=False))
     with pytest.warns(UserWarning, match=r"Setting active adapter to other"):
         model.delete_adapter("default")
     model(tokens())
     assert model.last_selection.indices.shape == (2, 3)
-    assert not [name for name in model.state_dict() if name.endswith(".default")]
+    assert not [name for name in model.state_dict() if ".default." in name]
 
 
 def test_without_any_adapter_left_the_base_model_runs(build, attach, tokens):
@@ -135,13 +135,13 @@ def test_saving_and_loading_gives_the_same_model(low_cpu_mem_usage, dtype, build
     base = build().to(dtype)
     model = attach(base, center_queries=True)
     with torch.no_grad():
-        model.layer.listen_query_mean["default"].normal_()
-        model.layer.listen_step["default"].fill_(17)
+        model.layer.listen_pools["default"].query_mean.normal_()
+        model.layer.listen_pools["default"].saved_step.fill_(17)
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage).eval()
     assert isinstance(loaded.base_model, ListenModel)
     assert equal(loaded.state_dict(), model.state_dict())
-    assert loaded.layer.listen_keys["default"].dtype == torch.float32
+    assert loaded.layer.listen_pools["default"].keys.dtype == torch.float32
     assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert loaded.peft_config["default"].inference_mode
@@ -151,12 +151,12 @@ def test_a_loaded_adapter_can_be_trained_on(build, attach, tokens, tmp_path):
     attach(build()).save_pretrained(tmp_path)
     model = PeftModel.from_pretrained(build(), tmp_path, is_trainable=True).train()
     model(input_ids=tokens(), labels=tokens()).loss.backward()
-    assert model.layer.listen_values["default"].grad.abs().max() > 0
+    assert model.layer.listen_pools["default"].values.grad.abs().max() > 0
 
 
 def test_the_keys_of_a_state_dict_are_stable(build, attach, tmp_path):
     model = attach(build())
-    names = {f"{PATH}.{name}" for name in ("listen_keys", "listen_values", "listen_query_mean", "listen_step")}
+    names = {f"{PATH}.listen_pools.{name}" for name in ("keys", "values", "query_mean", "saved_step")}
     assert set(get_peft_model_state_dict(model)) == names
     model.save_pretrained(tmp_path)
     assert set(load_file(tmp_path / "adapter_model.safetensors")) == names
@@ -171,7 +171,7 @@ def test_each_adapter_is_saved_alone(build, attach, tokens, tmp_path):
     model.add_adapter("other", ListenConfig(pool_size=8, prompt_length=2, init_weights=False))
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(build(), tmp_path / "other").eval()
-    assert loaded.layer.listen_keys["default"].shape == (8, 32)
+    assert loaded.layer.listen_pools["default"].keys.shape == (8, 32)
     loaded.load_adapter(tmp_path, "first")
     for name, ours in (("default", "other"), ("first", "default")):
         loaded.set_adapter(name), model.set_adapter(ours)
@@ -189,7 +189,7 @@ def test_modules_to_save_are_trained_and_saved(build, attach, tokens, tmp_path):
     assert torch.equal(loaded(tokens()).logits, model.eval()(tokens()).logits)
     with loaded.disable_adapter():
         assert torch.equal(loaded(tokens()).logits, base(tokens()).logits)
-    assert f"{PATH}.listen_keys" in load_file(tmp_path / "adapter_model.safetensors")
+    assert f"{PATH}.listen_pools.keys" in load_file(tmp_path / "adapter_model.safetensors")
 
 
 def test_an_adapter_for_another_size_is_refused(build, attach, tmp_path):
@@ -266,7 +266,7 @@ def test_transformers_models_add_and_save_adapters(build, tokens, tmp_path):
     base = build()
     base.add_adapter(ListenConfig(pool_size=12, prompt_length=4, init_weights=False), "new")
     base.train()(input_ids=tokens(), labels=tokens()).loss.backward()
-    assert base.model.prompt_pool.listen_values["new"].grad.abs().max() > 0
+    assert base.model.prompt_pool.listen_pools["new"].values.grad.abs().max() > 0
     base.eval().save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(build(), tmp_path).eval()
     assert torch.equal(loaded(tokens()).logits, base(tokens()).logits)
@@ -300,7 +300,7 @@ def test_merging_is_refused(build, attach):
     for merge in (model.merge_and_unload, model.base_model.merge_and_unload, model.merge_adapter):
         with pytest.raises(ValueError, match=r"cannot be merged into the weights"):
             merge()
-    assert model.layer.active_pool == "default"
+    assert model.layer.active_adapter_name == "default"
 
 
 def test_a_custom_generate_of_the_model_is_kept(build, attach, tokens):
@@ -322,7 +322,7 @@ def test_a_copy_is_a_model_of_its_own(build, attach, tokens):
         assert torch.equal(duplicate(tokens()).logits, model(tokens()).logits)
         generated = model.generate(tokens(), max_new_tokens=3, do_sample=False, use_cache=False)
         with torch.no_grad():
-            duplicate.layer.listen_values["default"].add_(1.0)
+            duplicate.layer.listen_pools["default"].values.add_(1.0)
         assert not torch.equal(duplicate(tokens()).logits, model(tokens()).logits)
         assert duplicate.last_selection is not model.last_selection
         assert duplicate.get_base_model().generate.__self__ is not model.get_base_model().generate.__self__
@@ -330,13 +330,13 @@ def test_a_copy_is_a_model_of_its_own(build, attach, tokens):
         with duplicate.disable_adapter():
             assert torch.equal(model(tokens()).logits, model(tokens()).logits)
         duplicate.unload()
-        assert model.layer.active_pool == "default"
+        assert model.layer.active_adapter_name == "default"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_model_can_be_cast(dtype, build, attach, tokens):
     model = attach(build()).to(dtype)
-    assert model.layer.listen_values["default"].dtype == dtype
+    assert model.layer.listen_pools["default"].values.dtype == dtype
     assert model(tokens()).logits.dtype == dtype
     assert model.generate(tokens(), max_new_tokens=2).shape == (2, 8)
 
@@ -347,13 +347,13 @@ def test_the_pool_can_be_kept_in_the_bases_precision(build, attach, tokens, tmp_
     names = [name for name, _ in model.named_parameters() if ".listen_" in name]
     assert len(names) == 3
     assert {model.get_parameter(name).dtype for name in names} == {torch.bfloat16}
-    assert model.layer.listen_query_mean["default"].dtype == torch.float32
+    assert model.layer.listen_pools["default"].query_mean.dtype == torch.float32
     model.train()(input_ids=tokens(), labels=tokens()).loss.backward()
     for name in names:
         assert model.get_parameter(name).grad.isfinite().all()
     model.add_adapter("wide", config)
-    assert model.layer.listen_keys["wide"].dtype == torch.float32
-    assert model.layer.listen_keys["default"].dtype == torch.bfloat16
+    assert model.layer.listen_pools["wide"].keys.dtype == torch.float32
+    assert model.layer.listen_pools["default"].keys.dtype == torch.bfloat16
     model.save_pretrained(tmp_path)
     for autocast, dtype in ((False, torch.bfloat16), (True, torch.float32)):
         loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path, autocast_adapter_dtype=autocast)
@@ -374,7 +374,7 @@ def test_requires_grad_can_be_set_for_each_adapter(build, attach):
     for trained in (["default", "other"], ["other"]):
         model.set_requires_grad(["default", "other"], requires_grad=False)
         model.set_requires_grad(trained)
-        found = {name.rsplit(".", 1)[1] for name, parameter in model.named_parameters() if parameter.requires_grad}
+        found = {name.rsplit(".", 2)[1] for name, parameter in model.named_parameters() if parameter.requires_grad}
         assert found == set(trained)
 
 
@@ -408,9 +408,9 @@ def test_prompts_and_lora_are_trained_and_saved_together_by_transformers_add_ada
     model.train()(input_ids=tokens(), labels=tokens().masked_fill(torch.arange(6) < 3, -100)).loss.backward()
     optimizer.step()
     moved = {n for n, p in model.state_dict().items() if not torch.equal(p, before[n])}
-    assert {"lora_A", "lora_B", "listen_keys", "listen_values"} == {
-        part for name in moved for part in name.split(".") if part.startswith(("lora_", "listen_"))
-    } - {"listen_query_mean", "listen_step"}
+    assert {"lora_A", "lora_B", "keys", "values"} == {
+        part for name in moved for part in name.split(".") if part.startswith("lora_") or part in ("keys", "values")
+    }
     assert all("lora_" in name or "listen_" in name for name in moved)  # the base model stays
 
     model.eval()
@@ -435,7 +435,7 @@ def test_prompts_and_lora_are_trained_and_saved_together_by_injecting_lora_under
     model = attach(build(), adapter_name="listen", stochastic_prompt_length=False)
     inject_adapter_in_model(LoraConfig(**LORA), model.get_base_model(), adapter_name="lora")
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert any("lora_A" in name for name in names) and any("listen_keys" in name for name in names)
+    assert any("lora_A" in name for name in names) and any(name.endswith(".keys") for name in names)
     model.train()(input_ids=tokens(), labels=tokens()).loss.backward()
     for name, parameter in model.named_parameters():
         assert not parameter.requires_grad or parameter.grad.abs().max() > 0, name

@@ -44,10 +44,12 @@ def test_a_causal_language_model_inside_a_composite_is_looked_into(build):
 def test_the_decoder_can_be_named(build):
     base = build("llava")
     assert find_backbone(base, "model.language_model")[1] is base.model.language_model
-    with pytest.raises(ValueError, match=r"`backbone`='model.decoder' is no module of LlavaForConditionalGeneration"):
+    with pytest.raises(
+        ValueError, match=r"`backbone`='model.decoder' is not a module of LlavaForConditionalGeneration"
+    ):
         find_backbone(base, "model.decoder")
     with pytest.raises(
-        ValueError, match=r"'lm_head' of LlavaForConditionalGeneration, a Linear, takes no `inputs_embeds`"
+        ValueError, match=r"'lm_head' of LlavaForConditionalGeneration, a Linear, does not accept `inputs_embeds`"
     ):
         find_backbone(base, "lm_head")
 

@@ -1,7 +1,10 @@
 """The configuration refuses what cannot be, and holds nothing that is not read."""
 
 import ast
+import copy
 import dataclasses
+import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -29,7 +32,7 @@ def test_every_field_is_read_somewhere_and_documented_twice(name):
         if isinstance(node, ast.Attribute) and node.attr == name and isinstance(node.ctx, ast.Load)
     ]
     configs = [ast.unparse(value) for value in reads if "config" in ast.unparse(value)]
-    if name == "paper_form":  # sets the others
+    if name == "shared_prompt_mode":  # behind a property of the configuration
         configs = [unparsed for value in reads if (unparsed := ast.unparse(value)) == "self"]
     assert configs, f"no line reads `config.{name}`"
     assert f"        {name} (" in ListenConfig.__doc__
@@ -55,23 +58,25 @@ def test_every_field_is_read_somewhere_and_documented_twice(name):
         ({"standardize_queries": True, "center_queries": False}, "Set `center_queries=True` too"),
         ({"query_pooling": "max"}, "`query_pooling` must be 'mean' or 'modality_mean', got 'max'"),
         ({"query_ignored_token_ids": ["user"]}, "`query_ignored_token_ids` must hold token ids"),
-        ({"query_dropout": 1.0}, r"`query_dropout` must be in \[0, 1\), got 1.0"),
-        ({"query_dropout": "half"}, r"`query_dropout` must be in \[0, 1\), got 'half'"),
         ({"num_shared_prompts": -1}, "`num_shared_prompts` must be an integer of at least 0, got -1"),
         ({"shared_prompt_mode": "sum"}, "`shared_prompt_mode` must be 'prepend' or 'add', got 'sum'"),
         (
             {"shared_prompt_mode": "add", "num_shared_prompts": 9},
-            "`num_shared_prompts`=9 are too few to be added to `prompt_length`=10 chosen ones. Set "
+            "`num_shared_prompts`=9 are too few to be added to `prompt_length`=10 selected ones. Set "
             "`num_shared_prompts=10`, or a smaller `prompt_length`",
         ),
         (
             {"shared_prompt_mode": "add", "num_shared_prompts": 10},
-            "`num_shared_prompts`=10 are too few to be added to `max_train_prompt_length`=400 chosen ones",
+            "`num_shared_prompts`=10 are too few to be added to `max_train_prompt_length`=400 selected ones",
         ),
-        ({"reseed_every": 1.5}, "`reseed_every` must be an integer of at least 0, got 1.5"),
-        ({"usage_balance": float("nan")}, "`usage_balance` must be a finite number of at least 0, got nan"),
-        ({"exploration": -0.1}, "`exploration` must be a finite number of at least 0, got -0.1"),
-        ({"exploration": 0.1}, "`exploration`=0.1 never ends with `exploration_steps=0`"),
+        ({"query_mean_momentum": "0.9"}, r"`query_mean_momentum` must be a number in \[0, 1\), got '0.9'"),
+        ({"query_mean_momentum": 1.0}, r"`query_mean_momentum` must be a number in \[0, 1\), got 1.0"),
+        ({"center_queries": "no"}, "`center_queries` must be True or False, got 'no'"),
+        ({"selector": ["similarity"]}, r"`selector` must be the name of a registered selector, got \['similarity'\]"),
+        ({"selector_kwargs": [1]}, r"`selector_kwargs` must be a dictionary of keyword arguments, got \[1\]"),
+        ({"backbone": 3}, "`backbone` must be the dotted path of a module, got 3"),
+        ({"modules_to_save": "lm_head"}, "`modules_to_save` must be a list of names of modules, got 'lm_head'"),
+        ({"query_ignored_token_ids": 5}, "`query_ignored_token_ids` must hold token ids, got 5"),
         ({"seed": -1}, "`seed` must be an integer of at least 0, got -1"),
         ({"seed": 0.5}, "`seed` must be an integer of at least 0, got 0.5"),
     ],
@@ -94,3 +99,37 @@ def test_a_configuration_survives_saving_and_loading(tmp_path):
     loaded = PeftConfig.from_pretrained(tmp_path)
     assert isinstance(loaded, ListenConfig)
     assert loaded.to_dict() == config.to_dict()
+
+
+OFF = {"usage_balance": 0.0, "reseed_every": 0, "exploration": 0.0, "exploration_steps": 0, "query_dropout": 0.0}
+OFF |= {"detach_query": True, "paper_form": False}
+ON = {"usage_balance": 0.5, "reseed_every": 100, "exploration": 0.1, "query_dropout": 0.3}
+ON |= {"detach_query": False, "paper_form": True}
+
+
+def written_by_an_earlier_version(folder, **removed):
+    ListenConfig(pool_size=33).save_pretrained(folder)
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | OFF | removed))
+
+
+@pytest.mark.parametrize("config_class", [PeftConfig, ListenConfig])
+def test_removed_fields_that_are_off_load_with_a_warning(config_class, tmp_path):
+    written_by_an_earlier_version(tmp_path)
+    with pytest.warns(UserWarning, match="usage_balance"):
+        config = config_class.from_pretrained(tmp_path)
+    assert config.to_dict() == ListenConfig(pool_size=33).to_dict()
+
+
+@pytest.mark.parametrize("config_class", [PeftConfig, ListenConfig])
+@pytest.mark.parametrize("name", ON)
+def test_removed_fields_that_are_on_are_refused_by_name(name, config_class, tmp_path):
+    written_by_an_earlier_version(tmp_path, **{name: ON[name]})
+    with pytest.raises(ValueError, match=rf"`{name}`={ON[name]} is not supported any more.*adapter_config.json"):
+        config_class.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda config: pickle.loads(pickle.dumps(config))])
+def test_a_configuration_can_be_copied(copied):
+    config = ListenConfig(pool_size=33, selector_kwargs={"temperature": 2.0}, selector="attention")
+    assert copied(config).to_dict() == config.to_dict()

@@ -26,7 +26,7 @@ def test_forward_equals_the_call_by_hand(architecture, build, attach, by_hand, t
 def test_loss_and_gradient_of_the_values_equal_the_call_by_hand(architecture, build, attach, by_hand, tokens):
     base = build(architecture)
     model = attach(base, stochastic_prompt_length=False, key_loss_weight=0.0, pool_size=6).train()
-    values = model.base_model.layer.listen_values["default"]
+    values = model.base_model.layer.listen_pools["default"].values
     input_ids = tokens()
     labels = input_ids.masked_fill(torch.arange(6) < 3, -100)
     model(input_ids=input_ids, labels=labels).loss.backward()
@@ -151,15 +151,15 @@ def test_a_half_precision_base_keeps_a_float32_pool(architecture, dtype, build, 
     base = build(architecture).to(dtype)
     model = attach(base, stochastic_prompt_length=False).train()
     layer = model.base_model.layer
-    assert layer.listen_keys["default"].dtype == layer.listen_values["default"].dtype == torch.float32
+    assert layer.listen_pools["default"].keys.dtype == layer.listen_pools["default"].values.dtype == torch.float32
     input_ids = tokens()
     output = model(input_ids=input_ids, labels=input_ids.masked_fill(torch.arange(6) < 3, -100))
     assert output.logits.dtype == dtype
     assert output.loss.isfinite()
     output.loss.backward()
-    for pool in (layer.listen_keys, layer.listen_values):
-        assert pool["default"].grad.dtype == torch.float32
-        assert pool["default"].grad.abs().max() > 0
+    for parameter in layer.pool_of().parameters():
+        assert parameter.grad.dtype == torch.float32
+        assert parameter.grad.abs().max() > 0
     full = attach(build(architecture).to(dtype).float(), stochastic_prompt_length=False)
     full(input_ids=input_ids)
     model.eval()(input_ids=input_ids)
@@ -187,7 +187,7 @@ def test_a_model_with_images_gets_its_prompts_before_everything(build, attach, b
     embeds = base.get_input_embeddings()(input_ids)
     embeds = torch.cat([embeds[:, :1], image[None], embeds[:, 5:]], dim=1)
     reference = by_hand(base, model)
-    values = model.base_model.layer.listen_values["default"]
+    values = model.base_model.layer.listen_pools["default"].values
     prompts = values[reference.indices(embeds[0].mean(dim=0))]
     expected = base(inputs_embeds=torch.cat([prompts[None], embeds], dim=1)).logits
     torch.testing.assert_close(logits, expected[:, 4:], **CLOSE)
@@ -211,7 +211,7 @@ def test_positions_of_an_image_in_three_dimensions_are_shifted(build, attach, by
     handle.remove()
     embeds, positions = calls[0]["inputs_embeds"], calls[0]["position_ids"]
     assert positions.ndim == 3
-    prompts = model.base_model.layer.listen_values["default"][model.base_model.last_selection.indices]
+    prompts = model.base_model.layer.listen_pools["default"].values[model.base_model.last_selection.indices]
     hidden = base.model.language_model(
         inputs_embeds=torch.cat([prompts, embeds], dim=1),
         position_ids=torch.cat([torch.arange(4).expand(len(positions), 1, -1), positions + 4], dim=-1),
@@ -236,7 +236,7 @@ def test_features_added_in_deeper_layers_stay_with_their_images(build, attach):
     base(input_ids=input_ids, **image)
     handle.remove()
     (call,) = calls
-    prompts = model.base_model.layer.listen_values["default"][model.base_model.last_selection.indices]
+    prompts = model.base_model.layer.listen_pools["default"].values[model.base_model.last_selection.indices]
     hidden = base.model.language_model(
         inputs_embeds=torch.cat([prompts, call["inputs_embeds"]], dim=1),
         position_ids=torch.cat(
@@ -250,7 +250,7 @@ def test_features_added_in_deeper_layers_stay_with_their_images(build, attach):
 
 def test_token_types_are_refused_since_a_prompt_has_none(build, attach, tokens):
     model = attach(build("gpt2"))
-    with pytest.raises(ValueError, match=r"cannot place prompts among `token_type_ids`"):
+    with pytest.raises(ValueError, match=r"cannot insert prompts into `token_type_ids`"):
         model(input_ids=tokens(), token_type_ids=torch.zeros(2, 6, dtype=torch.long))
 
 

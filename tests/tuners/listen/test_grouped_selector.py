@@ -60,7 +60,7 @@ def test_each_group_is_started_over_all_queries(build, attach):
     queries = centers.repeat(20, 1) + 0.01 * torch.randn(60, 32, generator=generator)
     model.base_model.init_keys_from(queries)
     layer = model.base_model.layer
-    keys = layer.listen_keys["default"].detach() + layer.listen_query_mean["default"]
+    keys = layer.listen_pools["default"].keys.detach() + layer.listen_pools["default"].query_mean
     for group in keys.split(3):
         # One key of each group lies at each centre.
         assert sorted(torch.cdist(group, centers).argmin(dim=-1).tolist()) == [0, 1, 2]

@@ -98,7 +98,7 @@ def test_the_loss_of_a_model_moves_the_keys_without_a_key_loss(build, attach, to
     model = attach(build(), selector="hybrid", key_loss_weight=0.0, stochastic_prompt_length=False).train()
     input_ids = tokens()
     model(input_ids=input_ids, labels=input_ids.masked_fill(torch.arange(6) < 3, -100)).loss.backward()
-    assert model.layer.listen_keys["default"].grad.abs().max() > 1e-4
+    assert model.layer.listen_pools["default"].keys.grad.abs().max() > 1e-4
 
 
 @pytest.mark.parametrize(

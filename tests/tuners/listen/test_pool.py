@@ -7,7 +7,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from peft_listen import ListenConfig
-from peft_listen.tuners.listen.pool import cluster_centers, embedding_size, initial_pool
+from peft_listen.tuners.listen.initialization import embedding_size, initial_pool
+from peft_listen.tuners.listen.selectors.clustering import cluster_centers
 
 
 class ModelConfig:
@@ -89,7 +90,7 @@ def test_the_start_is_a_function_of_the_seed(init_weights):
 def test_the_decoders_own_scaling_of_embeddings_is_in_the_pool(build):
     model = get_peft_model(build("gemma3"), ListenConfig(pool_size=8, prompt_length=2))
     embedding = model.get_input_embeddings()
-    values = model.layer.listen_values["default"]
+    values = model.layer.listen_pools["default"].values
     norms = {round(float(row.norm()), 3) for row in embedding(torch.arange(61))}
     assert all(round(float(row.norm()), 3) in norms for row in values)
 
@@ -110,16 +111,16 @@ def test_a_pool_can_be_attached_to_a_model_on_the_meta_device():
         )
         base = AutoModelForCausalLM.from_config(config)
     model = get_peft_model(base, ListenConfig(pool_size=50))
-    for pool in (model.layer.listen_keys, model.layer.listen_values):
-        assert pool["default"].device.type == "cpu"
-        assert abs(float(pool["default"].std()) / 0.02 - 1) < 0.1
+    for parameter in model.layer.pool_of().parameters():
+        assert parameter.device.type == "cpu"
+        assert abs(float(parameter.std()) / 0.02 - 1) < 0.1
 
 
 def test_the_pool_is_all_there_is_to_train(build):
     model = get_peft_model(build(), ListenConfig(pool_size=40))
     assert model.get_nb_trainable_parameters()[0] == 2 * 40 * 32
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert [name.rsplit(".", 2)[1] for name in trained] == ["listen_keys", "listen_values"]
+    assert [name.rsplit(".", 1)[1] for name in trained] == ["keys", "values"]
 
 
 def test_clusters_of_points_are_found():
@@ -162,7 +163,7 @@ def test_keys_can_begin_at_real_queries(build, attach, tokens):
     assert len(records) == 3
     model.init_keys_from(record.query for record in records)
     queries = torch.cat([record.query for record in records])
-    torch.testing.assert_close(model.layer.listen_query_mean["default"], queries.mean(dim=0))
+    torch.testing.assert_close(model.layer.listen_pools["default"].query_mean, queries.mean(dim=0))
     with model.record_selections() as records:
         for input_ids in inputs:
             model(input_ids)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from peft_listen import ListenConfig
-from peft_listen.tuners.listen.prompt_length import PromptLength, draw_prompt_length
+from peft_listen.tuners.listen.prompt_length import draw_prompt_length, train_prompt_length
 
 
 def test_the_draw_is_a_pure_function_of_seed_and_step():
@@ -30,28 +30,31 @@ def test_every_length_is_as_likely():
     assert abs(float(correlation[0, 1])) < 0.08  # neighbouring steps are independent
 
 
-def test_lengths_are_drawn_in_training_only():
-    length = PromptLength(ListenConfig(pool_size=50, prompt_length=7))
-    assert {length.at(step, training=False) for step in range(30)} == {7}
-    assert len({length.at(step, training=True) for step in range(30)}) > 10
-    fixed = PromptLength(ListenConfig(pool_size=50, prompt_length=7, stochastic_prompt_length=False))
-    assert {fixed.at(step, training=True) for step in range(30)} == {7}
+def test_lengths_are_drawn_unless_they_are_fixed():
+    config = ListenConfig(pool_size=50, prompt_length=7)
+    assert len({train_prompt_length(config, step) for step in range(30)}) > 10
+    fixed = ListenConfig(pool_size=50, prompt_length=7, stochastic_prompt_length=False)
+    assert {train_prompt_length(fixed, step) for step in range(30)} == {7}
 
 
 def test_the_draw_ends_at_the_maximum():
-    length = PromptLength(ListenConfig(pool_size=50, prompt_length=7, max_train_prompt_length=3))
-    assert {length.at(step, training=True) for step in range(60)} == {1, 2, 3}
+    config = ListenConfig(pool_size=50, prompt_length=7, max_train_prompt_length=3)
+    assert {train_prompt_length(config, step) for step in range(60)} == {1, 2, 3}
 
 
 @pytest.mark.parametrize("value", [0, True, 2.0, None])
-def test_a_length_that_is_no_count_is_refused(value):
+def test_a_length_that_is_not_a_count_is_refused(value, build, attach):
     with pytest.raises(ValueError, match=f"`prompt_length` must be an integer of at least 1, got {value}"):
-        PromptLength(ListenConfig(pool_size=12)).set_fixed(value)
+        attach(build()).set_prompt_length(value)
 
 
-def test_more_prompts_than_the_pool_holds_are_refused_with_both_numbers():
-    with pytest.raises(ValueError, match=r"`prompt_length`=13 is more than the pool holds \(`pool_size`=12\)"):
-        PromptLength(ListenConfig(pool_size=12)).set_fixed(13)
+def test_more_prompts_than_the_pool_holds_are_refused_with_both_numbers(build, attach):
+    model = attach(build())
+    message = r"`prompt_length`=13 is more than the pool holds \(`pool_size`=12\)"
+    with pytest.raises(ValueError, match=message):
+        model.set_prompt_length(13)
+    with pytest.raises(ValueError, match=message), model.use_prompt_length(13):
+        pass
 
 
 def test_the_length_can_be_changed_at_any_time(build, attach, tokens):

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from peft_listen.tuners.listen.pursuit import MatchingPursuit
+from peft_listen.tuners.listen.selectors.pursuit import MatchingPursuit
 
 
 def check(pursuit, query, keys, k=5):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peft_listen import Selection, Selector, available_selectors, get_selector, register_selector
-from peft_listen.tuners.listen import selectors as selectors_module
+from peft_listen.tuners.listen.selectors import base as selectors_module
 
 
 BUILT_IN = ["attention", "residual", "similarity"]
@@ -50,7 +50,7 @@ def test_permuting_the_pool_permutes_the_selection_and_nothing_else(name, data, 
     permutation = torch.randperm(len(keys), generator=torch.Generator().manual_seed(seed))
     before, after = selector.select(query, keys, k), selector.select(query, keys[permutation], k)
     assert torch.equal(permutation[after.indices], before.indices)
-    torch.testing.assert_close(after.scores, before.scores)
+    torch.testing.assert_close(after.scores, before.scores, atol=1e-4, rtol=1e-4)  # differences of float32
     if before.weights is not None:
         torch.testing.assert_close(after.weights, before.weights)
 

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
 
 from peft_listen.training import ListenCallback
+from peft_listen.tuners.listen.prompt_length import train_prompt_length
 
 
 LENGTHS = (7, 4, 6, 5)  # rows differ in their number of supervised tokens
@@ -50,7 +51,7 @@ class Gradients(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         if not self.gradients:
             self.gradients = {
-                name.rsplit(".", 2)[1]: parameter.grad.detach().clone()
+                name.rsplit(".", 1)[1]: parameter.grad.detach().clone()
                 for name, parameter in model.named_parameters()
                 if parameter.requires_grad
             }
@@ -65,11 +66,9 @@ def arguments(cls, folder, **changes):
 def by_hand(model):
     """Gradients of keys and values for the full batch, from the two losses written out."""
     batch = collate([Rows()[i] for i in range(len(LENGTHS))])
-    layer = model.base_model.layer
-    keys, values, mean = (
-        pool["default"] for pool in (layer.listen_keys, layer.listen_values, layer.listen_query_mean)
-    )
-    k = layer.states["default"].prompt_length.at(0, training=True)
+    pool = model.base_model.layer.pool_of()
+    keys, values, mean = pool.keys, pool.values, pool.query_mean
+    k = train_prompt_length(pool.config, 0)
     count = sum(LENGTHS) - PROMPT * len(LENGTHS)
     base = model.get_base_model()
     loss = 0.0
@@ -84,7 +83,7 @@ def by_hand(model):
             key_loss = (query - keys[chosen]).norm(dim=-1).mean()
             loss = loss + (tokens + 0.1 * (length - PROMPT) * key_loss) / count
         gradients = torch.autograd.grad(loss, (keys, values))
-    return dict(zip(("listen_keys", "listen_values"), gradients, strict=True))
+    return dict(zip(("keys", "values"), gradients, strict=True))
 
 
 @pytest.fixture
@@ -173,7 +172,7 @@ for kind, size, accumulation in {runs!r}:
     with model.record_selections() as records:
         trainer.train()
     lengths = torch.tensor([record.indices.shape[1] for record in records])
-    mean = model.base_model.layer.listen_query_mean["default"].clone()
+    mean = model.base_model.layer.listen_pools["default"].query_mean.clone()
     file = {folder!r} + f"/{{kind}}-{{accumulation}}-rank{{trainer.args.process_index}}.safetensors"
     save_file({{**callback.gradients, "lengths": lengths, "mean": mean}}, file)
 """
@@ -251,7 +250,7 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(build, attach, tmp_
     ("kind", "option", "message"),
     [
         ("Trainer", {"label_smoothing_factor": 0.1}, "`label_smoothing_factor`=0.1.*key loss is dropped"),
-        ("SFTTrainer", {"loss_type": "dft"}, "`loss_type='dft'` weighs every token's loss"),
+        ("SFTTrainer", {"loss_type": "dft"}, "`loss_type='dft'` weights the loss of every token"),
     ],
 )
 def test_an_option_that_distorts_the_key_loss_is_warned_of_when_training_begins(

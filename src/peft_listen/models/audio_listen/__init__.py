@@ -1,9 +1,9 @@
-"""AudioListen: a causal language model that hears through Whisper, BEATs and a window-level Q-Former."""
+"""AudioListen: a causal language model with audio input through Whisper, BEATs and a window-level Q-Former."""
 
 from .audio_tokens import AUDIO_TOKEN, add_audio_token
 from .chat_template import audio_chat_template
 from .configuration_audio_listen import AudioListenConfig
-from .modeling_audio_encoders import AudioFeatures
+from .forward_arguments import AudioFeatures
 from .modeling_audio_listen import AudioListenForCausalLM, AudioListenModel, AudioListenPreTrainedModel
 from .modeling_window_qformer import WindowQFormerProjector
 from .processing_audio_listen import AudioListenProcessor

@@ -1,6 +1,6 @@
 """
-How many audio tokens a clip becomes, and the token that stands for it. The processor and the model both ask here, so
-they cannot disagree.
+The audio token, and the number of audio tokens of a clip. The processor and the model share these functions, so their
+counts are always equal.
 """
 
 import torch
@@ -12,7 +12,7 @@ AUDIO_TOKEN = "<|audio|>"
 
 def add_audio_token(tokenizer: PreTrainedTokenizerBase, audio_token: str = AUDIO_TOKEN) -> int:
     """
-    Adds the placeholder for audio to a tokenizer as a special token, unless it has it already.
+    Adds the placeholder for audio to a tokenizer as a special token, if it is missing.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): Changed in place.
@@ -27,7 +27,10 @@ def add_audio_token(tokenizer: PreTrainedTokenizerBase, audio_token: str = AUDIO
 
 
 def num_encoder_frames(num_mel_frames: torch.Tensor) -> torch.Tensor:
-    """Whisper's frames of 20 ms for `num_mel_frames` log-mel frames of 10 ms; its second convolution has stride 2."""
+    """
+    Number of frames of 20 ms that Whisper computes from `num_mel_frames` log-mel frames of 10 ms; its second convolution
+    has stride 2.
+    """
     return -(-num_mel_frames // 2)
 
 
@@ -35,16 +38,16 @@ def num_audio_windows(
     num_frames: torch.Tensor, window_length: int, window_stride: int, max_frames: int
 ) -> torch.Tensor:
     """
-    Number of windows that cover the frames in which each chunk sounds.
+    Number of windows that cover the frames of each chunk that contain audio.
 
-    A window starts every `window_stride` frames as long as a sounding frame is left, so a full chunk of 30 s has as
-    many windows as in SALMONN (88 of 17 frames) and a shorter one fewer.
+    A window starts every `window_stride` frames, up to the last frame that contains audio. A full chunk of 30 s has the
+    same windows as in SALMONN (88 of 17 frames), a shorter one has fewer.
 
     Args:
-        num_frames (`torch.LongTensor` of any shape): Sounding frames of 20 ms in each chunk.
-        window_length (`int`): Frames in a window.
+        num_frames (`torch.LongTensor` of any shape): Frames of 20 ms in each chunk that contain audio (not padding).
+        window_length (`int`): Frames per window.
         window_stride (`int`): Frames between the starts of two windows.
-        max_frames (`int`): Frames of a full chunk. Windows that do not lie within them are dropped.
+        max_frames (`int`): Frames of a full chunk. Windows that extend beyond them are dropped.
 
     Returns:
         `torch.LongTensor` of the shape of `num_frames`, at least 1 everywhere.
@@ -54,12 +57,12 @@ def num_audio_windows(
 
 
 def window_reach(num_windows: torch.Tensor, window_length: int, window_stride: int) -> torch.Tensor:
-    """Frames from the start of the first of `num_windows` windows to the end of the last."""
+    """Number of frames from the start of the first of `num_windows` windows to the end of the last."""
     return (num_windows - 1) * window_stride + window_length
 
 
 def check_token_count(num_tokens: int, num_features: int) -> None:
-    """Raises a `ValueError` unless every audio token has its audio embedding, and every embedding its token."""
+    """Raises a `ValueError` unless there is one audio embedding per audio token."""
     if num_tokens == num_features:
         return
     if num_features == 0:
@@ -69,6 +72,6 @@ def check_token_count(num_tokens: int, num_features: int) -> None:
         )
     raise ValueError(
         f"Audio features and audio tokens do not match: {num_tokens} audio tokens in `input_ids`, {num_features} audio "
-        "features. Use the processor of this model, whose windows are those of its configuration, and truncate neither "
-        "`input_ids` nor the audio."
+        "features. Use the processor of this model, which has the same windows, and truncate neither `input_ids` nor the "
+        "audio."
     )

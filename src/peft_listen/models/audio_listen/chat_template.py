@@ -1,6 +1,6 @@
-"""Chat templates that put the audio token where a message says `{"type": "audio"}`."""
+"""Audio in chat messages: the parts `{"type": "audio", ...}`, and templates that render them as the audio token."""
 
-# Turns lists of content parts into strings, so that the template of any text-only language model can render them.
+# Joins lists of content parts to strings, so that the template of any text-only language model can render them.
 _FLATTEN_CONTENT = """\
 {%- set flat = namespace(messages=[]) -%}
 {%- for message in messages -%}
@@ -23,7 +23,7 @@ _FLATTEN_CONTENT = """\
 {%- set messages = flat.messages -%}
 """
 
-# The prompt format of SALMONN (bytedance/SALMONN), for language models that have no template of their own.
+# The prompt format of SALMONN (bytedance/SALMONN), for language models without a template.
 _PLAIN_TEMPLATE = """\
 {{- bos_token if bos_token is defined and bos_token else '' -}}
 {%- for message in messages -%}
@@ -49,16 +49,19 @@ _PLAIN_TEMPLATE = """\
 
 def audio_chat_template(audio_token: str, text_template: str | None = None) -> str:
     """
-    The chat template of a language model, extended to audio.
+    Extends the chat template of a language model to audio.
 
-    Messages may hold a list of parts, `{"type": "audio", ...}` and `{"type": "text", "text": ...}`, which are joined to
-    one string, the audio token in the place of each audio, before `text_template` renders them.
+    A message may contain a list of parts, `{"type": "audio", ...}` and `{"type": "text", "text": ...}`. They are joined
+    to one string, with the audio token in place of each audio part, before `text_template` renders it.
 
     Args:
-        audio_token (`str`): The placeholder for one clip.
+        audio_token (`str`): Placeholder for one clip.
         text_template (`str`, *optional*):
-            The language model's own template (Jinja). Without one, turns are rendered as SALMONN does,
+            The language model's template (Jinja). If it is `None`, turns are rendered in SALMONN's format,
             `USER: ...\\nASSISTANT: ...`, with the assistant's answers marked by `{% generation %}`.
+
+    Returns:
+        `str`: the extended template; a template that is extended already is returned unchanged.
     """
     literal = "'" + audio_token.replace("\\", "\\\\").replace("'", "\\'") + "'"
     flatten = _FLATTEN_CONTENT.replace("AUDIO_TOKEN", literal)

@@ -10,53 +10,53 @@ from ..beats.configuration_beats import BeatsConfig
 from ..model_type import check_model_type
 
 
-# SALMONN's Q-Former: of the width of BERT base, two layers, both with cross-attention.
+# SALMONN's Q-Former: BERT-base width, two layers, both with cross-attention.
 QFORMER_DEFAULTS = {"num_hidden_layers": 2, "cross_attention_frequency": 1}
 
 
 @strict
 class AudioListenConfig(PreTrainedConfig):
     r"""
-    Configuration of an [`AudioListenForCausalLM`]: a text LLM that hears through a Whisper encoder and, optionally, a
-    BEATs encoder, joined by a window-level Q-Former as in SALMONN (arXiv 2310.13289) and LiSTEN (arXiv 2505.18517).
+    Configuration of an [`AudioListenForCausalLM`]: a text LLM with a Whisper encoder and, optionally, a BEATs encoder,
+    connected by a window-level Q-Former as in SALMONN (arXiv 2310.13289) and LiSTEN (arXiv 2505.18517).
 
     Args:
         speech_config (`WhisperConfig` or `dict`, *optional*):
-            Whisper whose encoder hears speech. Defaults to `WhisperConfig()`.
+            Whisper, whose encoder is the speech encoder. Defaults to `WhisperConfig()`.
         sound_config ([`BeatsConfig`] or `dict`, *optional*):
-            BEATs encoder that hears sounds and music. `None` leaves it out.
+            BEATs, the encoder for sounds and music. `None` means no sound encoder.
         qformer_config (`Blip2QFormerConfig` or `dict`, *optional*):
-            The Q-Former. A `dict` is completed by SALMONN's two layers and `cross_attention_frequency=1`; its
-            `encoder_hidden_size` always becomes the sum of the encoders' widths.
+            The Q-Former. In a `dict`, `num_hidden_layers` defaults to 2 and `cross_attention_frequency` to 1, as in
+            SALMONN. `encoder_hidden_size` is always set to the sum of the encoders' widths.
         text_config (`PreTrainedConfig` or `dict`, *optional*):
             Any causal language model of transformers. Defaults to `LlamaConfig()`.
         audio_token_id (`int`, *optional*):
-            Id of the placeholder that audio embeddings replace, as the tokenizer numbers it.
+            Token id of the placeholder that audio embeddings replace.
         num_queries (`int`, *optional*, defaults to 1):
-            Audio tokens made from one window.
+            Number of audio tokens per window.
         window_length (`int`, *optional*, defaults to 17):
             Length of a window in frames of 20 ms.
         window_stride (`int`, *optional*, defaults to 17):
             Frames between the starts of two windows.
         encoder_batch_size (`int`, *optional*, defaults to 8):
-            Chunks of 30 s that pass the encoders at once. Bounds the memory that long audio takes.
+            Number of chunks of 30 s that are encoded at once. Limits the memory that long audio needs.
         group_sound_by_length (`bool`, *optional*, defaults to `True`):
-            Run BEATs on chunks of one length at a time, without padding, so that a clip's features do not depend on
-            the other clips of its batch. `False` pads and masks them together as BEATs and SALMONN do, where padding
-            changes a clip's features.
+            Whether BEATs encodes chunks of equal length together, without padding, so that a clip's features do not
+            depend on the other clips of its batch. `False` pads and masks all chunks together as BEATs and SALMONN do;
+            padding then changes a clip's features.
         freeze_language_model (`bool`, *optional*, defaults to `True`):
-            Whether the language model and its head start without gradients, as in SALMONN and LiSTEN, which train the
-            projector and an adapter only. The encoders always start so.
+            Whether the language model and its head start frozen, as in SALMONN and LiSTEN, which train only the
+            projector and an adapter. The encoders always start frozen.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial weights of the projector and its queries.
         tie_word_embeddings (`bool`, *optional*):
-            Whether the head shares the weights of the input embeddings. Defaults to what `text_config` says.
+            Whether the head shares the weights of the input embeddings. Defaults to the value in `text_config`.
         frozen_references (`dict[str, dict]`, *optional*):
-            Where the parts are that `save_pretrained(..., save_frozen=False)` left out: for each of `"speech_tower"`,
-            `"sound_tower"` and `"language_model"` its `name_or_path` and `revision`.
+            Sources of the parts that `save_pretrained(..., save_frozen=False)` left out: `name_or_path` and `revision`
+            for each of `"speech_tower"`, `"sound_tower"` and `"language_model"`.
 
     Raises:
-        `ValueError`: if a field has an impossible value; the message names it.
+        `ValueError`: if a field has an invalid value; the message names it.
 
     Example:
 
@@ -112,13 +112,11 @@ class AudioListenConfig(PreTrainedConfig):
         for name, expected in (("speech_config", WhisperConfig), ("sound_config", BeatsConfig)):
             value = getattr(self, name)
             if value is not None and not isinstance(value, expected):
-                raise ValueError(
-                    f"`{name}` is a {type(value).__name__}, but {expected.__name__} is the only encoder supported there."
-                )
+                raise ValueError(f"`{name}` is a {type(value).__name__}, but only a {expected.__name__} is supported.")
         if getattr(self.qformer_config, "use_qformer_text_input", False):
             raise ValueError(
-                "`qformer_config.use_qformer_text_input` is True, but the window Q-Former reads audio only. Set it to "
-                "False."
+                "`qformer_config.use_qformer_text_input` is True, but the window-level Q-Former has no text input. Set it "
+                "to False."
             )
 
     def _check_windows(self) -> None:
@@ -129,7 +127,7 @@ class AudioListenConfig(PreTrainedConfig):
         if self.window_length > max_frames:
             raise ValueError(
                 f"`window_length` is {self.window_length} frames, but the speech encoder gives {max_frames} frames for "
-                "30 s. Choose a shorter window."
+                "30 s. Use a shorter window."
             )
 
 

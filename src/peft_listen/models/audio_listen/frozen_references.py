@@ -1,191 +1,152 @@
-"""Checkpoints without the frozen parts: references to them are saved, and followed when the checkpoint is loaded."""
+"""
+References to frozen parts: `save_pretrained(..., save_frozen=False)` stores them in place of the weights, and
+`from_pretrained` loads the parts from them.
+"""
 
 import copy
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from safetensors.torch import load_file
-from transformers import GenerationConfig
+from torch import nn
 from transformers.integrations.peft import maybe_load_adapters
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.hub import resolve_revision
 
-from .composition import (
-    FILE_ARGUMENTS,
-    HUB_ARGUMENTS,
-    PART_ARGUMENTS,
-    Source,
-    assemble,
-    fit_vocabulary,
-    load_part,
-    select,
-)
 from .configuration_audio_listen import AudioListenConfig
+from .hub_arguments import FILE_ARGUMENTS, HUB_ARGUMENTS, Source, subset
+from .parts import LANGUAGE_MODEL, PART_FILE_ARGUMENTS, PARTS, Part, fit_vocabulary
 
 
-if TYPE_CHECKING:
-    from .modeling_composed import ComposedModel
-
-# What a part's `from_pretrained` is given again: `name_or_path`, and the arguments that chose its files.
+# `name_or_path` of a part, and the arguments of its `from_pretrained` that select its files.
 Reference = dict[str, str | None]
 
-_CONFIG_NAMES = {"speech_tower": "speech_config", "sound_tower": "sound_config", "language_model": "text_config"}
+_PLACEMENT_ARGUMENTS = ("device_map", "max_memory", "offload_folder", "quantization_config")
 
 
 def make_reference(source: Source | PreTrainedModel, kwargs: dict[str, Any]) -> Reference:
     """
-    Where a part can be loaded from again. `name_or_path` is empty for a model that was never loaded.
+    Records where a part can be loaded from again. `name_or_path` is empty for a model that was not loaded from anywhere.
 
     Args:
-        source (`str`, `os.PathLike` or `PreTrainedModel`): What the part was made from.
+        source (`str`, `os.PathLike` or `PreTrainedModel`): Source of the part.
         kwargs (`dict`): Arguments of its `from_pretrained`.
     """
     name = (source.config.name_or_path or "") if isinstance(source, PreTrainedModel) else os.fspath(source)
-    reference = {"name_or_path": name, **select(kwargs, FILE_ARGUMENTS)}
+    reference = {"name_or_path": name, **subset(kwargs, PART_FILE_ARGUMENTS)}
     if os.path.exists(name):
         reference["name_or_path"] = os.path.abspath(name)
     elif name:
-        # A branch moves on; the commit it points to now does not.
-        revision = resolve_revision(name, kwargs.get("revision"), **select(kwargs, ("cache_dir", "token")))
+        # Store the commit: a branch may point to another commit later.
+        revision = resolve_revision(name, kwargs.get("revision"), **subset(kwargs, ("cache_dir", "token")))
         reference["revision"] = getattr(revision, "resolved", revision)
     return reference
 
 
-def reference_frozen_parts(model: "ComposedModel") -> dict[str, Reference]:
+def reference_frozen_parts(model: nn.Module, references: dict[str, Reference]) -> dict[str, Reference]:
     """
-    The references to save in place of the frozen parts.
+    Selects the references to save in place of the frozen parts.
+
+    Args:
+        model (`nn.Module`): The model to save.
+        references (`dict[str, dict]`): Known references by the name of the part.
 
     Raises:
-        `ValueError`: if a frozen part was not loaded from anywhere.
+        `ValueError`: if a frozen part has no reference.
     """
-    references = {name: model.frozen_references.get(name, {}) for name in _frozen_parts(model)}
-    for name, reference in references.items():
+    frozen = {part.name: references.get(part.name, {}) for part in PARTS if part.is_frozen(model)}
+    for name, reference in frozen.items():
         if not reference.get("name_or_path"):
             raise ValueError(
                 f"`save_frozen=False` leaves out `{name}`, but it was not loaded from a checkpoint, so it could not be "
                 "found again. Save the whole model, or build it with `from_sub_models_pretrained` from saved parts."
             )
-    return references
+    return frozen
 
 
-def _frozen_parts(model: "ComposedModel") -> list[str]:
-    """Names of the parts none of whose parameters requires gradients."""
-    parts: dict[str, list[Any]] = {
-        "speech_tower": [model.model.speech_tower],
-        "sound_tower": [model.model.sound_tower],
-        "language_model": [model.model.language_model, model.lm_head],
-    }
-    return [
-        part
-        for part, modules in parts.items()
-        if None not in modules
-        and not any(weight.requires_grad for module in modules for weight in module.parameters())
-    ]
+def is_referenced(weight_name: str, references: Iterable[str]) -> bool:
+    """Whether a weight belongs to one of the parts named in `references`."""
+    return any(part.owns(weight_name) for part in PARTS if part.name in references)
 
 
-def is_within(name: str, parts: Iterable[str]) -> bool:
-    """Whether the weight `name` belongs to one of `parts`. The head belongs to the language model."""
-    prefixes = tuple(f"model.{part}." for part in parts)
-    return name.startswith(prefixes + (("lm_head.",) if "language_model" in parts else ()))
+def load_referenced_parts(
+    config: AudioListenConfig, path: Source, sources: dict[str, Any], kwargs: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Reference]]:
+    """
+    Loads the parts that a checkpoint refers to, and sets their configurations in `config`.
+
+    Args:
+        config ([`AudioListenConfig`]): Configuration of the checkpoint, with `frozen_references`. Changed in place.
+        path (`str` or `os.PathLike`): The checkpoint, for error messages.
+        sources (`dict`): Sources by the name of the part that replace those of the references, `None` for the others.
+        kwargs (`dict`): Arguments of the checkpoint's `from_pretrained`.
+
+    Returns:
+        `tuple[dict, dict]`: the parts by name, and the references that they were loaded from.
+
+    Raises:
+        `OSError`: if a part is not found; the message names it and the argument that sets its source.
+        `ValueError`: if a part differs from the one that the checkpoint was saved with.
+    """
+    common = subset(kwargs, (*HUB_ARGUMENTS, "attn_implementation"))
+    common["dtype"] = kwargs.get("dtype") or kwargs.get("torch_dtype") or config.dtype
+    references = dict(config.frozen_references or {})
+    loaded = {}
+    for part in PARTS:
+        if part.name not in references:
+            continue
+        source = sources[part.name]
+        if source is not None:
+            references[part.name] = make_reference(source, {})
+        arguments = dict(references[part.name])
+        name = arguments.pop("name_or_path")
+        placement = subset(kwargs, _PLACEMENT_ARGUMENTS) if part is LANGUAGE_MODEL else {}
+        try:
+            loaded[part.name] = part.load(name if source is None else source, **{**common, **arguments, **placement})
+        except OSError as error:
+            raise OSError(
+                f"{path} was saved without its `{part.name}`, which cannot be loaded from its saved location. Make it "
+                f"available there again, or pass its new location: `from_pretrained(..., {part.argument}=...)`. {error}"
+            ) from error
+        _set_config(config, part, loaded[part.name], path)
+    config.frozen_references = None
+    return loaded, references
+
+
+def _set_config(config: AudioListenConfig, part: Part, module: PreTrainedModel, path: Source) -> None:
+    """Checks a part loaded from elsewhere and uses its configuration in `config`."""
+    saved = getattr(config, part.config_name)
+    for field in ("model_type", "hidden_size", "num_hidden_layers"):
+        if getattr(module.config, field) != getattr(saved, field):
+            raise ValueError(
+                f"The `{part.name}` that was loaded is not the one {path} was saved with: its `{field}` is "
+                f"{getattr(module.config, field)}, not {getattr(saved, field)}."
+            )
+    if part is LANGUAGE_MODEL:
+        fit_vocabulary(module, saved.vocab_size)
+    setattr(config, part.config_name, module.config)
 
 
 def load_config(path: Source, kwargs: dict[str, Any]) -> AudioListenConfig:
-    """The configuration that `from_pretrained(path, **kwargs)` would use."""
+    """The configuration that `from_pretrained(path, **kwargs)` uses."""
     config = kwargs.get("config")
     if isinstance(config, AudioListenConfig):
         return copy.deepcopy(config)
-    return AudioListenConfig.from_pretrained(config or path, **select(kwargs, HUB_ARGUMENTS + FILE_ARGUMENTS))
+    return AudioListenConfig.from_pretrained(config or path, **subset(kwargs, HUB_ARGUMENTS + FILE_ARGUMENTS))
 
 
 def resolve_adapter(path: Source, kwargs: dict[str, Any]) -> tuple[Source, dict[str, Any] | None]:
     """
-    The base model that `from_pretrained(path, **kwargs)` would load, and the arguments of `load_adapter` for the adapter
-    on it: `path` may be an adapter's folder, and the Auto classes pass one beside its base model. `None` if there is none.
+    Finds the base model and the adapter that `from_pretrained(path, **kwargs)` loads: `path` may be the folder of an
+    adapter, and the Auto classes pass the adapter's arguments along with the path of its base model.
+
+    Returns:
+        `tuple[str, dict | None]`: path of the base model, and arguments of `load_adapter`, `None` without an adapter.
     """
-    download_kwargs: Any = select(kwargs, (*HUB_ARGUMENTS, "revision", "subfolder"))
+    download_kwargs: Any = subset(kwargs, HUB_ARGUMENTS + FILE_ARGUMENTS)
     adapter_kwargs = dict(kwargs.get("adapter_kwargs") or {})
     adapter_path, base, adapter_kwargs = maybe_load_adapters(os.fspath(path), download_kwargs, **adapter_kwargs)
     if adapter_path is None:
         return path, None
     name = kwargs.get("adapter_name", "default")
     return base, {"peft_model_id": adapter_path, "adapter_name": name, "adapter_kwargs": adapter_kwargs}
-
-
-def load_with_references(
-    model_class: "type[ComposedModel]",
-    path: Source,
-    config: AudioListenConfig,
-    sources: dict[str, Any],
-    kwargs: dict[str, Any],
-    adapter: dict[str, Any] | None = None,
-) -> Any:
-    """
-    Loads a checkpoint that was saved with `save_frozen=False`: the referenced parts from where they were, or from
-    `sources`, the rest from `path`, and then `adapter`, the arguments of `load_adapter`. Returns what `from_pretrained(path, **kwargs)` does.
-
-    Raises:
-        `OSError`: if a part is not found; the message names it and says how to point to it.
-        `ValueError`: if a part is not the one that the checkpoint was saved with, or weights are missing.
-    """
-    common = select(kwargs, (*HUB_ARGUMENTS, "attn_implementation"))
-    common["dtype"] = kwargs.get("dtype") or kwargs.get("torch_dtype") or config.dtype
-    placement = select(kwargs, ("device_map", "max_memory", "offload_folder", "quantization_config"))
-    references = dict(config.frozen_references or {})
-    parts: dict[str, Any] = dict.fromkeys(PART_ARGUMENTS)
-    for part in references:
-        source = sources[part]
-        if source is not None:
-            references[part] = make_reference(source, {})
-        arguments = dict(references[part])
-        name = arguments.pop("name_or_path")
-        part_kwargs = {**common, **arguments, **(placement if part == "language_model" else {})}
-        try:
-            parts[part] = load_part(part, name if source is None else source, **part_kwargs)
-        except OSError as error:
-            raise OSError(
-                f"{path} was saved without its `{part}`, which is loaded from where it was. Make it available there "
-                f"again, or pass its new place: `from_pretrained(..., {PART_ARGUMENTS[part]}=...)`. {error}"
-            ) from error
-        _adopt(config, part, parts[part], path)
-
-    config.frozen_references = None
-    config.name_or_path = os.fspath(path)
-    model = assemble(model_class, config, **parts)
-    model.frozen_references = references
-    _load_remaining_weights(model, path, references, kwargs)
-    try:
-        model.generation_config = GenerationConfig.from_pretrained(path, **select(kwargs, HUB_ARGUMENTS))
-    except OSError:
-        model.generation_config = GenerationConfig.from_model_config(config)
-    if adapter is not None:
-        model.load_adapter(**adapter)
-    if kwargs.get("output_loading_info"):
-        return model, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
-    return model
-
-
-def _load_remaining_weights(
-    model: "ComposedModel", path: Source, parts: Iterable[str], kwargs: dict[str, Any]
-) -> None:
-    file_kwargs = select(kwargs, (*HUB_ARGUMENTS, "revision", "subfolder"))
-    weights_file = cached_file(path, SAFE_WEIGHTS_NAME, **file_kwargs)
-    missing, unexpected = model.load_state_dict(load_file(weights_file or ""), strict=False)
-    missing = [name for name in missing if name not in model.all_tied_weights_keys and not is_within(name, parts)]
-    if missing or unexpected:
-        raise ValueError(f"{path} does not fit its configuration: missing {missing}, unexpected {list(unexpected)}.")
-
-
-def _adopt(config: AudioListenConfig, part_name: str, part: PreTrainedModel, path: Source) -> None:
-    """Lets `config` share the configuration of a part that was loaded from elsewhere, once it is known to fit."""
-    saved = getattr(config, _CONFIG_NAMES[part_name])
-    for field in ("model_type", "hidden_size", "num_hidden_layers"):
-        if getattr(part.config, field) != getattr(saved, field):
-            raise ValueError(
-                f"The `{part_name}` that was loaded is not the one {path} was saved with: its `{field}` is "
-                f"{getattr(part.config, field)}, not {getattr(saved, field)}."
-            )
-    if part_name == "language_model":
-        fit_vocabulary(part, saved.vocab_size)
-    setattr(config, _CONFIG_NAMES[part_name], part.config)

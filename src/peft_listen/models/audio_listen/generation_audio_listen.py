@@ -1,4 +1,4 @@
-"""Generation with audio: it is encoded once, before the first step, and consumed in that step."""
+"""Generation with audio: encoded once, before the first step, and used in that step."""
 
 from typing import Any
 
@@ -8,40 +8,31 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .audio_tokens import check_token_count
-from .modeling_audio_encoders import AudioFeatures
-from .modeling_pretrained import AudioListenPreTrainedModel
+from .configuration_audio_listen import AudioListenConfig
+from .forward_arguments import AUDIO_ARGUMENTS, CACHE
 
 
-# The arguments of `forward` that hold audio: features of chunks of waveforms, or what the encoders made of them.
-AUDIO_INPUT_NAMES = (
-    "input_features",
-    "input_features_mask",
-    "sound_input_values",
-    "sound_attention_mask",
-    *AudioFeatures._fields,
-)
-
-
-class AudioListenGenerationMixin(AudioListenPreTrainedModel, GenerationMixin):
+class AudioListenGenerationMixin(GenerationMixin):
     """
-    Encodes audio before the first step and before the rows are repeated, so that every clip passes the encoders once
-    for each call of `generate`, whatever the number of beams, return sequences and steps.
+    Encodes audio before the first step and before the rows are repeated, so that the encoders run once per call of
+    `generate`, independent of the number of beams, return sequences and steps.
     """
 
+    config: AudioListenConfig
     model: Any
 
     def _maybe_prepare_encoder_kwargs_for_generation(
-        self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any], model_input_name: str | None, *args: Any
+        self: Any, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any], model_input_name: str | None, *args: Any
     ) -> dict[str, Any]:
-        audio = {name: model_kwargs.pop(name, None) for name in AUDIO_INPUT_NAMES}
+        audio = {name: model_kwargs.pop(name, None) for name in AUDIO_ARGUMENTS}
         audio = {name: tensor for name, tensor in audio.items() if tensor is not None}
-        if self.device.type != "meta":  # as it is where accelerate offloaded the weights, and moves the inputs itself
+        # With weights offloaded by accelerate the device is "meta", and accelerate moves the inputs.
+        if self.device.type != "meta":
             audio = {name: tensor.to(self.device) for name, tensor in audio.items()}
         if audio:
             model_kwargs["mm_encoder_outputs"] = {"audio": self.model.get_audio_features(**audio, return_dict=True)}
         elif model_input_name == "input_ids" and not model_kwargs.get("mm_encoder_outputs"):
-            cache = model_kwargs.get("past_key_values")
-            if cache is None or cache.get_seq_length() == 0:
+            if _is_empty(model_kwargs.get(CACHE)):
                 check_token_count(int(self._is_audio(inputs_tensor).sum()), 0)
         return model_kwargs
 
@@ -72,14 +63,15 @@ class AudioListenGenerationMixin(AudioListenPreTrainedModel, GenerationMixin):
         inputs_embeds: torch.Tensor | None = None,
         is_first_iteration: bool | None = False,
         mm_encoder_outputs: dict[str, Any] | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        is_empty = past_key_values is None or past_key_values.get_seq_length() == 0
-        if mm_encoder_outputs and inputs_embeds is None and is_empty:
-            # For transformers the first step of an assistant model is none, and only the first gets audio.
+        cache = past_key_values if cache is None else cache
+        if mm_encoder_outputs and inputs_embeds is None and _is_empty(cache):
+            # An assistant model's first step is not marked as the first, and only the first step gets audio.
             is_first_iteration = True
         if mm_encoder_outputs and next_sequence_length is not None and is_first_iteration:
-            # Continuing from a filled cache: the audio tokens that it holds already are cut from `input_ids`.
+            # With a filled cache, audio tokens that the cache covers are cut from `input_ids`.
             is_audio = self._is_audio(input_ids)
             is_new = is_audio.clone()
             is_new[:, :-next_sequence_length] = False
@@ -89,17 +81,21 @@ class AudioListenGenerationMixin(AudioListenPreTrainedModel, GenerationMixin):
         return super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids,
             next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
             mm_encoder_outputs=mm_encoder_outputs,
+            **{CACHE: cache},
             **kwargs,
         )
 
     def _is_audio(self, input_ids: torch.Tensor) -> torch.Tensor:
         audio_token_id = self.config.audio_token_id
         return torch.zeros_like(input_ids, dtype=torch.bool) if audio_token_id is None else input_ids == audio_token_id
+
+
+def _is_empty(cache: Cache | None) -> bool:
+    return cache is None or cache.get_seq_length() == 0
 
 
 def _audio_output(features: torch.Tensor) -> dict[str, Any]:

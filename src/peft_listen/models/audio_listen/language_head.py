@@ -1,4 +1,4 @@
-"""The head of the language model: built beside its backbone, with the scaling that its family applies to logits."""
+"""The language model's head, separate from its backbone, and the scaling of logits of each model family."""
 
 from typing import Any
 
@@ -10,16 +10,19 @@ from transformers.initialization import no_init_weights
 from transformers.modeling_utils import PreTrainedModel
 
 
-# Two ways to compute the same logits differ by rounding only: by so many units in the last place of the largest.
+# Tolerated rounding difference between two computations of the same logits, in units in the last place of the largest.
 _TOLERATED_ROUNDING = 32
 
 
 def build_language_head(text_config: PreTrainedConfig) -> nn.Linear:
     """
-    A new head for the language model of `text_config`: of its size, and with a bias where its family has one.
+    Builds a new head for the language model of `text_config`, with a bias if its family has one.
+
+    Args:
+        text_config (`PreTrainedConfig`): Configuration of the language model.
 
     Raises:
-        `ValueError`: if `text_config` is not of a causal language model with a linear head.
+        `ValueError`: if `text_config` is not the configuration of a text-only causal language model with a linear head.
     """
     check_text_config(text_config)
     with torch.device("meta"), no_init_weights():
@@ -31,7 +34,7 @@ def build_language_head(text_config: PreTrainedConfig) -> nn.Linear:
 
 def scale_logits(logits: torch.Tensor, text_config: PreTrainedConfig) -> torch.Tensor:
     """
-    What the language model does to the output of its head: Cohere's `logit_scale`, Granite's `logits_scaling`,
+    Scales the output of the head as the language model does: Cohere's `logit_scale`, Granite's `logits_scaling`,
     Falcon-H1's `lm_head_multiplier` and Gemma's `final_logit_softcapping`.
 
     Args:
@@ -50,20 +53,21 @@ def scale_logits(logits: torch.Tensor, text_config: PreTrainedConfig) -> torch.T
 
 
 def check_text_config(text_config: PreTrainedConfig) -> None:
-    """Raises a `ValueError` for configurations of models that are no causal language models of text alone."""
+    """Raises a `ValueError` for configurations of models that are not text-only causal language models."""
     name = type(text_config).__name__
     if text_config.is_encoder_decoder:
         raise ValueError(f"{name} is of an encoder-decoder model, but a decoder-only language model is needed.")
     if text_config.get_text_config() is not text_config:
         raise ValueError(
-            f"{name} is of a multimodal model, but a language model of text alone is needed. Use the text model inside "
-            "it, saved on its own."
+            f"{name} is of a multimodal model, but a text-only language model is needed. Save the text model inside it "
+            "as a checkpoint of its own, and use that."
         )
     if type(text_config) not in AutoModelForCausalLM._model_mapping:
         raise ValueError(f"{name} is not of a causal language model known to transformers (AutoModelForCausalLM).")
 
 
 def check_linear_head(language_model: PreTrainedModel, head: nn.Module | None) -> None:
+    """Raises a `ValueError` if the head of a language model is not a linear layer."""
     if not isinstance(head, nn.Linear):
         raise ValueError(
             f"The head of {type(language_model).__name__} is a {type(head).__name__}, but a linear head is needed."
@@ -71,7 +75,7 @@ def check_linear_head(language_model: PreTrainedModel, head: nn.Module | None) -
 
 
 def input_device(module: nn.Module) -> torch.device:
-    """Where the input of a module goes: to its weights or, where accelerate offloaded them, to the hook that waits."""
+    """Device for the input of a module: that of its weights, or the CPU if accelerate offloaded them, for its hook."""
     device = next(module.parameters()).device
     return torch.device("cpu") if device.type == "meta" else device
 
@@ -79,12 +83,15 @@ def input_device(module: nn.Module) -> torch.device:
 @torch.no_grad()
 def check_language_model(language_model: Any) -> None:
     """
-    Checks by numbers that a causal language model gives the same logits when it is taken apart: its backbone fed with
-    embeddings, then its linear head, then [`scale_logits`].
+    Checks numerically that the backbone on input embeddings, the linear head and [`scale_logits`] together reproduce the
+    logits of a causal language model.
+
+    Args:
+        language_model (`PreTrainedModel`): The model to check.
 
     Raises:
-        `ValueError`: naming the model class, if it does not; such a model computes something more, from the token ids
-            or in its head, that would be lost.
+        `ValueError`: if they do not; the message names the model class. Such a model computes something else from the
+            token ids, or in its head, which would be lost.
     """
     check_text_config(language_model.config)
     check_linear_head(language_model, language_model.get_output_embeddings())
@@ -100,7 +107,7 @@ def check_language_model(language_model: Any) -> None:
     difference = (logits.to(expected.device) - expected).abs().max()
     if difference > _TOLERATED_ROUNDING * torch.finfo(language_model.dtype).eps * expected.abs().max():
         raise ValueError(
-            f"{type(language_model).__name__} cannot be given audio: its backbone and its linear head, fed with "
-            f"embeddings, do not reproduce its logits (largest difference {difference:.2g}). It computes something "
-            "from the token ids, or in its head, that is not known here. Choose another language model."
+            f"{type(language_model).__name__} does not support audio: its backbone and its linear head, applied to "
+            f"embeddings, do not reproduce its logits (largest difference {difference:.2g}). It computes something else "
+            "from the token ids, or in its head. Use another language model."
         )

@@ -1,29 +1,66 @@
-"""AudioListen: a causal language model that hears."""
+"""AudioListen: a causal language model with audio input."""
 
+import copy
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
-from transformers import AutoModel
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
+from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
-from transformers.modeling_utils import slice_logits_to_keep
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
+from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
 
 from ..beats.modeling_beats import BeatsModel
-from .audio_tokens import check_token_count
+from .audio_tokens import (
+    AUDIO_TOKEN,
+    add_audio_token,
+    check_token_count,
+    num_audio_windows,
+    num_encoder_frames,
+    window_reach,
+)
 from .configuration_audio_listen import AudioListenConfig
-from .frozen_references import load_config, resolve_adapter
+from .forward_arguments import CACHE, AudioFeatures
+from .frozen_references import (
+    Reference,
+    is_referenced,
+    load_config,
+    load_referenced_parts,
+    make_reference,
+    reference_frozen_parts,
+    resolve_adapter,
+)
 from .generation_audio_listen import AudioListenGenerationMixin
-from .language_head import build_language_head, scale_logits
-from .modeling_audio_encoders import AudioEncoderModel, AudioFeatures, join_chunks
-from .modeling_composed import ComposedModel
-from .modeling_pretrained import AudioListenPreTrainedModel
+from .hub_arguments import FILE_ARGUMENTS, HUB_ARGUMENTS, Source, subset
+from .language_head import build_language_head, check_language_model, scale_logits
 from .modeling_window_qformer import WindowQFormerProjector
+from .parts import LANGUAGE_MODEL, SOUND, SPEECH, embedding_scale, fit_vocabulary, load_tokenizer
+
+
+# Attributes that mark a quantised language model. On the whole model they tell transformers and PEFT to treat it as
+# quantised too.
+_QUANTIZATION_ATTRIBUTES = (
+    "hf_quantizer",
+    "is_quantized",
+    "quantization_method",
+    "is_loaded_in_4bit",
+    "is_loaded_in_8bit",
+)
 
 
 @dataclass
@@ -38,33 +75,126 @@ class AudioListenModelOutputWithPast(BaseModelOutputWithPast):
 
 
 @dataclass
-class AudioListenCausalLMOutputWithPast(ModelOutput):
+class AudioListenCausalLMOutputWithPast(CausalLMOutputWithPast):
     r"""
     Args:
-        loss (`torch.Tensor` of shape `(1,)`, *optional*, returned when `labels` is provided):
-            Language modeling loss (for next-token prediction).
-        logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`):
-            Prediction scores of the language modeling head.
-        past_key_values (`Cache`, *optional*, returned when `use_cache=True` is passed):
-            Keys and values of the language model's layers.
         audio_hidden_states (`torch.Tensor` of shape `(num_audio_tokens, hidden_size)`, *optional*):
             The embeddings that replaced the audio tokens, in the order of the tokens.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     audio_hidden_states: torch.Tensor | None = None
 
 
-class AudioListenModel(AudioEncoderModel):
+class AudioListenPreTrainedModel(PreTrainedModel):
+    """Base class of the AudioListen models: initial weights, frozen parameters, and loading."""
+
+    config: AudioListenConfig
+    base_model_prefix = "model"
+    input_modalities = ["audio", "text"]
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["WindowQFormerProjector"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
+    # The projector is small and trained. As in SALMONN it is in float32, even if the language model is not.
+    _keep_in_fp32_modules_strict = ["multi_modal_projector"]
+    # Quantisers skip modules whose whole name matches one of these patterns.
+    _keep_in_fp32_modules = [r".*multi_modal_projector"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, WindowQFormerProjector):
+            init.normal_(module.query_tokens, mean=0.0, std=self.config.initializer_range)
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # In custom code, transformers skips the initialization of modules without parameters of their own, such as
+        # Whisper's encoder, which sets its sinusoidal positions. Skipping is only needed for code that initializes with
+        # `torch.nn.init`; this model and its parts use `transformers.initialization`.
+        return cls.is_remote_code()
+
+    def freeze(self) -> None:
+        """Freezes the encoders, and the language model if `config.freeze_language_model`."""
+        for name, parameter in self.named_parameters():
+            is_encoder = "speech_tower." in name or "sound_tower." in name
+            if is_encoder or (self.config.freeze_language_model and "multi_modal_projector." not in name):
+                parameter.requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        speech: Source | PreTrainedModel | None = None,
+        sound: Source | BeatsModel | None = None,
+        llm: Source | PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Loads a checkpoint, with the arguments of [`~transformers.PreTrainedModel.from_pretrained`].
+
+        Parts that `save_pretrained(..., save_frozen=False)` left out are loaded from their saved locations, or from
+        `speech`, `sound` and `llm` if these are given.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                Hub id or folder of the checkpoint, or of an adapter on one.
+            speech, sound, llm (`str`, `os.PathLike` or `PreTrainedModel`, *optional*):
+                New locations of parts that were left out, or the parts.
+            model_args, kwargs: Other arguments of [`~transformers.PreTrainedModel.from_pretrained`].
+
+        Raises:
+            `OSError`: if the checkpoint, or a part that it refers to, is not found.
+            `ValueError`: if a part differs from the one that the checkpoint was saved with, or the checkpoint contains
+                all parts and one is given.
+        """
+        sources = {SPEECH.name: speech, SOUND.name: sound, LANGUAGE_MODEL.name: llm}
+        if pretrained_model_name_or_path is not None:
+            base, adapter = resolve_adapter(pretrained_model_name_or_path, kwargs)
+            config = load_config(base, kwargs)
+            if config.frozen_references:
+                return cls._from_frozen_references(base, config, sources, kwargs, adapter)
+        if any(source is not None for source in sources.values()):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} contains all parts: `speech`, `sound` and `llm` cannot replace them. "
+                "Build a model from other parts with `AudioListenForCausalLM.from_sub_models_pretrained`."
+            )
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        # Loading replaces the parameters by new ones, which require gradients.
+        model.freeze()
+        return loaded
+
+    @classmethod
+    def _from_frozen_references(
+        cls,
+        path: Source,
+        config: AudioListenConfig,
+        sources: dict[str, Any],
+        kwargs: dict[str, Any],
+        adapter: dict[str, Any] | None,
+    ) -> Any:
+        """
+        Loads a checkpoint that was saved with `save_frozen=False`.
+
+        Args:
+            path (`str` or `os.PathLike`): The checkpoint.
+            config ([`AudioListenConfig`]): Its configuration.
+            sources (`dict`): Sources by the name of the part that replace the saved ones, `None` for the others.
+            kwargs (`dict`): Arguments of `from_pretrained`.
+            adapter (`dict`, *optional*): Arguments of `load_adapter`.
+        """
+        raise NotImplementedError
+
+
+class AudioListenModel(AudioListenPreTrainedModel):
     """
     The audio encoders, the projector and the language model without its head.
 
-    The encoders are frozen: they start without gradients, run under `torch.no_grad()` as long as none of their
-    parameters requires gradients, and then stay in evaluation mode after `train()` too.
+    The encoders start frozen. As long as none of its parameters requires gradients, an encoder runs under
+    `torch.no_grad()` and stays in evaluation mode, also after `train()`.
 
     Args:
         config ([`AudioListenConfig`]): Configuration of all parts.
@@ -74,7 +204,7 @@ class AudioListenModel(AudioEncoderModel):
         super().__init__(config)
         for sub_config in (config.sound_config, config.qformer_config):
             if sub_config is not None and is_flash_attention_requested(sub_config):
-                # Flash attention takes neither the position bias of the one nor the float32 of the other.
+                # Flash attention supports neither BEATs' position bias nor the Q-Former's float32.
                 sub_config._attn_implementation = "sdpa"
         self.speech_tower = WhisperEncoder(config.speech_config)
         self.sound_tower = BeatsModel(config.sound_config) if config.sound_config is not None else None
@@ -84,16 +214,109 @@ class AudioListenModel(AudioEncoderModel):
         self.freeze()
         self.train(self.training)
 
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *model_args: Any, **kwargs: Any
-    ) -> Any:
-        """Loads a checkpoint of this model or of [`AudioListenForCausalLM`], see there."""
-        if pretrained_model_name_or_path is not None:
-            base, _ = resolve_adapter(pretrained_model_name_or_path, kwargs)
-            if load_config(base, kwargs).frozen_references:
-                return AudioListenForCausalLM.from_pretrained(pretrained_model_name_or_path, **kwargs).model
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self._set_frozen_towers_to_eval()
+        return self
+
+    def _set_frozen_towers_to_eval(self) -> None:
+        for tower in (self.speech_tower, self.sound_tower):
+            if tower is not None and tower.training != (mode := self.training and not _is_frozen(tower)):
+                tower.train(mode)
+
+    def get_encoder_features(
+        self,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None = None,
+        sound_input_values: torch.Tensor | None = None,
+        sound_attention_mask: torch.Tensor | None = None,
+    ) -> AudioFeatures:
+        """
+        Runs only the encoders. Their outputs can be stored and passed to `forward` in place of the audio:
+        `model(input_ids, **features._asdict())` gives the same result.
+
+        Args:
+            input_features (`torch.Tensor` of shape `(chunks, mel_bins, 3000)`):
+                Log-mel spectrograms of chunks of at most 30 s, from [`AudioListenProcessor`].
+            input_features_mask (`torch.LongTensor` of shape `(chunks, 3000)`, *optional*):
+                1 for mel frames that contain audio, 0 for padding. Defaults to all ones.
+            sound_input_values (`torch.Tensor` of shape `(chunks, sound_frames, 128)`, *optional*):
+                Filter bank features of the same chunks; required if and only if the model has a sound encoder.
+            sound_attention_mask (`torch.LongTensor` of shape `(chunks, sound_frames)`, *optional*):
+                1 for frames of `sound_input_values` that contain audio, 0 for padding. Defaults to all ones.
+
+        Returns:
+            [`AudioFeatures`]: the encoder outputs, trimmed to the frames that the Q-Former's windows cover.
+
+        Raises:
+            `ValueError`: if an input has the wrong size, or the sound encoder's input is missing or unexpected.
+        """
+        batches = self._encode(input_features, input_features_mask, sound_input_values, sound_attention_mask)
+        speech, sound, mask = zip(*(features for features, _ in batches), strict=True)
+        return AudioFeatures(
+            _concatenate(speech), None if self.sound_tower is None else _concatenate(sound), _concatenate(mask)
+        )
+
+    def _encode(
+        self,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None,
+        sound_input_values: torch.Tensor | None,
+        sound_attention_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> Iterator[tuple[AudioFeatures, BaseModelOutput]]:
+        """
+        Encodes `config.encoder_batch_size` chunks at a time. Yields their features and the complete output of the speech
+        encoder, which receives `kwargs`.
+        """
+        expected = (self.config.speech_config.num_mel_bins, 2 * self.config.speech_config.max_source_positions)
+        if tuple(input_features.shape[1:]) != expected:
+            raise ValueError(
+                f"`input_features` has the shape {tuple(input_features.shape)}, but this speech encoder expects "
+                f"(chunks, mel bins, frames) = (chunks, {expected[0]}, {expected[1]}). Use the processor of this model."
+            )
+        if (sound_input_values is None) != (self.sound_tower is None):
+            raise ValueError(
+                "The model has a sound encoder, but `sound_input_values` is missing. Use the processor of this model."
+                if sound_input_values is None
+                else "`sound_input_values` is given, but the model has no sound encoder. Use the processor of this model."
+            )
+        if input_features_mask is None:
+            input_features_mask = torch.ones_like(input_features[:, 0], dtype=torch.long)
+        # `requires_grad` may have changed since `train()`.
+        self._set_frozen_towers_to_eval()
+        for rows in torch.arange(len(input_features)).split(self.config.encoder_batch_size):
+            rows = slice(int(rows[0]), int(rows[-1]) + 1)
+            num_frames = num_encoder_frames(input_features_mask[rows].sum(-1))
+            windows = (self.config.window_length, self.config.window_stride)
+            num_needed = int(window_reach(self._num_windows(num_frames), *windows).max())
+            with _grad_mode(self.speech_tower):
+                speech = self.speech_tower(input_features[rows].to(self.speech_tower.dtype), **kwargs)
+            sound = None
+            if self.sound_tower is not None and sound_input_values is not None:
+                mask = None if sound_attention_mask is None else sound_attention_mask[rows]
+                sound = self._encode_sound(self.sound_tower, sound_input_values[rows], mask)[:, :num_needed]
+            frame_mask = torch.arange(num_needed, device=num_frames.device) < num_frames[:, None]
+            yield AudioFeatures(speech.last_hidden_state[:, :num_needed], sound, frame_mask.long()), speech
+
+    def _encode_sound(
+        self, tower: BeatsModel, input_values: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        input_values = input_values.to(tower.dtype)
+        with _grad_mode(tower):
+            if attention_mask is None or not self.config.group_sound_by_length:
+                return tower(input_values, attention_mask=attention_mask).last_hidden_state
+            lengths = attention_mask.sum(-1).tolist()
+            features: list[torch.Tensor] = [input_values] * len(lengths)
+            for length in set(lengths):
+                rows = [row for row, row_length in enumerate(lengths) if row_length == length]
+                for row, output in zip(rows, tower(input_values[rows, :length]).last_hidden_state, strict=True):
+                    features[row] = output
+            return nn.utils.rnn.pad_sequence(features, batch_first=True)
+
+    def _num_windows(self, num_frames: torch.Tensor) -> torch.Tensor:
+        max_frames = self.config.speech_config.max_source_positions
+        return num_audio_windows(num_frames, self.config.window_length, self.config.window_stride, max_frames)
 
     @can_return_tuple
     def get_audio_features(
@@ -105,35 +328,37 @@ class AudioListenModel(AudioEncoderModel):
         speech_features: torch.Tensor | None = None,
         sound_features: torch.Tensor | None = None,
         audio_features_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> tuple | BaseModelOutputWithPooling:
         """
         Encodes audio and projects it into the embedding space of the language model.
 
-        Takes either chunks of audio (the first four arguments, see [`~AudioListenModel.get_encoder_features`]) or what
-        the encoders made of them (the last three, see [`AudioFeatures`]).
+        Accepts either chunks of audio (the first four arguments, see [`~AudioListenModel.get_encoder_features`]) or
+        encoder outputs (the last three, see [`AudioFeatures`]).
 
         Args:
-            kwargs: `output_hidden_states` and `output_attentions` ask for those of the speech encoder. They are kept
-                for all chunks at once, so that memory grows with the length of the audio.
+            kwargs: `output_hidden_states` and `output_attentions` request those of the speech encoder. They are stored
+                for all chunks, so memory grows with the length of the audio.
 
         Returns:
-            `BaseModelOutputWithPooling`: whose `pooler_output` of shape `(num_audio_tokens, hidden_size)` holds one
-            embedding for each audio token, chunk after chunk. `hidden_states` of shape `(chunks, frames, speech_size)`
-            and `attentions` of shape `(chunks, heads, frames, frames)` hold those of each layer of the speech encoder,
-            if asked for; the last hidden state is the encoder's output.
+            `BaseModelOutputWithPooling`: `pooler_output` of shape `(num_audio_tokens, hidden_size)` has one embedding per
+            audio token, chunk after chunk. On request, `hidden_states` of shape `(chunks, frames, speech_size)` and
+            `attentions` of shape `(chunks, heads, frames, frames)` have one tensor per layer of the speech encoder; the
+            last hidden state is the encoder's output.
 
         Raises:
-            `ValueError`: if both kinds of input or none are given, or a feature has the wrong size.
+            `ValueError`: if both kinds of input or neither are given, or an input has the wrong size.
         """
         if (input_features is None) == (speech_features is None):
             raise ValueError(
-                "Pass either `input_features` (audio) or `speech_features` (what the encoders made of it), got "
+                "Pass either `input_features` (audio) or `speech_features` (encoder outputs), got "
                 f"{'neither' if input_features is None else 'both'}."
             )
         if speech_features is not None:
             if audio_features_mask is None:
-                raise ValueError("`speech_features` was given without `audio_features_mask`, which belongs to it.")
+                raise ValueError(
+                    "`speech_features` was given without `audio_features_mask`. Pass all fields of `AudioFeatures`."
+                )
             features = AudioFeatures(speech_features, sound_features, audio_features_mask)
             return BaseModelOutputWithPooling(pooler_output=self._project(features))
         assert input_features is not None
@@ -148,8 +373,8 @@ class AudioListenModel(AudioEncoderModel):
                 attentions.append(speech.attentions)
         return BaseModelOutputWithPooling(
             pooler_output=torch.cat(projected),
-            hidden_states=join_chunks(hidden_states),
-            attentions=join_chunks(attentions),
+            hidden_states=_concatenate_layers(hidden_states),
+            attentions=_concatenate_layers(attentions),
         )
 
     def _project(self, features: AudioFeatures) -> torch.Tensor:
@@ -168,13 +393,18 @@ class AudioListenModel(AudioEncoderModel):
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, audio_features: torch.Tensor
     ) -> torch.BoolTensor:
         """
-        Where the audio tokens stand, from `input_ids` or, without them, from `inputs_embeds`.
+        Marks the audio tokens, found in `input_ids` or, if they are `None`, in `inputs_embeds`.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Token ids.
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Their embeddings.
+            audio_features (`torch.Tensor` of shape `(num_audio_tokens, hidden_size)`): Embeddings of the audio.
 
         Returns:
             `torch.BoolTensor` of the shape of `inputs_embeds`.
 
         Raises:
-            `ValueError`: if there are not as many audio tokens as `audio_features`, or these are of another width; the
+            `ValueError`: if the number of audio tokens differs from that of `audio_features`, or the widths differ; the
                 message names both numbers.
         """
         if self.config.audio_token_id is None:
@@ -190,8 +420,8 @@ class AudioListenModel(AudioEncoderModel):
         if audio_features.shape[-1] != inputs_embeds.shape[-1]:
             raise ValueError(
                 f"The audio embeddings are {audio_features.shape[-1]} wide, but those of this language model "
-                f"{inputs_embeds.shape[-1]}. They were made by another model; an assistant model must be of the same "
-                "width, or a language model of text alone."
+                f"{inputs_embeds.shape[-1]}. They were computed by another model. An assistant model must have the same "
+                "width, or be a text-only language model."
             )
         return is_audio.unsqueeze(-1).expand_as(inputs_embeds)
 
@@ -212,9 +442,11 @@ class AudioListenModel(AudioEncoderModel):
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         use_cache: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        cache: Cache | None = None,
+        **kwargs: Any,
     ) -> tuple | AudioListenModelOutputWithPast:
-        """The arguments are those of [`AudioListenForCausalLM.forward`]."""
+        """See [`AudioListenForCausalLM.forward`] for the arguments."""
+        cache = past_key_values if cache is None else cache
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
         if inputs_embeds is None:
@@ -240,40 +472,54 @@ class AudioListenModel(AudioEncoderModel):
                 is_audio, audio_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
             )
         elif input_ids is not None and self.config.audio_token_id is not None and not torch.compiler.is_compiling():
-            if past_key_values is None or past_key_values.get_seq_length() == 0:
+            if cache is None or cache.get_seq_length() == 0:
                 check_token_count(int((input_ids == self.config.audio_token_id).sum()), 0)
 
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
+            **{CACHE: cache},
             **kwargs,
         )
         return AudioListenModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             audio_hidden_states=audio_embeds,
+            **{CACHE: getattr(outputs, CACHE)},
         )
 
+    @classmethod
+    def _from_frozen_references(
+        cls,
+        path: Source,
+        config: AudioListenConfig,
+        sources: dict[str, Any],
+        kwargs: dict[str, Any],
+        adapter: dict[str, Any] | None,
+    ) -> Any:
+        # The names of the weights in the checkpoint are those of the model with its head.
+        loaded = AudioListenForCausalLM._from_frozen_references(path, config, sources, kwargs, adapter)
+        return (loaded[0].model, loaded[1]) if isinstance(loaded, tuple) else loaded.model
 
-class AudioListenForCausalLM(ComposedModel, AudioListenGenerationMixin):
+
+class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMixin):
     """
-    A causal language model that hears: [`AudioListenModel`] with the language model's head.
+    A causal language model with audio input: [`AudioListenModel`] with the language model's head.
 
-    Encoders, windows and Q-Former are those of SALMONN (arXiv 2310.13289), which LiSTEN (arXiv 2505.18517) builds on.
-    It departs from SALMONN in two things: a clip has only as many audio tokens as it lasts, where SALMONN always makes
-    the 88 of 30 s; and what is heard in a clip does not depend on the other clips of its batch
+    Encoders, windows and Q-Former are those of SALMONN (arXiv 2310.13289), which LiSTEN (arXiv 2505.18517) builds on. Two
+    things differ from SALMONN: the number of audio tokens depends on the length of a clip, where SALMONN always uses the
+    88 tokens of 30 s; and the embeddings of a clip do not depend on the other clips of its batch
     (`config.group_sound_by_length`).
 
     Args:
         config ([`AudioListenConfig`]): Configuration of all parts.
 
     Raises:
-        `ValueError`: if `config.text_config` is not of a causal language model of text with a linear head.
+        `ValueError`: if `config.text_config` is not the configuration of a text-only causal language model with a linear
+            head.
     """
 
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -286,7 +532,8 @@ class AudioListenForCausalLM(ComposedModel, AudioListenGenerationMixin):
         for name, module in self.model.named_modules():
             if module is embeddings:
                 self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}
-        self.frozen_references = {}
+        # Where each part was loaded from, for `save_pretrained(..., save_frozen=False)`.
+        self.frozen_references: dict[str, Reference] = {}
         self.post_init()
         self.freeze()
 
@@ -317,27 +564,28 @@ class AudioListenForCausalLM(ComposedModel, AudioListenGenerationMixin):
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs: Unpack[TransformersKwargs],
+        cache: Cache | None = None,
+        **kwargs: Any,
     ) -> tuple | AudioListenCausalLMOutputWithPast:
         """
-        Clips are cut into chunks of at most 30 s. The chunks of all clips of the batch lie one after another on the
-        first axis of the audio arguments, in the order in which their tokens stand in `input_ids`.
+        Clips are split into chunks of at most 30 s. The first axis of the audio arguments runs over the chunks of all
+        clips of the batch, in the order of their tokens in `input_ids`.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
-                Token ids, with one audio token for each embedding that the audio gives.
+                Token ids, with one audio token per audio embedding.
             input_features (`torch.Tensor` of shape `(chunks, mel_bins, 3000)`, *optional*):
                 Log-mel spectrogram of each chunk for the speech encoder.
             input_features_mask (`torch.LongTensor` of shape `(chunks, 3000)`, *optional*):
-                1 for the mel frames in which the clip still sounds.
+                1 for mel frames that contain audio, 0 for padding.
             sound_input_values (`torch.Tensor` of shape `(chunks, sound_frames, 128)`, *optional*):
-                Filter bank of each chunk for the sound encoder.
+                Filter bank features of each chunk for the sound encoder.
             sound_attention_mask (`torch.LongTensor` of shape `(chunks, sound_frames)`, *optional*):
-                1 for the frames of `sound_input_values` that are no padding.
+                1 for frames of `sound_input_values` that contain audio, 0 for padding.
             speech_features, sound_features, audio_features_mask (`torch.Tensor`, *optional*):
-                What the encoders made of the chunks ([`AudioFeatures`]), in place of the four arguments above.
+                Encoder outputs ([`AudioFeatures`]), in place of the four arguments above.
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-                1 for tokens that are attended to, 0 for padding.
+                1 for tokens, 0 for padding.
             position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Positions of the tokens.
             past_key_values (`Cache`, *optional*):
@@ -345,19 +593,22 @@ class AudioListenForCausalLM(ComposedModel, AudioListenGenerationMixin):
             inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
                 Embeddings in place of `input_ids`.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Token ids to predict, -100 where there is nothing to learn.
+                Token ids to predict, -100 at positions without a loss.
             mm_encoder_outputs (`dict[str, BaseModelOutputWithPooling]`, *optional*):
                 Under `"audio"` the output of `get_audio_features`, in place of the audio arguments.
             use_cache (`bool`, *optional*):
-                Whether to return `past_key_values`.
+                Whether to return the cache.
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
-                The last positions, or the positions, to compute logits for. All if 0.
+                Number of last positions, or indices of positions, to compute logits for. 0 means all positions.
+            cache (`Cache`, *optional*):
+                The name of `past_key_values` in transformers 5.24 and later.
+            kwargs: Other arguments of the language model, such as `output_hidden_states`.
 
         Returns:
             [`AudioListenCausalLMOutputWithPast`]
 
         Raises:
-            `ValueError`: if audio tokens and audio embeddings differ in number (the message names both), a feature has
+            `ValueError`: if the numbers of audio tokens and audio embeddings differ (the message names both), an input has
                 the wrong size, or arguments exclude one another.
 
         Example:
@@ -397,6 +648,7 @@ class AudioListenForCausalLM(ComposedModel, AudioListenGenerationMixin):
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
             use_cache=use_cache,
+            cache=cache,
             **kwargs,
         )
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
@@ -408,18 +660,221 @@ class AudioListenForCausalLM(ComposedModel, AudioListenGenerationMixin):
         return AudioListenCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             audio_hidden_states=outputs.audio_hidden_states,
+            **{CACHE: getattr(outputs, CACHE)},
         )
+
+    @classmethod
+    def from_sub_models_pretrained(
+        cls,
+        *,
+        speech: Source | PreTrainedModel,
+        llm: Source | PreTrainedModel,
+        sound: Source | BeatsModel | None = None,
+        tokenizer: Source | PreTrainedTokenizerBase | None = None,
+        audio_token: str = AUDIO_TOKEN,
+        dtype: torch.dtype | str | None = None,
+        speech_kwargs: dict[str, Any] | None = None,
+        sound_kwargs: dict[str, Any] | None = None,
+        llm_kwargs: dict[str, Any] | None = None,
+        **config_kwargs: Any,
+    ) -> Self:
+        """
+        Builds the model from published parts and a new projector.
+
+        Args:
+            speech (`str`, `os.PathLike` or `PreTrainedModel`):
+                Hub id or folder of a Whisper checkpoint, or a Whisper model. Only its encoder is used.
+            llm (`str`, `os.PathLike` or `PreTrainedModel`):
+                Hub id or folder of a causal language model, or the model. Its vocabulary is enlarged if it has no row
+                for the audio token.
+            sound (`str`, `os.PathLike` or [`BeatsModel`], *optional*):
+                Folder of a BEATs checkpoint in transformers' format, an original BEATs file, or a BEATs model.
+            tokenizer (`str`, `os.PathLike` or `PreTrainedTokenizerBase`, *optional*):
+                The language model's tokenizer. The audio token is added to it if it is missing. Defaults to the tokenizer
+                of `llm`.
+            audio_token (`str`, *optional*, defaults to `"<|audio|>"`):
+                Placeholder for audio in the text.
+            dtype (`torch.dtype`, *optional*):
+                Data type of the language model and the encoders. The projector stays in float32.
+            speech_kwargs, sound_kwargs, llm_kwargs (`dict`, *optional*):
+                Further arguments for the `from_pretrained` of each part: `revision`, `device_map`,
+                `quantization_config`...
+            config_kwargs:
+                Other fields of [`AudioListenConfig`], such as `qformer_config`.
+
+        Raises:
+            `OSError`: if a part is not found.
+            `ValueError`: if a part is of the wrong kind, or the language model does not support input embeddings.
+
+        Example:
+
+        ```python
+        >>> model = AudioListenForCausalLM.from_sub_models_pretrained(
+        ...     speech="openai/whisper-large-v2", sound="BEATs_iter3_plus_AS2M.pt", llm="Qwen/Qwen2.5-7B-Instruct"
+        ... )
+        ```"""
+        speech_kwargs, sound_kwargs, llm_kwargs = speech_kwargs or {}, sound_kwargs or {}, llm_kwargs or {}
+        language_model = LANGUAGE_MODEL.load(llm, **{"dtype": dtype, **llm_kwargs})
+        check_language_model(language_model)
+        audio_token_id = add_audio_token(load_tokenizer(tokenizer, llm, llm_kwargs), audio_token)
+        fit_vocabulary(language_model, audio_token_id + 1)
+        speech_tower = SPEECH.load(speech, **{"dtype": language_model.dtype, **speech_kwargs})
+        sound_tower = SOUND.load(sound, **{"dtype": language_model.dtype, **sound_kwargs})
+
+        modules = {SPEECH: speech_tower, SOUND: sound_tower, LANGUAGE_MODEL: language_model}
+        sub_configs = {part.config_name: module.config for part, module in modules.items() if module is not None}
+        # A new configuration resets the attention of its sub-configurations unless it is given here.
+        attention = {name: sub_config._attn_implementation for name, sub_config in sub_configs.items()}
+        config_kwargs.update(sub_configs, audio_token_id=audio_token_id, attn_implementation=attention)
+        config = AudioListenConfig(**config_kwargs)
+        config.dtype = language_model.dtype
+        model = cls._assemble(config, speech_tower, sound_tower, language_model)
+        model.generation_config = copy.deepcopy(language_model.generation_config)
+        # The audio token is a placeholder and must never be generated.
+        model.generation_config.suppress_tokens = [audio_token_id]
+        sources = ((SPEECH, speech, speech_kwargs), (SOUND, sound, sound_kwargs), (LANGUAGE_MODEL, llm, llm_kwargs))
+        model.frozen_references = {
+            part.name: make_reference(source, kwargs) for part, source, kwargs in sources if source is not None
+        }
+        return model
+
+    @classmethod
+    def _assemble(
+        cls,
+        config: AudioListenConfig,
+        speech_tower: WhisperEncoder | None = None,
+        sound_tower: BeatsModel | None = None,
+        language_model: PreTrainedModel | None = None,
+    ) -> Self:
+        """
+        Builds the model around its parts, without copying them. The projector is new, and so is a part that is `None` and
+        has a configuration in `config`.
+        """
+        with torch.device("meta"), init.no_init_weights():
+            model = cls(config)
+        model.model.multi_modal_projector = WindowQFormerProjector(config)
+        for module in model.model.multi_modal_projector.modules():
+            model._init_weights(module)
+        model.model.speech_tower = speech_tower if speech_tower is not None else WhisperEncoder(config.speech_config)
+        if config.sound_config is not None:
+            model.model.sound_tower = sound_tower if sound_tower is not None else BeatsModel(config.sound_config)
+        if language_model is None:
+            language_model = AutoModelForCausalLM.from_config(config.text_config)
+        model.model.multi_modal_projector.scale_to(embedding_scale(language_model))
+        model.model.language_model = language_model.base_model
+        model.lm_head = language_model.get_output_embeddings()
+        for name in _QUANTIZATION_ATTRIBUTES:
+            if hasattr(language_model, name):
+                setattr(model, name, getattr(language_model, name))
+        device = next((w.device for w in language_model.parameters() if not w.is_meta), torch.device("cpu"))
+        for part in (model.model.multi_modal_projector, model.model.speech_tower, model.model.sound_tower):
+            if part is not None:
+                part.to(device)
+        model.freeze()
+        return model.eval()
+
+    @classmethod
+    def _from_frozen_references(
+        cls,
+        path: Source,
+        config: AudioListenConfig,
+        sources: dict[str, Any],
+        kwargs: dict[str, Any],
+        adapter: dict[str, Any] | None,
+    ) -> Any:
+        parts, references = load_referenced_parts(config, path, sources, kwargs)
+        config.name_or_path = os.fspath(path)
+        model = cls._assemble(config, **parts)
+        model.frozen_references = references
+        model._load_unreferenced_weights(path, kwargs)
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(path, **subset(kwargs, HUB_ARGUMENTS))
+        except OSError:
+            model.generation_config = GenerationConfig.from_model_config(config)
+        if adapter is not None:
+            model.load_adapter(**adapter)
+        if kwargs.get("output_loading_info"):
+            return model, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+        return model
+
+    def _load_unreferenced_weights(self, path: Source, kwargs: dict[str, Any]) -> None:
+        """Loads the weights of a checkpoint, and requires all weights of the parts that are not referenced."""
+        weights_file = cached_file(path, SAFE_WEIGHTS_NAME, **subset(kwargs, HUB_ARGUMENTS + FILE_ARGUMENTS))
+        missing, unexpected = self.load_state_dict(load_file(weights_file or ""), strict=False)
+        tied = self.all_tied_weights_keys
+        missing = [name for name in missing if name not in tied and not is_referenced(name, self.frozen_references)]
+        if missing or unexpected:
+            raise ValueError(
+                f"{path} does not fit its configuration: missing {missing}, unexpected {list(unexpected)}. Save the "
+                "checkpoint again."
+            )
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: Any, save_frozen: bool = True, **kwargs: Any
+    ) -> None:
+        """
+        Saves the model, with the arguments of [`~transformers.PreTrainedModel.save_pretrained`].
+
+        Args:
+            save_directory (`str` or `os.PathLike`):
+                Folder to save to.
+            save_frozen (`bool`, *optional*, defaults to `True`):
+                `False` leaves out the encoders and the language model if none of their parameters requires gradients, and
+                saves references to their sources instead, from which `from_pretrained` loads them.
+            args, kwargs: Other arguments of [`~transformers.PreTrainedModel.save_pretrained`].
+
+        Raises:
+            `ValueError`: with `save_frozen=False`, if a frozen part was not loaded from anywhere; with `save_frozen=True`,
+                if only the language model is quantised.
+        """
+        quantizer = getattr(self, "hf_quantizer", None)
+        if save_frozen and quantizer is not None and not hasattr(self.config, "quantization_config"):
+            raise ValueError(
+                "The language model was quantised before the model was built from its parts, and such a model cannot be "
+                "loaded from a single checkpoint. Save it with `save_frozen=False`, which saves a reference to the "
+                "language model."
+            )
+        if not save_frozen:
+            references = reference_frozen_parts(self, self.frozen_references)
+            weights = kwargs.get("state_dict") or self.state_dict()
+            kwargs["state_dict"] = {name: w for name, w in weights.items() if not is_referenced(name, references)}
+            self.config.frozen_references = references
+            # A quantiser would also save the weights of the modules that it quantised.
+            self.hf_quantizer = None
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.config.frozen_references = None
+            if quantizer is not None:
+                self.hf_quantizer = quantizer
+
+
+def _concatenate_layers(batches: list[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...] | None:
+    """Concatenates per-layer outputs over chunks. `None` if there are none."""
+    return tuple(torch.cat(chunks) for chunks in zip(*batches, strict=True)) if batches else None
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    return not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _grad_mode(tower: nn.Module) -> AbstractContextManager[None]:
+    return torch.set_grad_enabled(torch.is_grad_enabled() and not _is_frozen(tower))
+
+
+def _concatenate(batches: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Concatenates batches of chunks, padded at the end of their second axis to the same length."""
+    return nn.utils.rnn.pad_sequence([chunk for batch in batches for chunk in batch], batch_first=True)
 
 
 def _check_size(name: str, features: torch.Tensor, size: int) -> None:
     if features.ndim != 3 or features.shape[-1] != size:
         raise ValueError(
-            f"`{name}` has the shape {tuple(features.shape)}, but (chunks, frames, {size}) was expected. Were these "
-            "features made by the encoders of another model?"
+            f"`{name}` has the shape {tuple(features.shape)}, but (chunks, frames, {size}) was expected. Compute the "
+            "features with the encoders of this model."
         )
 
 

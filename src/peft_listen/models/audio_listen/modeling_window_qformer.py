@@ -1,26 +1,22 @@
-"""The window-level Q-Former: from the frames of two audio encoders to embeddings of a language model."""
+"""Window-level Q-Former: maps frames of two audio encoders to embeddings of a language model."""
 
 import torch
 from torch import nn
-from transformers import Blip2QFormerConfig, Blip2QFormerModel, LlamaConfig, WhisperConfig
+from transformers import Blip2QFormerModel
 from transformers.modeling_utils import local_torch_dtype
 
-from ..beats.configuration_beats import BeatsConfig
 from .configuration_audio_listen import AudioListenConfig
-
-
-FRAMES_PER_SECOND = 50
 
 
 class WindowQFormerProjector(nn.Module):
     """
-    Turns frames of audio into a few embeddings of the language model for each window of time, as SALMONN does
+    Turns each window of audio frames into a few embeddings of the language model, as SALMONN does
     (bytedance/SALMONN, arXiv 2310.13289, section 3).
 
-    Both encoders' frames (50 a second) are normalised, the shorter sequence is padded with zeros, and the two are
-    concatenated in features, speech first. The result is cut into windows of `config.window_length` frames, of which
-    the last, incomplete one is dropped; queries attend to each window through a Q-Former without any mask; a linear
-    layer maps what they found to the width of the language model.
+    The frames of both encoders (50 per second) are normalised, the shorter sequence is padded with zeros, and the two are
+    concatenated along the feature axis, speech first. The result is split into windows of `config.window_length` frames;
+    an incomplete last window is dropped. Queries attend to each window through a Q-Former without a mask, and a linear
+    layer maps the Q-Former's outputs to the width of the language model.
 
     Args:
         config ([`AudioListenConfig`]): The sizes of the encoders, the Q-Former, the windows and the language model.
@@ -32,7 +28,7 @@ class WindowQFormerProjector(nn.Module):
         self.window_length = config.window_length
         self.window_stride = config.window_stride
         self.num_queries = config.num_queries
-        # It stays in float32 whatever the model around it is built in.
+        # The projector stays in float32, independent of the dtype of the model.
         with local_torch_dtype(torch.float32):
             self.speech_layer_norm = nn.LayerNorm(config.speech_config.hidden_size)
             self.sound_layer_norm = nn.LayerNorm(config.sound_config.hidden_size) if config.sound_config else None
@@ -44,10 +40,14 @@ class WindowQFormerProjector(nn.Module):
     @torch.no_grad()
     def scale_to(self, scale: float) -> None:
         """
-        Scales the last layer so that the embeddings of a new projector begin at a root mean square of `scale` (ours).
+        Scales the last layer so that the embeddings of a new projector have a root mean square of `scale` (not part of
+        SALMONN).
 
-        SALMONN leaves it at its initial weights, which put audio embeddings far off the scale of those of text; a
-        prompt's mean is then the projector's constant part and little else.
+        SALMONN keeps the initial weights, with which the scale of audio embeddings differs widely from that of text
+        embeddings, and the mean over a prompt is dominated by a component that is the same for all audio.
+
+        Args:
+            scale (`float`): Root mean square of the language model's input embeddings.
         """
         # The Q-Former ends in a LayerNorm: its output has a root mean square of 1.
         self.linear.weight.mul_(scale / (self.linear.weight.std() * self.linear.in_features**0.5))
@@ -62,21 +62,20 @@ class WindowQFormerProjector(nn.Module):
         """
         Args:
             speech (`torch.Tensor` of shape `(batch_size, frames, speech_size)`):
-                Frames of the speech encoder. Fewer than one window of them are padded with zeros.
+                Frames of the speech encoder. Padded with zeros to at least one window.
             sound (`torch.Tensor` of shape `(batch_size, sound_frames, sound_size)`, *optional*):
                 Frames of the sound encoder; needed if and only if the configuration has one.
             sound_mask (`torch.BoolTensor` of shape `(batch_size, sound_frames)`, *optional*):
-                False where `sound` is padding, which counts as absent.
+                False where `sound` is padding; these frames are set to zero.
             num_windows (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                Windows wanted of each row, counted from its start. All windows of all rows if `None`.
+                Number of windows to return per row, from its start. All windows of all rows if `None`.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, windows * num_queries, text_hidden_size)`, window by window. With
             `num_windows`, of shape `(num_windows.sum() * num_queries, text_hidden_size)`, row after row.
 
         Raises:
-            `ValueError`: if `sound` is missing or was not expected, or there are fewer windows than `num_windows` asks
-                for.
+            `ValueError`: if `sound` is missing or not expected, or there are fewer windows than `num_windows`.
         """
         frames = self._fuse(speech, sound, sound_mask)
         windows = frames.unfold(1, self.window_length, self.window_stride).transpose(-1, -2)
@@ -87,13 +86,13 @@ class WindowQFormerProjector(nn.Module):
         if int(num_windows.max()) > windows.shape[1]:
             raise ValueError(
                 f"{int(num_windows.max())} windows of {self.window_length} frames, one every {self.window_stride}, were "
-                f"asked for, but the {frames.shape[1]} frames given hold only {windows.shape[1]}."
+                f"requested, but the {frames.shape[1]} frames given hold only {windows.shape[1]}. Pass more frames."
             )
-        wanted = torch.arange(windows.shape[1], device=frames.device) < num_windows.to(frames.device)[:, None]
-        return self._query(windows[wanted]).flatten(0, 1)
+        is_needed = torch.arange(windows.shape[1], device=frames.device) < num_windows.to(frames.device)[:, None]
+        return self._query(windows[is_needed]).flatten(0, 1)
 
     def _fuse(self, speech: torch.Tensor, sound: torch.Tensor | None, sound_mask: torch.Tensor | None) -> torch.Tensor:
-        """The normalised frames of both encoders side by side, at least one window long."""
+        """Normalises the frames of both encoders and concatenates them; the result has at least one window."""
         dtype = self.speech_layer_norm.weight.dtype
         num_frames = max(speech.shape[1], self.window_length)
         normalised = [self.speech_layer_norm(speech.to(dtype))]
@@ -116,93 +115,6 @@ class WindowQFormerProjector(nn.Module):
         queries = self.query_tokens.expand(len(windows), -1, -1)
         output = self.qformer(query_embeds=queries, encoder_hidden_states=windows, return_dict=True)
         return self.linear(output.last_hidden_state)  # [windows, num_queries, text_hidden]
-
-    @classmethod
-    def from_salmonn_state_dict(
-        cls,
-        state_dict: dict[str, torch.Tensor],
-        *,
-        speech_dim: int,
-        audio_dim: int | None,
-        num_hidden_layers: int,
-        num_attention_heads: int,
-        intermediate_size: int,
-        second_per_window: float = 0.333333,
-        second_stride: float = 0.333333,
-    ) -> "WindowQFormerProjector":
-        """
-        Builds the projector from a checkpoint of SALMONN.
-
-        Args:
-            state_dict (`dict[str, torch.Tensor]`):
-                What a SALMONN checkpoint holds under `"model"`: `speech_Qformer.*`, `speech_query_tokens`,
-                `speech_llama_proj.*`, `ln_speech.*` and `ln_audio.*`. Other entries, such as LoRA's, are ignored.
-            speech_dim (`int`): Width of Whisper's encoder.
-            audio_dim (`int` or `None`): Width of BEATs, or `None` where the checkpoint was trained without it.
-            num_hidden_layers (`int`): Layers of the Q-Former.
-            num_attention_heads (`int`): Attention heads of the Q-Former.
-            intermediate_size (`int`): Width of the Q-Former's feed-forward layers.
-            second_per_window (`float`, *optional*, defaults to 0.333333): Length of a window in seconds.
-            second_stride (`float`, *optional*, defaults to 0.333333): Seconds between the starts of two windows.
-
-        Raises:
-            `ValueError`: if weights are missing, or do not fit the sizes given.
-        """
-        if "speech_query_tokens" not in state_dict or "speech_llama_proj.weight" not in state_dict:
-            raise ValueError(
-                "This is no state dict of SALMONN: `speech_query_tokens` and `speech_llama_proj.weight` are expected. "
-                'Pass what the checkpoint holds under "model".'
-            )
-        num_queries, qformer_size = state_dict["speech_query_tokens"].shape[1:]
-        text_dim = len(state_dict["speech_llama_proj.weight"])
-        # Of the encoders and the language model the projector reads the width only.
-        config = AudioListenConfig(
-            speech_config=WhisperConfig(d_model=speech_dim, encoder_attention_heads=1, decoder_attention_heads=1),
-            sound_config=None if audio_dim is None else _beats_config(audio_dim),
-            qformer_config=Blip2QFormerConfig(
-                hidden_size=qformer_size,
-                num_hidden_layers=num_hidden_layers,
-                num_attention_heads=num_attention_heads,
-                intermediate_size=intermediate_size,
-                cross_attention_frequency=1,
-            ),
-            text_config=LlamaConfig(hidden_size=text_dim, num_attention_heads=1, num_key_value_heads=1),
-            num_queries=num_queries,
-            window_length=round(FRAMES_PER_SECOND * second_per_window),
-            window_stride=round(FRAMES_PER_SECOND * second_stride),
-        )
-        projector = cls(config)
-        try:
-            projector.load_state_dict(_convert_salmonn_state_dict(state_dict))
-        except RuntimeError as error:
-            raise ValueError(f"The SALMONN checkpoint does not fit the sizes given. {error}") from error
-        return projector
-
-
-def _beats_config(hidden_size: int) -> BeatsConfig:
-    return BeatsConfig(hidden_size=hidden_size, num_attention_heads=1, num_conv_pos_embedding_groups=1)
-
-
-def _convert_salmonn_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Renames SALMONN's weights to those of [`WindowQFormerProjector`], and drops all others."""
-    plain = {
-        "speech_query_tokens": "query_tokens",
-        "ln_speech.weight": "speech_layer_norm.weight",
-        "ln_speech.bias": "speech_layer_norm.bias",
-        "ln_audio.weight": "sound_layer_norm.weight",
-        "ln_audio.bias": "sound_layer_norm.bias",
-        "speech_llama_proj.weight": "linear.weight",
-        "speech_llama_proj.bias": "linear.bias",
-    }
-    prefix = "speech_Qformer.bert."
-    renamed = {}
-    for name, tensor in state_dict.items():
-        if name in plain:
-            renamed[plain[name]] = tensor
-        elif name.startswith(prefix) and not name.endswith("position_ids"):
-            name = name.removeprefix(prefix).replace("embeddings.LayerNorm.", "layernorm.")
-            renamed["qformer." + name.replace("attention.self.", "attention.attention.")] = tensor
-    return renamed
 
 
 __all__ = ["WindowQFormerProjector"]

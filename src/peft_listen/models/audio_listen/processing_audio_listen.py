@@ -1,58 +1,60 @@
-"""AudioListen processor: text and audio to the inputs of [`AudioListenForCausalLM`]."""
+"""AudioListen processor: converts text and audio to inputs of [`AudioListenForCausalLM`]."""
 
 import os
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
-from transformers import AutoFeatureExtractor, AutoTokenizer
+from transformers import AutoFeatureExtractor, AutoTokenizer, WhisperFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase, TextInput
 from transformers.utils import logging
 
 from ...audio import AudioSource, load_audio
+from ...audio.waveform import is_list_of_clips
+from ...chat import clip_of
 from ..beats.feature_extraction_beats import BeatsFeatureExtractor
 from .audio_tokens import AUDIO_TOKEN, add_audio_token, num_audio_windows, num_encoder_frames, window_reach
 from .chat_template import audio_chat_template
 from .configuration_audio_listen import AudioListenConfig
+from .hub_arguments import FILE_ARGUMENTS, HUB_ARGUMENTS, subset
 
 
 logger = logging.get_logger(__name__)
 
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-# What the processor and the configuration of its model must agree on.
+# Fields that must be equal in the processor and in the configuration of its model.
 _SHARED_WITH_CONFIG = ("audio_token_id", "num_queries", "window_length", "window_stride")
 
 
 class AudioListenProcessor(ProcessorMixin):
     r"""
-    Prepares text and audio for [`AudioListenForCausalLM`]: loads, mixes down and resamples audio, cuts it into chunks of
-    30 s, computes the features of both encoders, and repeats each audio token in the text as often as its clip gives
-    embeddings. Batches are padded on the left, for generation, unless `padding_side` is given.
+    Prepares text and audio for [`AudioListenForCausalLM`]: loads, mixes down and resamples audio, splits it into chunks of
+    30 s, computes the input features of both encoders, and repeats each audio token in the text once per embedding of its
+    clip. Batches are padded on the left, for generation, unless `padding_side` is given.
 
     Args:
         feature_extractor (`WhisperFeatureExtractor`):
-            Features for the speech encoder.
+            Feature extractor of the speech encoder.
         tokenizer (`PreTrainedTokenizerBase`):
-            The language model's tokenizer, which knows `audio_token`.
+            The language model's tokenizer, with `audio_token` in its vocabulary.
         sound_feature_extractor ([`BeatsFeatureExtractor`], *optional*):
-            Features for the sound encoder, if the model has one.
+            Feature extractor of the sound encoder, if the model has one.
         chat_template (`str`, *optional*):
-            Jinja template for [`~AudioListenProcessor.apply_chat_template`]. Defaults to the tokenizer's own, extended to
-            audio, or else to the prompt format of SALMONN.
+            Jinja template for [`~AudioListenProcessor.apply_chat_template`]. Defaults to the tokenizer's template,
+            extended to audio, or to the prompt format of SALMONN if the tokenizer has none.
         audio_token (`str`, *optional*, defaults to `"<|audio|>"`):
-            Stands for one clip in the text.
+            Placeholder for one clip in the text.
         num_queries, window_length, window_stride (`int`, *optional*, default to 1, 17 and 17):
-            As in the model's [`AudioListenConfig`].
+            Must be equal to those of the model's [`AudioListenConfig`].
         group_sound_by_length (`bool`, *optional*, defaults to `True`):
             Whether the sound features of a chunk are computed from that chunk alone. `False` pads the waveforms to the
-            longest chunk of the batch first, as BEATs and SALMONN do. To be set as in [`AudioListenConfig`].
+            longest chunk of the batch first, as BEATs and SALMONN do. Set it as in the model's [`AudioListenConfig`].
         max_audio_seconds (`float`, *optional*):
-            Cut longer clips off there, with a warning. By default clips are never cut off.
+            Truncates longer clips, with a warning. By default clips are never truncated.
 
     Raises:
-        `ValueError`: if the tokenizer does not know `audio_token`.
+        `ValueError`: if `audio_token` is missing from the tokenizer's vocabulary, or `max_audio_seconds` is not positive.
     """
 
     text_kwargs = {"padding": True, "return_tensors": "pt"}
@@ -93,33 +95,34 @@ class AudioListenProcessor(ProcessorMixin):
 
     @classmethod
     def get_attributes(cls) -> list[str]:
-        # `sound_feature_extractor` may be None, which ProcessorMixin cannot handle: it is saved as a plain argument.
+        # `sound_feature_extractor` may be None, which ProcessorMixin does not support as an attribute: it is saved as a
+        # plain argument.
         return ["feature_extractor", "tokenizer"]
 
     @classmethod
     def from_sub_models_pretrained(
         cls,
         *,
-        speech: str | os.PathLike,
+        speech: str | os.PathLike | WhisperFeatureExtractor,
         llm: str | os.PathLike | PreTrainedTokenizerBase,
         sound: str | os.PathLike | BeatsFeatureExtractor | bool | None = None,
         audio_token: str = AUDIO_TOKEN,
         **kwargs: Any,
-    ) -> "AudioListenProcessor":
+    ) -> Self:
         """
-        Builds the processor of a model made by [`AudioListenForCausalLM.from_sub_models_pretrained`].
+        Builds the processor of a model built by [`AudioListenForCausalLM.from_sub_models_pretrained`].
 
         Args:
             speech (`str`, `os.PathLike` or `WhisperFeatureExtractor`):
                 Hub id or folder of the Whisper checkpoint, or its feature extractor.
             llm (`str`, `os.PathLike` or `PreTrainedTokenizerBase`):
-                Hub id or folder of the language model, or its tokenizer, which is given the audio token, and a padding
-                token (that of the end) if it has none.
+                Hub id or folder of the language model, or its tokenizer. The audio token is added to the tokenizer, and
+                the end-of-sequence token becomes its padding token if it has none.
             sound (`str`, `os.PathLike`, [`BeatsFeatureExtractor`] or `bool`, *optional*):
-                The model's sound encoder, if it has one: whatever was passed there, or `True`. BEATs checkpoints of any
-                kind share one feature extractor.
+                Whether the model has a sound encoder: the `sound` that the model was built from, or `True`. All BEATs
+                checkpoints use the same feature extractor.
             audio_token (`str`, *optional*, defaults to `"<|audio|>"`):
-                Stands for one clip in the text.
+                Placeholder for one clip in the text.
             kwargs: Other arguments of [`AudioListenProcessor`].
         """
         is_name = isinstance(speech, (str, os.PathLike))
@@ -139,13 +142,11 @@ class AudioListenProcessor(ProcessorMixin):
         )
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any
-    ) -> "AudioListenProcessor":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:
         processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         try:
-            hub_kwargs = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
-            config_dict, _ = AudioListenConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
+            file_kwargs = subset(kwargs, HUB_ARGUMENTS + FILE_ARGUMENTS)
+            config_dict, _ = AudioListenConfig.get_config_dict(pretrained_model_name_or_path, **file_kwargs)
         except OSError:
             return processor
         if config_dict.get("model_type") == AudioListenConfig.model_type:
@@ -160,7 +161,7 @@ class AudioListenProcessor(ProcessorMixin):
             config ([`AudioListenConfig`] or `dict`): Configuration of the model.
 
         Raises:
-            `ValueError`: naming what differs, with both values.
+            `ValueError`: if a field differs; the message names it and both values.
         """
         values = config if isinstance(config, dict) else config.to_dict()
         for name in _SHARED_WITH_CONFIG:
@@ -180,18 +181,18 @@ class AudioListenProcessor(ProcessorMixin):
         self,
         text: TextInput | list[TextInput] | None = None,
         audio: AudioSource | list | None = None,
-        **kwargs: Unpack[ProcessingKwargs],
+        **kwargs: Any,
     ) -> BatchFeature:
         """
         Args:
             text (`str` or `list[str]`, *optional*):
-                Prompts, with one `audio_token` for each clip.
+                Prompts, with one `audio_token` per clip.
             audio (*optional*):
-                The clips of all prompts in order, in a flat list or in one list per prompt. Each is whatever
-                [`~peft_listen.audio.load_audio`] takes: a path, URL, bytes, an array, a `datasets` row, ...
+                The clips of all prompts in order, in a flat list or in one list per prompt. A clip has one of the types
+                that [`~peft_listen.audio.load_audio`] accepts: a path, URL, bytes, an array, a `datasets` row, ...
             kwargs:
                 Arguments of the tokenizer (`padding`, `padding_side`, ...), `sampling_rate` (`int`), the rate in Hz of
-                clips given as bare arrays, and `return_tensors`, `"pt"` (the default) or `"np"`.
+                clips given as plain arrays, and `return_tensors`, `"pt"` (the default) or `"np"`.
 
         Returns:
             [`BatchFeature`] with `input_ids` and `attention_mask` of shape `(batch_size, sequence_length)`, and for N
@@ -199,8 +200,8 @@ class AudioListenProcessor(ProcessorMixin):
             encoder, `sound_input_values` (N, frames, 128) and `sound_attention_mask` (N, frames).
 
         Raises:
-            `ValueError`: if placeholders and clips differ in number (the message names both), or a clip is empty, not
-                finite or of unknown sampling rate (the message says which clip).
+            `ValueError`: if the numbers of placeholders and clips differ (the message names both), or a clip is empty, not
+                finite, or its sampling rate is unknown (the message names the clip).
             `OSError`: if an audio file cannot be read.
         """
         tensor_type = kwargs.pop("return_tensors", "pt")
@@ -228,7 +229,7 @@ class AudioListenProcessor(ProcessorMixin):
     ) -> tuple[None, list[str] | None, None, list[np.ndarray] | None]:
         """Loads all clips, and wraps text in a list."""
         if images is not None or videos is not None:
-            raise ValueError(f"{type(self).__name__} takes text and audio only.")
+            raise ValueError(f"{type(self).__name__} takes text and audio only. Leave out `images` and `videos`.")
         if isinstance(text, str):
             text = [text]
         sampling_rate = kwargs.get("sampling_rate", kwargs.get("audio_kwargs", {}).get("sampling_rate"))
@@ -246,8 +247,8 @@ class AudioListenProcessor(ProcessorMixin):
         return waveforms
 
     def _check_rows(self, text: list[str], audio: Any) -> None:
-        """With one list of clips per prompt, each prompt must have as many placeholders as clips."""
-        if not isinstance(audio, (list, tuple)) or not audio or not all(_is_list_of_clips(row) for row in audio):
+        """Checks, if there is one list of clips per prompt, that each prompt has one placeholder per clip."""
+        if not isinstance(audio, (list, tuple)) or not audio or not all(is_list_of_clips(row) for row in audio):
             return
         if len(audio) != len(text):
             raise ValueError(f"Got {len(audio)} lists of clips for {len(text)} prompts; pass one list per prompt.")
@@ -262,7 +263,7 @@ class AudioListenProcessor(ProcessorMixin):
         self, audio: list[np.ndarray], **kwargs: Any
     ) -> tuple[BatchFeature, list[str]]:
         chunk_samples = self.feature_extractor.n_samples
-        audio = [self._cut_off(clip, index) for index, clip in enumerate(audio)]
+        audio = [self._truncate(clip, index) for index, clip in enumerate(audio)]
         chunks_per_clip = [self.num_chunks(len(clip)) for clip in audio]
         chunks = [
             clip[start : start + chunk_samples] for clip in audio for start in range(0, len(clip), chunk_samples)
@@ -282,28 +283,33 @@ class AudioListenProcessor(ProcessorMixin):
         return inputs, [self.replace_audio_token(inputs, audio_idx=index) for index in range(len(audio))]
 
     def num_chunks(self, num_samples: int) -> int:
-        """Number of chunks of at most 30 s into which a clip of `num_samples` samples is cut."""
+        """Number of chunks of at most 30 s that a clip of `num_samples` samples is split into."""
         return -(-num_samples // self.feature_extractor.n_samples)
 
     def num_audio_tokens(self, num_frames: torch.Tensor) -> int:
-        """Audio tokens of a clip whose chunks have `num_frames` frames of 20 ms in which it sounds, `(chunks,)`."""
+        """Number of audio tokens of a clip whose chunks contain `num_frames` frames of 20 ms, of shape `(chunks,)`."""
         return int(self._num_windows(num_frames).sum()) * self.num_queries
 
     def num_frames_needed(self, num_frames: torch.Tensor) -> int:
-        """Frames of 20 ms that the windows of a clip reach into at most, for chunks of `num_frames` frames, `(chunks,)`."""
+        """
+        Number of frames of 20 ms covered by a clip's windows, in the chunk with the most.
+
+        Args:
+            num_frames (`torch.LongTensor` of shape `(chunks,)`): Frames of 20 ms that each chunk of the clip contains.
+        """
         return int(window_reach(self._num_windows(num_frames), self.window_length, self.window_stride).max())
 
     def _num_windows(self, num_frames: torch.Tensor) -> torch.Tensor:
         max_frames = self.feature_extractor.nb_max_frames // 2
         return num_audio_windows(num_frames, self.window_length, self.window_stride, max_frames)
 
-    def _cut_off(self, clip: np.ndarray, index: int) -> np.ndarray:
+    def _truncate(self, clip: np.ndarray, index: int) -> np.ndarray:
         sampling_rate = self.feature_extractor.sampling_rate
         seconds = len(clip) / sampling_rate
         if self.max_audio_seconds is None or seconds <= self.max_audio_seconds:
             return clip
         logger.warning(
-            f"Clip {index} lasts {seconds:.2f} s: its last {seconds - self.max_audio_seconds:.2f} s are lost, because "
+            f"Clip {index} lasts {seconds:.2f} s: its last {seconds - self.max_audio_seconds:.2f} s are dropped, because "
             f"`max_audio_seconds` is {self.max_audio_seconds:g}."
         )
         return clip[: max(1, round(self.max_audio_seconds * sampling_rate))]
@@ -334,11 +340,11 @@ class AudioListenProcessor(ProcessorMixin):
 
     @property
     def unused_input_names(self) -> list[str]:
-        "Input names returned always by subprocessors but not used in model's `forward`"
+        """Outputs of the sub-processors that `forward` does not take."""
         return ["num_audio_tokens"]
 
     def _resolve_audio_loading_params(self, processor_kwargs: dict) -> dict:
-        """`sampling_rate` is the rate of bare arrays; every clip is brought to the feature extractor's rate."""
+        """`sampling_rate` is the rate of plain arrays; all clips are resampled to the feature extractor's rate."""
         audio_kwargs = processor_kwargs.get("audio_kwargs", {})
         given = processor_kwargs.get("sampling_rate", audio_kwargs.get("sampling_rate"))
         return {"sampling_rate": self.feature_extractor.sampling_rate, "source_sampling_rate": given}
@@ -357,7 +363,7 @@ class AudioListenProcessor(ProcessorMixin):
             for part in message["content"]
             if part["type"] == "audio"
         ]
-        sources = [part[key] for part in parts for key in ("audio", "path", "url") if part.get(key) is not None]
+        sources = [clip for clip in map(clip_of, parts) if clip is not None]
         audio = self._load(sources, audio_loading_params["source_sampling_rate"])
         return [], [], audio, {}
 
@@ -374,15 +380,10 @@ def _text_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return template.get("default") if isinstance(template, dict) else template
 
 
-def _is_list_of_clips(value: Any) -> bool:
-    """Whether `value` is a list of clips, not one clip given as a list of samples."""
-    return isinstance(value, (list, tuple)) and not (value and isinstance(value[0], (int, float, np.number)))
-
-
 def _flatten(audio: Any) -> list[Any]:
-    if not _is_list_of_clips(audio):
+    if not is_list_of_clips(audio):
         return [audio]
-    return [clip for item in audio for clip in (item if _is_list_of_clips(item) else [item])]
+    return [clip for item in audio for clip in (item if is_list_of_clips(item) else [item])]
 
 
 __all__ = ["AudioListenProcessor"]

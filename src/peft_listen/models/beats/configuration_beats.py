@@ -10,7 +10,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from ..model_type import check_model_type
 
 
-# Key of an original checkpoint's `cfg` -> (our field, value the original code assumes where the key is absent).
+# Key of an original checkpoint's `cfg` -> (our field, default of the original code for an absent key).
 ORIGINAL_FIELDS: dict[str, tuple[str, Any]] = {
     "embed_dim": ("patch_embedding_size", 512),
     "conv_bias": ("conv_bias", False),
@@ -33,9 +33,9 @@ ORIGINAL_FIELDS: dict[str, tuple[str, Any]] = {
     "gru_rel_pos": ("use_gated_position_bias", False),
     "predictor_dropout": ("final_dropout", 0.1),
 }
-# Activations whose name means the same function in the original code and in transformers.
+# Activations that have the same name in the original code and in transformers.
 ORIGINAL_ACTIVATIONS = ("gelu", "relu")
-# Number of classes the original code assumes where `predictor_class` is absent (AudioSet).
+# Number of classes in the original code if `predictor_class` is absent (AudioSet).
 ORIGINAL_PREDICTOR_CLASS = 527
 
 
@@ -78,7 +78,7 @@ class BeatsConfig(PreTrainedConfig):
         patch_size (`int`, *optional*, defaults to 16):
             Side of the square patches (frames by mel bins) that become one token each.
         patch_embedding_size (`int`, *optional*, defaults to 512):
-            Width of the patch embeddings. Where it differs from `hidden_size`, a linear layer joins the two.
+            Width of the patch embeddings. If it differs from `hidden_size`, a linear layer maps them to `hidden_size`.
         conv_bias (`bool`, *optional*, defaults to `False`):
             Whether the patch embedding has a bias.
         num_conv_pos_embeddings (`int`, *optional*, defaults to 128):
@@ -90,10 +90,10 @@ class BeatsConfig(PreTrainedConfig):
         relative_attention_num_buckets (`int`, *optional*, defaults to 320):
             Number of distance buckets, half of them for each direction.
         relative_attention_max_distance (`int`, *optional*, defaults to 800):
-            Distance in tokens from which on all distances share the last bucket.
+            Distance in tokens from which all distances share the last bucket.
         use_gated_position_bias (`bool`, *optional*, defaults to `True`):
-            Whether each layer scales the position bias by a gate computed from the query (`gru_rel_pos` of the
-            original). Only read if `use_relative_position_bias`.
+            Whether each layer scales the position bias by a gate computed from the query (`gru_rel_pos` in the
+            original). Ignored if `use_relative_position_bias` is `False`.
         deep_norm (`bool`, *optional*, defaults to `True`):
             Whether residuals are scaled by `(2 * num_hidden_layers) ** 0.25` (DeepNorm, arXiv 2203.00555).
         layer_norm_first (`bool`, *optional*, defaults to `False`):
@@ -162,7 +162,7 @@ class BeatsConfig(PreTrainedConfig):
         if self.num_mel_bins > self.patch_size**2:
             raise ValueError(
                 f"`num_mel_bins` ({self.num_mel_bins}) must not exceed the square of `patch_size` ({self.patch_size}): "
-                "the mask of the tokens needs at least one frame for each."
+                "the token mask needs at least one frame per token."
             )
         if self.deep_norm and self.layer_norm_first:
             raise ValueError(
@@ -179,8 +179,8 @@ class BeatsConfig(PreTrainedConfig):
 
     def get_num_tokens(self, num_frames: int) -> int:
         """
-        Number of tokens the encoder makes of `num_frames` filter-bank frames (10 ms each): one token per whole patch,
-        so trailing frames that do not fill a patch give none. 10 s are 998 frames and 496 tokens.
+        Number of tokens for `num_frames` filter-bank frames (10 ms each): one per whole patch. Trailing frames that do
+        not fill a patch are dropped. 10 s are 998 frames and 496 tokens.
         """
         return (num_frames // self.patch_size) * (self.num_mel_bins // self.patch_size)
 
@@ -189,15 +189,15 @@ class BeatsConfig(PreTrainedConfig):
         """
         Builds the configuration from the `cfg` of an original BEATs checkpoint (microsoft/unilm, `beats/`).
 
-        Absent keys take the defaults of the original code, which differ from those of the released checkpoints and of
-        this class. Keys that only steer the original's training are ignored.
+        Absent keys have the defaults of the original code, which differ from the values of the released checkpoints and
+        from the defaults of this class. Keys that only affect the original's training are ignored.
 
         Args:
             cfg (`dict`): The checkpoint's `cfg`.
 
         Raises:
-            `ValueError`: if `input_patch_size` is missing, the activation is not known here, or the values contradict
-                one another.
+            `ValueError`: if `input_patch_size` is missing, the activation is not supported, or the values contradict one
+                another.
         """
         if not isinstance(cfg, dict):
             raise ValueError(f"Expected the `cfg` dict of an original BEATs checkpoint, got {type(cfg).__name__}.")
@@ -220,7 +220,7 @@ class BeatsConfig(PreTrainedConfig):
         try:
             return cls(patch_size=patch_size, hidden_act=activation, **fields)
         except StrictDataclassError as error:
-            raise ValueError(f"The original `cfg` holds a value of the wrong type. {error}") from error
+            raise ValueError(f"The original `cfg` has a value of the wrong type. {error}") from error
 
 
 __all__ = ["BeatsConfig"]

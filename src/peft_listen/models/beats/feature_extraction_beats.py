@@ -1,4 +1,4 @@
-"""BEATs feature extractor: waveform to normalised log-mel filter bank."""
+"""BEATs feature extractor: converts waveforms to a normalised log-mel filter bank."""
 
 import warnings
 from collections.abc import Sequence
@@ -20,16 +20,16 @@ FFT_LENGTH = 512
 MIN_FRAMES = 16  # one column of patches
 MIN_SAMPLES = FRAME_LENGTH + (MIN_FRAMES - 1) * HOP_LENGTH
 PREEMPHASIS = 0.97
-WAVEFORM_SCALE = 2.0**15  # Kaldi computes on the range of 16-bit integers
+WAVEFORM_SCALE = 2.0**15  # Kaldi uses the range of 16-bit integers
 ENERGY_FLOOR = 2.0**-23
-# Few enough frames that the intermediate buffers stay in the processor's cache.
+# With this number of frames the intermediate buffers fit into the processor's cache.
 FRAMES_PER_CHUNK = 512
 
 
 @lru_cache(maxsize=8)
 def _mel_filters(num_mel_bins: int, device: torch.device) -> torch.Tensor:
     with warnings.catch_warnings():
-        # The fourth of 128 filters is narrower than one Fourier bin and stays empty, in Kaldi as here.
+        # The fourth of 128 filters is narrower than one Fourier bin and therefore empty, as in Kaldi.
         warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
         filters = mel_filter_bank(
             num_frequency_bins=FFT_LENGTH // 2 + 1,
@@ -59,19 +59,19 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
         feature_size (`int`, *optional*, defaults to 128):
             Number of mel bins.
         sampling_rate (`int`, *optional*, defaults to 16000):
-            Sampling rate of the waveforms in Hz. BEATs knows 16000 only.
+            Sampling rate of the waveforms in Hz. BEATs supports only 16000.
         mean (`float`, *optional*, defaults to 15.41663):
-            Mean that the log-mel values are normalised with.
+            Mean that is subtracted from the log-mel values.
         std (`float`, *optional*, defaults to 6.55582):
-            Half of what the centred log-mel values are divided by.
+            Half of the value that the centred log-mel values are divided by.
         return_attention_mask (`bool`, *optional*, defaults to `True`):
             Whether to return `attention_mask`.
 
-    `padding_value` is the normalised value of a silent frame (-2.391693), since BEATs pads the waveform with zeros, not
-    the filter bank.
+    `padding_value` is the normalised value of a silent frame (-2.391693): BEATs pads the waveform with zeros, not the
+    filter bank.
 
     Raises:
-        `ValueError`: if `sampling_rate` is not 16000, or padding on the left is asked for.
+        `ValueError`: if `sampling_rate` is not 16000, or padding on the left is requested.
     """
 
     model_input_names = ["input_values", "attention_mask"]
@@ -86,10 +86,10 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
         **kwargs: Any,
     ) -> None:
         if sampling_rate != SAMPLING_RATE:
-            raise ValueError(f"BEATs takes audio at {SAMPLING_RATE} Hz only, got `sampling_rate={sampling_rate}`.")
+            raise ValueError(f"BEATs expects audio at {SAMPLING_RATE} Hz only, got `sampling_rate={sampling_rate}`.")
         if kwargs.get("padding_side", "right") != "right":
-            raise ValueError("BEATs pads audio on the right only; leave `padding_side` out.")
-        # A saved configuration carries `padding_value`; it follows from `mean` and `std`.
+            raise ValueError("BEATs pads audio only on the right. Leave out `padding_side`.")
+        # Saved configurations contain `padding_value`, which follows from `mean` and `std`.
         kwargs.pop("padding_value", None)
         super().__init__(
             feature_size=feature_size,
@@ -104,8 +104,8 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
     @staticmethod
     def get_num_frames(num_samples: int) -> int:
         """
-        Number of filter-bank frames of a batch whose longest waveform has `num_samples` samples. Shorter batches are
-        padded to 2800 samples (0.175 s), the shortest that fills one column of patches.
+        Number of filter-bank frames of a batch whose longest waveform has `num_samples` samples. Batches are padded to at
+        least 2800 samples (0.175 s), which fill one column of patches.
         """
         return 1 + (max(num_samples, MIN_SAMPLES) - FRAME_LENGTH) // HOP_LENGTH
 
@@ -145,16 +145,16 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
 
         Raises:
             `ValueError`: if the sampling rate is missing or wrong, or a waveform is empty, not mono, not
-                floating-point, or holds NaN or infinity. The message tells which.
+                floating-point, or contains NaN or infinity; the message names the waveform.
         """
         if sampling_rate is None:
             raise ValueError(
-                f"`sampling_rate` must be given; BEATs takes audio at {self.sampling_rate} Hz. "
+                f"`sampling_rate` must be given; BEATs expects audio at {self.sampling_rate} Hz. "
                 f"Pass `sampling_rate={self.sampling_rate}` if the audio has that rate, else resample it first."
             )
         if sampling_rate != self.sampling_rate:
             raise ValueError(
-                f"BEATs takes audio at {self.sampling_rate} Hz, but `sampling_rate={sampling_rate}` was given. "
+                f"BEATs expects audio at {self.sampling_rate} Hz, but `sampling_rate={sampling_rate}` was given. "
                 f"Resample the audio to {self.sampling_rate} Hz first."
             )
         waveforms = _as_waveforms(raw_speech)
@@ -175,17 +175,19 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
         window = _povey_window(device)
         silence = self._normalise_(torch.zeros(1, device=device))
         features = silence.expand(len(waveforms), num_frames, self.feature_size).contiguous()
-        padded_frames = torch.zeros(FRAMES_PER_CHUNK, FFT_LENGTH, device=device)  # the zeros beyond a frame stay
+        padded_frames = torch.zeros(
+            FRAMES_PER_CHUNK, FFT_LENGTH, device=device
+        )  # the columns after `FRAME_LENGTH` stay zero
 
         for row, waveform in zip(features, waveforms, strict=True):
-            # Frames that lie wholly in the padding are silent already.
-            num_sounding = min(num_frames, -(-len(waveform) // HOP_LENGTH))
-            scaled = torch.zeros((num_sounding - 1) * HOP_LENGTH + FRAME_LENGTH, device=device)
+            # Frames that are entirely padding already have the value of silence.
+            num_filled = min(num_frames, -(-len(waveform) // HOP_LENGTH))
+            scaled = torch.zeros((num_filled - 1) * HOP_LENGTH + FRAME_LENGTH, device=device)
             num_copied = min(len(waveform), len(scaled))
             torch.mul(waveform[:num_copied].to(device), WAVEFORM_SCALE, out=scaled[:num_copied])
             for chunk, output in zip(
                 scaled.unfold(0, FRAME_LENGTH, HOP_LENGTH).split(FRAMES_PER_CHUNK),
-                row[:num_sounding].split(FRAMES_PER_CHUNK),
+                row[:num_filled].split(FRAMES_PER_CHUNK),
                 strict=True,
             ):
                 centred = chunk - chunk.mean(dim=-1, keepdim=True)
@@ -203,7 +205,7 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
 
 
 def _as_waveforms(raw_speech: Any) -> list[torch.Tensor]:
-    """The waveform or batch of waveforms, checked, as float32 tensors of shape `(num_samples,)`."""
+    """Converts a waveform or a batch of waveforms to float32 tensors of shape `(num_samples,)`, and checks them."""
     if isinstance(raw_speech, (np.ndarray, torch.Tensor)):
         batch: list[Any] = [raw_speech]
     elif not isinstance(raw_speech, (list, tuple)):
@@ -236,7 +238,7 @@ def _as_waveform(audio: Any, name: str) -> torch.Tensor:
             "Divide 16-bit integer samples by 32768."
         )
     if isinstance(samples, np.ndarray):
-        # Torch shares memory only with native, contiguous, writable arrays.
+        # torch shares memory only with native, contiguous, writable arrays.
         samples = torch.from_numpy(np.require(samples, np.float32, ["C", "W"]))
     waveform = samples.float()
     lowest, highest = waveform.aminmax()  # NaN if any sample is

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import nn
@@ -22,10 +22,7 @@ from transformers.utils.generic import can_return_tuple, is_flash_attention_requ
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_beats import BeatsConfig
-
-
-if TYPE_CHECKING:
-    from typing import Self
+from .original_checkpoint import from_original_state_dict, has_class_head, read_original_checkpoint, set_labels
 
 
 def relative_position_bucket(relative_position: torch.Tensor, num_buckets: int, max_distance: int) -> torch.Tensor:
@@ -37,7 +34,7 @@ def relative_position_bucket(relative_position: torch.Tensor, num_buckets: int, 
     Args:
         relative_position (`torch.LongTensor` of any shape): Position of the key minus position of the query.
         num_buckets (`int`): Number of buckets of both directions together.
-        max_distance (`int`): Distance from which on the last bucket of a direction is used.
+        max_distance (`int`): Distance from which the last bucket of a direction is used.
 
     Returns:
         `torch.LongTensor` of the same shape, with values in `[0, num_buckets)`.
@@ -53,7 +50,7 @@ def relative_position_bucket(relative_position: torch.Tensor, num_buckets: int, 
 
 
 class BeatsPatchEmbeddings(nn.Module):
-    """Cuts the filter bank into patches and embeds each as a token; tokens run through time, eight to a column."""
+    """Splits the filter bank into patches and embeds each as a token; tokens are ordered by time, eight per column."""
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__()
@@ -76,7 +73,7 @@ class BeatsPatchEmbeddings(nn.Module):
 
 
 class BeatsPositionalConvEmbedding(nn.Module):
-    """Adds a position signal: a wide grouped convolution over the tokens, weight-normalised for each tap."""
+    """Adds position information by a wide grouped convolution over the tokens, weight-normalised per kernel position."""
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__()
@@ -95,7 +92,7 @@ class BeatsPositionalConvEmbedding(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         positions = self.conv(hidden_states.transpose(1, 2))
-        # A kernel of even size gives one output more than there are tokens.
+        # An even kernel size gives one output more than there are tokens.
         positions = positions[:, :, : hidden_states.shape[1]]
         return hidden_states + self.activation(positions).transpose(1, 2)
 
@@ -111,7 +108,7 @@ def eager_attention_forward(
     position_bias: torch.Tensor | None = None,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    # The query is scaled before the product, whose range in half precision would otherwise not suffice.
+    # The query is scaled before the product, which could otherwise overflow in half precision.
     attn_weights = torch.matmul(query * scaling, key.transpose(2, 3))
     if position_bias is not None:
         attn_weights = attn_weights + position_bias
@@ -124,7 +121,7 @@ def eager_attention_forward(
 
 
 class BeatsAttention(nn.Module):
-    """Self-attention whose logits carry a position bias, scaled by a gate that depends on the query."""
+    """Self-attention with a position bias on its logits, scaled by a gate that depends on the query."""
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__()
@@ -253,7 +250,7 @@ class BeatsEncoder(nn.Module):
         position_bias = None
         if self.config.use_relative_position_bias:
             position_bias = self._position_bias(hidden_states.shape[1], hidden_states.device)
-        # Sharded layers must run on every process, so none is skipped there.
+        # Sharded layers must run on every process, so no layer is skipped then.
         is_sharded = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(self)
         layerdrop = self.config.layerdrop if self.training and not is_sharded else 0.0
         for layer in self.layers:
@@ -266,7 +263,7 @@ class BeatsEncoder(nn.Module):
         return hidden_states
 
     def _position_bias(self, num_tokens: int, device: torch.device) -> torch.Tensor:
-        """Bias of each head for every query and key, of shape `(1, heads, tokens, tokens)`."""
+        """Bias per head, query and key, of shape `(1, heads, tokens, tokens)`."""
         relative_position = torch.arange(1 - num_tokens, num_tokens, device=device)
         buckets = relative_position_bucket(
             relative_position, self.config.relative_attention_num_buckets, self.config.relative_attention_max_distance
@@ -277,7 +274,7 @@ class BeatsEncoder(nn.Module):
 
 
 class BeatsPreTrainedModel(PreTrainedModel):
-    """Base class of the BEATs models: weight initialisation, loading of original checkpoints, and the token mask."""
+    """Base class of the BEATs models: weight initialisation and loading of original checkpoints."""
 
     config: BeatsConfig
     base_model_prefix = "beats"
@@ -295,8 +292,8 @@ class BeatsPreTrainedModel(PreTrainedModel):
         if isinstance(module, BeatsAttention) and module.has_gate:
             init.ones_(module.gru_rel_pos_const)
         elif isinstance(module, ParametrizationList):
-            # The positional convolution keeps the magnitude of each tap apart from its direction. transformers passes
-            # the weights of models from outside its own package only with the module that holds them.
+            # Weight normalisation stores the magnitude per kernel position separately from the direction. For models
+            # outside its own package, transformers calls this method only with the module that has the parameters.
             magnitude, direction = module.parameters()
             init.normal_(direction, mean=0.0, std=math.sqrt(4 / (direction.shape[0] * direction.shape[2])))
             init.copy_(magnitude, direction.norm(dim=(0, 1), keepdim=True))
@@ -306,19 +303,19 @@ class BeatsPreTrainedModel(PreTrainedModel):
             requested_attention_implementation=attn_implementation
         ):
             raise ValueError(
-                f"BEATs adds a position bias to the attention logits, which {attn_implementation!r} cannot take. "
+                f"BEATs adds a position bias to the attention logits, which {attn_implementation!r} does not support. "
                 'Use `attn_implementation="sdpa"` or `"eager"`.'
             )
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
     @classmethod
-    def from_original_checkpoint(cls, checkpoint_path: str | os.PathLike[str]) -> "Self":
+    def from_original_checkpoint(cls, checkpoint_path: str | os.PathLike[str]) -> Self:
         """
         Loads a checkpoint in the original format: the `{"cfg", "model"[, "label_dict"]}` file of microsoft/unilm
-        `beats/`. The file is read with `weights_only=True`; code in it is never run.
+        `beats/`. The file is read with `weights_only=True`, so pickled code is never run.
 
-        [`BeatsModel`] leaves out the class head of a fine-tuned checkpoint; [`BeatsForAudioClassification`] requires it
-        and takes the labels from `label_dict`.
+        [`BeatsModel`] ignores the class head of a fine-tuned checkpoint; [`BeatsForAudioClassification`] requires it and
+        takes the labels from `label_dict`.
 
         Args:
             checkpoint_path (`str` or `os.PathLike`): Path of the file.
@@ -327,24 +324,45 @@ class BeatsPreTrainedModel(PreTrainedModel):
             The model in evaluation mode, with float32 weights on the CPU.
 
         Raises:
-            `OSError`: if the file is missing, cannot be read, or holds more than tensors and plain values.
-            `ValueError`: if it is no BEATs checkpoint, its configuration is not supported, or weights are missing,
+            `OSError`: if the file is missing, cannot be read, or contains more than tensors and plain values.
+            `ValueError`: if it is not a BEATs checkpoint, its configuration is not supported, or weights are missing,
                 unexpected or of the wrong shape; the message lists them.
         """
-        # The converter builds on this module.
-        from .convert_beats_original_checkpoint import load_original_checkpoint
+        return cls.from_original(read_original_checkpoint(checkpoint_path))
 
-        return load_original_checkpoint(cls, checkpoint_path)
+    @classmethod
+    def from_original(cls, checkpoint: dict[str, Any]) -> Self:
+        """
+        Builds the model from an original checkpoint in memory; see [`~BeatsModel.from_original_checkpoint`].
+
+        Args:
+            checkpoint (`dict`): The dicts `cfg` and `model`, and optionally `label_dict`.
+
+        Raises:
+            `ValueError`: if the configuration is not supported, or the weights do not fit it.
+        """
+        config = BeatsConfig.from_original(checkpoint["cfg"])
+        model = cls(config)
+        expected = model.state_dict()
+        if has_class_head(expected):
+            if not checkpoint["cfg"].get("finetuned_model", False):
+                raise ValueError(
+                    "The original checkpoint is not fine-tuned and has no class head (`finetuned_model` is not set in "
+                    "its `cfg`). Load it with `BeatsModel`."
+                )
+            set_labels(config, checkpoint.get("label_dict"))
+        model.load_state_dict(from_original_state_dict(checkpoint["model"], expected, config, cls.__name__))
+        return model.eval()
 
 
 class BeatsModel(BeatsPreTrainedModel):
     r"""
-    The BEATs encoder: filter bank in, one hidden state per token out. A token stands for a patch of 16 frames by 16 mel
-    bins; tokens run through time, the eight patches of a column one after the other from low to high frequencies, so
-    that there are about 50 tokens a second.
+    The BEATs encoder: maps a filter bank to one hidden state per token. A token represents a patch of 16 frames by 16 mel
+    bins. Tokens are ordered by time, and the eight patches of a column from low to high frequencies: about 50 tokens per
+    second.
 
-    Written from a description of the behaviour of microsoft/unilm `beats/` (MIT), whose checkpoints
-    [`~BeatsModel.from_original_checkpoint`] loads.
+    Written from a description of the behaviour of microsoft/unilm `beats/` (MIT).
+    [`~BeatsModel.from_original_checkpoint`] loads its checkpoints.
 
     Args:
         config ([`BeatsConfig`]): Configuration of the model.
@@ -358,10 +376,9 @@ class BeatsModel(BeatsPreTrainedModel):
 
     def get_patch_attention_mask(self, attention_mask: torch.Tensor) -> torch.Tensor:
         """
-        Mask of the tokens that belongs to a mask of the frames, by the original's rule: with T frames and S tokens,
-        token i is real if and only if one of the frames `i * (T // S), ..., (i + 1) * (T // S) - 1` is. The rule runs
-        along the flattened tokens, so within the last column of a clip the tokens of low frequencies can be real and
-        those of high frequencies padding.
+        Converts a frame mask to a token mask, by the original's rule: with T frames and S tokens, token i is real if and
+        only if one of the frames `i * (T // S), ..., (i + 1) * (T // S) - 1` is. The rule ignores the columns of patches,
+        so in the last column of a clip the tokens of low frequencies can be real and those of high frequencies padding.
 
         Args:
             attention_mask (`torch.Tensor` of shape `(batch, frames)`): 1 for real frames, 0 for padding.
@@ -370,7 +387,7 @@ class BeatsModel(BeatsPreTrainedModel):
             `torch.BoolTensor` of shape `(batch, tokens)`, True for real tokens.
 
         Raises:
-            `ValueError`: if there are fewer frames than one patch has.
+            `ValueError`: if there are fewer frames than in one patch.
         """
         num_tokens = self._num_tokens(attention_mask.shape[1])
         frames_per_token = attention_mask.shape[1] // num_tokens
@@ -388,14 +405,14 @@ class BeatsModel(BeatsPreTrainedModel):
         """
         Args:
             input_values (`torch.FloatTensor` of shape `(batch, frames, num_mel_bins)`):
-                Normalised log-mel filter bank, 10 ms a frame, at least 16 frames. See [`BeatsFeatureExtractor`].
+                Normalised log-mel filter bank, 10 ms per frame, at least 16 frames. See [`BeatsFeatureExtractor`].
             attention_mask (`torch.Tensor` of shape `(batch, frames)`, *optional*):
-                1 for real frames, 0 for padding. Padded tokens are not attended to; their own outputs are computed
-                and returned all the same.
+                1 for real frames, 0 for padding. Padding tokens are not attended to, but their outputs are computed and
+                returned too.
             output_hidden_states (`bool`, *optional*):
                 Whether to return `hidden_states`: the input of the first layer and the output of each layer.
             output_attentions (`bool`, *optional*):
-                Whether to return the attention probabilities; needs `attn_implementation="eager"`.
+                Whether to return the attention probabilities; requires `attn_implementation="eager"`.
 
         Returns:
             [`~modeling_outputs.BaseModelOutput`] with `last_hidden_state` of shape `(batch, tokens, hidden_size)`, where
@@ -403,7 +420,7 @@ class BeatsModel(BeatsPreTrainedModel):
             `hidden_states`, otherwise that entry.
 
         Raises:
-            `ValueError`: if the shapes are not as above.
+            `ValueError`: if a shape differs from those above.
         """
         if input_values.ndim != 3 or input_values.shape[-1] != self.config.num_mel_bins:
             raise ValueError(
@@ -415,7 +432,7 @@ class BeatsModel(BeatsPreTrainedModel):
         if attention_mask is not None:
             if attention_mask.shape != input_values.shape[:2]:
                 raise ValueError(
-                    "`attention_mask` must have one value for each frame of `input_values`: expected shape "
+                    "`attention_mask` must have one value per frame of `input_values`: expected shape "
                     f"{tuple(input_values.shape[:2])}, got {tuple(attention_mask.shape)}."
                 )
             token_mask = self.get_patch_attention_mask(attention_mask)
@@ -464,14 +481,14 @@ class BeatsForAudioClassification(BeatsPreTrainedModel):
             labels (`torch.Tensor` of shape `(batch, num_labels)` or `(batch,)`, *optional*):
                 One row of zeros and ones per clip for multi-label classification (binary cross-entropy). If
                 `config.problem_type` is not `"multi_label_classification"`, also class indices of shape `(batch,)`
-                (cross-entropy), as transformers' sequence classifiers take them.
+                (cross-entropy), as in transformers' sequence classifiers.
 
         Returns:
             [`~modeling_outputs.SequenceClassifierOutput`] with `logits` of shape `(batch, num_labels)`, before the
             sigmoid, and `loss` if `labels` are given.
 
         Raises:
-            `ValueError`: if the shapes are not as above.
+            `ValueError`: if a shape differs from those above.
         """
         outputs = self.beats(input_values, attention_mask=attention_mask, **kwargs)
         token_logits = self.classifier(self.dropout(outputs.last_hidden_state))  # [batch, tokens, num_labels]

@@ -1,11 +1,19 @@
 """Dynamic prompt selection, laid out as a method of `peft.tuners`."""
 
+from .calls import SelectionRecord
 from .config import ListenConfig
-from .grouped_selector import GroupedSelector
-from .hybrid_selector import HybridSelector
-from .layer import ListenLayer, SelectionRecord, find_listen_layer
+from .layer import ListenLayer, find_listen_layer
 from .model import ListenModel
-from .selectors import Selection, Selector, available_selectors, get_selector, register_selector
+from .pool import PromptPool
+from .selectors import (
+    GroupedSelector,
+    HybridSelector,
+    Selection,
+    Selector,
+    available_selectors,
+    get_selector,
+    register_selector,
+)
 
 
 __all__ = [
@@ -14,6 +22,7 @@ __all__ = [
     "ListenConfig",
     "ListenLayer",
     "ListenModel",
+    "PromptPool",
     "Selection",
     "SelectionRecord",
     "Selector",

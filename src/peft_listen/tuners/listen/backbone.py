@@ -1,4 +1,4 @@
-"""Finds the module on which the prompts are prepended."""
+"""Finds the module whose input gets the prompts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def find_backbone(model: nn.Module, path: str | None = None) -> tuple[str, nn.Mo
 
     Args:
         model (`nn.Module`): a causal language model of transformers, or a composite that contains one.
-        path (`str`, *optional*): its dotted path, if it should not be looked for.
+        path (`str`, *optional*): its dotted path; found by `get_decoder()` if not given.
 
     Returns:
         `tuple[str, nn.Module]`: its dotted path and itself.
 
     Raises:
-        ValueError: if there is none: an encoder-decoder model, a model with embeddings per layer, a model without a
-            head, a path that does not exist, or one to a module that takes no `inputs_embeds`.
+        ValueError: if there is none: for an encoder-decoder model, a model with embeddings per layer, a model without a
+            head, a path that does not exist, or a path to a module that does not accept `inputs_embeds`.
     """
     name = type(model).__name__
     config = getattr(model, "config", None)
@@ -36,13 +36,13 @@ def find_backbone(model: nn.Module, path: str | None = None) -> tuple[str, nn.Mo
             backbone = model.get_submodule(path)
         except AttributeError as error:
             raise ValueError(
-                f"`backbone`={path!r} is no module of {name}. Give a path that `model.named_modules()` lists, or leave "
-                "it out to have the decoder found."
+                f"`backbone`={path!r} is not a module of {name}. Give a path that `model.named_modules()` lists, or leave "
+                "it out; then the decoder is found automatically."
             ) from error
     if "inputs_embeds" not in inspect.signature(backbone.forward).parameters:
         raise ValueError(
-            f"The module {path!r} of {name}, a {type(backbone).__name__}, takes no `inputs_embeds`, so nothing can be "
-            "prepended to its input. Set `backbone` to the path of the text decoder."
+            f"The module {path!r} of {name}, a {type(backbone).__name__}, does not accept `inputs_embeds`, so nothing can "
+            "be prepended to its input. Set `backbone` to the path of the text decoder."
         )
     if getattr(getattr(backbone, "config", None), "hidden_size_per_layer_input", None):
         raise ValueError(

@@ -1,9 +1,9 @@
 """`generate` with prompts.
 
-Most ways of generating need nothing but the hooks, and one piece of knowledge that only the call to `generate` has:
-where the user's input ends, so that generated tokens never get into the query. The others size caches and masks, or
-slice the input, by a length that knows nothing of prompts. For these, `generate` gets embeddings that hold the prompts
-already, and the hooks rest.
+Most generation modes need the hooks, and one piece of information that only the call to `generate` has: the length of the
+user's input. With it, generated tokens never enter the query. The other modes allocate caches and masks, or slice the
+input, by a length that does not include the prompts. For these, `generate` gets embeddings that contain the prompts
+already, and the hooks are bypassed.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from torch import nn
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
 
-from .hooks import CACHE_ATTRIBUTE, GenerationState, PromptHooks, repeat_rows
+from .calls import GenerateCall, repeat_rows
+from .hooks import CACHE_ATTRIBUTE, PromptHooks
 from .placement import PromptPlacement
 from .query import leading_padding
-from .unsupported import refuse_cache_of_other_state
+from .validation import check_cache_matches_adapter
 
-
-_ATTRIBUTE = "generate"
 
 # "hybrid" means the default dynamic cache to transformers.
 _STATIC_CACHES = frozenset(ALL_STATIC_CACHE_IMPLEMENTATIONS) - {"hybrid"}
@@ -32,10 +31,10 @@ _STATIC_CACHES = frozenset(ALL_STATIC_CACHE_IMPLEMENTATIONS) - {"hybrid"}
 
 class PromptGeneration:
     """
-    Stands in for the `generate` of one language model, and calls it.
+    Wraps the `generate` of one language model.
 
-    It is an attribute of the model's instance, as a custom `generate` of transformers is: everything that generates
-    goes through it, whether the model is wrapped in a `PeftModel`, in a pipeline, or in nothing.
+    It is an attribute of the model's instance, as a custom `generate` of transformers is: every generation calls it,
+    whether the model is wrapped in a `PeftModel`, in a pipeline, or not at all.
 
     Args:
         hooks ([`PromptHooks`]): the hooks on this model's backbone.
@@ -44,45 +43,51 @@ class PromptGeneration:
     def __init__(self, hooks: PromptHooks) -> None:
         self._hooks = hooks
         self._model = hooks.language_model
-        self._overridden: Callable[..., Any] | None = self._model.__dict__.get(_ATTRIBUTE)
-        setattr(self._model, _ATTRIBUTE, self.generate)
+        self._cache_name = hooks.cache_name
+        self._overridden: Callable[..., Any] | None = self._model.__dict__.get("generate")
+        self._model.generate = self.generate  # type: ignore[assignment]
 
     def remove(self) -> None:
-        """Gives the model its own `generate` back."""
-        self._model.__dict__.pop(_ATTRIBUTE, None)
+        """Restores the model's own `generate`."""
+        self._model.__dict__.pop("generate", None)
         if self._overridden is not None:
-            setattr(self._model, _ATTRIBUTE, self._overridden)
+            self._model.generate = self._overridden  # type: ignore[assignment]
 
     @property
     def _original(self) -> Callable[..., Any]:
         # Looked up on the class each time: a bound method kept here would be pickled by its name, and find this one.
         if self._overridden is not None:
             return self._overridden
-        method: Callable[..., Any] = getattr(type(self._model), _ATTRIBUTE).__get__(self._model)
+        method: Callable[..., Any] = type(self._model).generate.__get__(self._model)  # type: ignore[attr-defined]
         return method
 
     @torch.no_grad()
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """
-        The model's `generate`, with prompts. Takes what it takes, and:
+        The model's `generate`, with prompts. In addition to its arguments, it accepts:
 
         Args:
             listen_query_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-                The positions of the input that make the query; all that are not padding if not given.
+                The positions of the input that form the query; all that are not padding if not given.
 
         Raises:
-            ValueError: for a mask of another shape; for a cache that was filled with the adapter off; for
-                combinations that the prompts do not fit into (the message says what to do instead).
+            ValueError: for a mask of another shape; for a cache that was filled with the adapter off; for combinations
+                that prompts cannot be inserted into (the message says what to do instead).
         """
         original = self._original
         names = list(inspect.signature(original).parameters)
         call = {**dict(zip(names, args, strict=False)), **kwargs}
         query_mask = call.pop("listen_query_mask", None)
-        cache = call.get("past_key_values")
+        # `generate` accepts both names where the model's own is `cache`.
+        given = [name for name in ("cache", "past_key_values") if call.get(name) is not None]
+        if given:
+            call[self._cache_name] = call.pop(given[0])
+        cache = call.get(self._cache_name)
         is_filled = cache is not None and int(cache.get_seq_length()) > 0
         is_on = self._hooks.layer.active_pool is not None
         if is_filled:
-            refuse_cache_of_other_state(cache_has_prompts=getattr(cache, CACHE_ATTRIBUTE, 0) > 0, is_on=is_on)
+            has_prompts = getattr(cache, CACHE_ATTRIBUTE, 0) > 0
+            check_cache_matches_adapter(cache_has_prompts=has_prompts, adapter_is_on=is_on)
         if not is_on:
             return original(**call)
 
@@ -102,14 +107,14 @@ class PromptGeneration:
                 "LISTEN does not support assisted decoding from a filled cache. Leave the assistant out, or start "
                 "from an empty cache."
             )
-        state = GenerationState(query_mask=self._query_mask(call, query_mask))
+        generate_call = GenerateCall(query_mask=self._query_mask(call, query_mask))
         if is_filled:
-            call, state = self._continued(call)
+            call, generate_call = self._continued(call)
         elif is_static:
-            call, state = self._with_prompts(call, state)
+            call, generate_call = self._with_prompts(call, generate_call)
         elif is_chunked:
-            state.prompts = self._prompts_for_chunks(call, state)
-        with self._hooks.generating(state):
+            generate_call.prompts = self._prompts_for_chunks(call, generate_call)
+        with self._hooks.generating(generate_call):
             return original(**call)
 
     def _setting(self, call: dict[str, Any], name: str) -> Any:
@@ -126,12 +131,11 @@ class PromptGeneration:
         return input_ids
 
     def _query_mask(self, call: dict[str, Any], query_mask: torch.Tensor | None) -> torch.Tensor:
-        """The query's positions, so that columns behind them are known to be generated."""
+        """The query's positions. Positions after these are generated."""
         inputs = call.get("inputs_embeds")
         inputs = self._input_ids(call) if inputs is None else inputs
-        shape = (
-            (1, 1) if inputs is None else tuple(inputs.shape[:2])
-        )  # without input, `generate` begins with one token
+        # Without input, `generate` begins with one token.
+        shape = (1, 1) if inputs is None else tuple(inputs.shape[:2])
         if query_mask is None:
             return torch.ones(shape, dtype=torch.bool)
         if tuple(query_mask.shape) != shape:
@@ -140,17 +144,16 @@ class PromptGeneration:
             )
         return query_mask.bool()
 
-    # ---------------------------------------------------------------------------------- embeddings that hold prompts
+    # ------------------------------------------------------------------------------- embeddings that contain prompts
 
     def _model_inputs(self, call: dict[str, Any]) -> dict[str, Any]:
         """The arguments that are for the model and not for `generate`."""
-        ours = set(inspect.signature(getattr(type(self._model), _ATTRIBUTE)).parameters) | set(
-            GenerationConfig().__dict__
-        )
+        own = set(inspect.signature(type(self._model).generate).parameters)  # type: ignore[attr-defined]
+        own |= set(GenerationConfig().__dict__)
         inputs = {
             name: value
             for name, value in call.items()
-            if name not in ours and isinstance(value, (torch.Tensor, list, tuple))
+            if name not in own and isinstance(value, (torch.Tensor, list, tuple))
         }
         input_ids = self._input_ids(call)
         if input_ids is not None:
@@ -164,54 +167,55 @@ class PromptGeneration:
         return inputs
 
     def _mask_from_padding(self, call: dict[str, Any], input_ids: torch.Tensor) -> torch.Tensor:
-        """The mask that `generate` makes when it gets none: without the padding, if that can be told from the end."""
+        """The mask that `generate` creates if it gets none: it excludes padding, if the pad token is not an end token."""
         pad, eos = (self._setting(call, name) for name in ("pad_token_id", "eos_token_id"))
         if pad is None or pad == eos or (isinstance(eos, (list, tuple)) and pad in eos):
             return torch.ones_like(input_ids)
         return (input_ids != pad).long()
 
-    def _choose(self, inputs: dict[str, Any], state: GenerationState) -> tuple[dict[str, Any], torch.Tensor]:
+    def _select(self, inputs: dict[str, Any], generate_call: GenerateCall) -> tuple[dict[str, Any], torch.Tensor]:
         backbone_call, groups = self._hooks.backbone_inputs(**inputs)
         embeds = backbone_call["inputs_embeds"]
-        query_mask = state.query_mask_for(*embeds.shape[:2])
+        query_mask = generate_call.query_mask_for(*embeds.shape[:2])
         mask = backbone_call.get("attention_mask")
-        return backbone_call, self._hooks.layer.choose(embeds, mask, query_mask=query_mask, groups=groups)
+        output = self._hooks.layer.select(embeds, mask, query_mask=query_mask, groups=groups)
+        return backbone_call, output.prompts
 
-    def _with_prompts(self, call: dict[str, Any], state: GenerationState) -> tuple[dict[str, Any], GenerationState]:
-        """Chooses the prompts, and puts them into the embeddings that `generate` is to begin with."""
+    def _with_prompts(self, call: dict[str, Any], generate_call: GenerateCall) -> tuple[dict[str, Any], GenerateCall]:
+        """Selects the prompts, and inserts them into the embeddings that `generate` begins with."""
         inputs = self._model_inputs(call)
-        backbone_call, prompts = self._choose(inputs, state)
+        backbone_call, prompts = self._select(inputs, generate_call)
         length = backbone_call["inputs_embeds"].shape[1]
         placement = self._hooks.insert(backbone_call, prompts)
         others = [
             name
             for name, value in backbone_call.items()
-            if name not in ("inputs_embeds", "attention_mask", "position_ids", "past_key_values")
+            if name not in ("inputs_embeds", "attention_mask", "position_ids", self._cache_name)
             and (torch.is_tensor(value) or (isinstance(value, (list, tuple)) and len(value) > 0))
         ]
         if others:
             raise NotImplementedError(
-                f"{type(self._model).__name__} hands {', '.join(f'`{name}`' for name in others)} to its decoder beside "
-                "the embeddings, which `generate` cannot take from outside. Use the default dynamic cache."
+                f"{type(self._model).__name__} passes {', '.join(f'`{name}`' for name in others)} to its decoder in "
+                "addition to the embeddings, which `generate` does not accept. Use the default dynamic cache."
             )
         call = {name: value for name, value in call.items() if name not in inputs and name != "inputs"}
         call["inputs_embeds"], call["attention_mask"] = backbone_call["inputs_embeds"], backbone_call["attention_mask"]
         positions = backbone_call.get("position_ids")
         if positions is not None and ("position_ids" in inputs or positions.ndim > 2):
-            call["position_ids"] = positions  # others follow from the mask
+            call["position_ids"] = positions  # other positions are computed from the mask
         batch_size = len(prompts) * self._copies(call)
         if "input_ids" in inputs:
             call["input_ids"] = inputs["input_ids"]
         self._count_new_tokens(call, length)
-        self._refuse_small_cache(call, prompts.shape[1], length)
-        inserted = GenerationState(prompts=prompts, are_inserted=True, placement=placement.repeat_rows(batch_size))
-        return call, inserted
+        self._check_cache_size(call, prompts.shape[1], length)
+        placement = placement.repeat_rows(batch_size)
+        return call, GenerateCall(prompts=prompts, prompts_are_inserted=True, placement=placement)
 
     def _copies(self, call: dict[str, Any]) -> int:
         return max(self._setting(call, name) or 1 for name in ("num_beams", "num_return_sequences"))
 
     def _count_new_tokens(self, call: dict[str, Any], length: int) -> None:
-        """States lengths as numbers of new tokens: `generate` would count the prompts in otherwise."""
+        """Expresses lengths as numbers of new tokens, since `generate` would count the prompts as well."""
         config = call.get("generation_config")
         if config is not None:
             config = call["generation_config"] = copy.deepcopy(config)
@@ -224,7 +228,7 @@ class PromptGeneration:
                 continue
             if value <= length and new == "max_new_tokens":
                 raise ValueError(
-                    f"The input has {length} tokens, so that `max_length`={value} leaves none to generate. Raise it, "
+                    f"The input has {length} tokens, so that `max_length`={value} leaves none to generate. Increase it, "
                     "or set `max_new_tokens`."
                 )
             if config is None:
@@ -232,8 +236,8 @@ class PromptGeneration:
             else:
                 setattr(config, new, max(value - length, 0))
 
-    def _refuse_small_cache(self, call: dict[str, Any], prompt_length: int, length: int) -> None:
-        cache, new_tokens = call.get("past_key_values"), self._setting(call, "max_new_tokens")
+    def _check_cache_size(self, call: dict[str, Any], prompt_length: int, length: int) -> None:
+        cache, new_tokens = call.get(self._cache_name), self._setting(call, "max_new_tokens")
         sizes = [
             layer.max_cache_len
             for layer in getattr(cache, "layers", ())
@@ -245,19 +249,19 @@ class PromptGeneration:
         if size < needed:
             raise ValueError(
                 f"The cache holds {size} positions, and {prompt_length} prompts, {length} tokens and {new_tokens} new "
-                f"ones need {needed}. Make the cache larger."
+                f"ones need {needed}. Use a larger cache."
             )
 
-    def _continued(self, call: dict[str, Any]) -> tuple[dict[str, Any], GenerationState]:
-        """Goes on from a filled cache: `generate` skips as many positions as it holds, those of the prompts included,
-        so the input is made as long as if they were in it. What stands at skipped positions does not matter."""
-        cache = call["past_key_values"]
+    def _continued(self, call: dict[str, Any]) -> tuple[dict[str, Any], GenerateCall]:
+        """Continues from a filled cache. `generate` skips as many positions as the cache holds, including those of the
+        prompts, so the input is extended to the same length. The values at skipped positions are not used."""
+        cache = call[self._cache_name]
         prompt_length = getattr(cache, CACHE_ATTRIBUTE)
         inputs = self._model_inputs(call)
         unplaced = sorted(set(inputs) - {"input_ids", "inputs_embeds", "attention_mask"})
         if unplaced:
             raise ValueError(
-                f"LISTEN cannot go on from a filled cache with new {', '.join(f'`{name}`' for name in unplaced)}. Pass "
+                f"LISTEN cannot continue from a filled cache with new {', '.join(f'`{name}`' for name in unplaced)}. Pass "
                 "the whole input with an empty cache."
             )
         backbone_call, _ = self._hooks.backbone_inputs(**inputs)
@@ -279,25 +283,25 @@ class PromptGeneration:
             call["input_ids"] = self._input_ids(call)
             call.pop("inputs", None)
         self._count_new_tokens(call, length)
-        self._refuse_small_cache(call, prompt_length, length)
-        return call, GenerationState(are_inserted=True)
+        self._check_cache_size(call, prompt_length, length)
+        return call, GenerateCall(prompts_are_inserted=True)
 
-    def _prompts_for_chunks(self, call: dict[str, Any], state: GenerationState) -> torch.Tensor:
-        """Chooses by the whole input, since the backbone will see it in pieces."""
+    def _prompts_for_chunks(self, call: dict[str, Any], generate_call: GenerateCall) -> torch.Tensor:
+        """Selects by the whole input, since the backbone gets it in chunks."""
         inputs = self._model_inputs(call)
         chunk_size = self._setting(call, "prefill_chunk_size")
         mask = inputs.get("attention_mask")
         if mask is not None and int(leading_padding(mask).max()) >= chunk_size:
             raise ValueError(
                 f"A row begins with {int(leading_padding(mask).max())} positions of padding, which fill the first chunk "
-                f"of `prefill_chunk_size`={chunk_size}: its prompts would not stand before its text. Use larger "
+                f"of `prefill_chunk_size`={chunk_size}: its prompts would not be directly before its text. Use larger "
                 "chunks, or a batch of rows of similar length."
             )
-        _, prompts = self._choose(inputs, state)
+        _, prompts = self._select(inputs, generate_call)
         return repeat_rows(prompts, len(prompts) * self._copies(call))
 
 
 def has_generate(model: nn.Module) -> bool:
-    """Whether the model can generate, so that [`PromptGeneration`] has something to stand in for."""
+    """Whether the model can generate, so that [`PromptGeneration`] has a method to wrap."""
     can_generate = getattr(model, "can_generate", None)
-    return can_generate is not None and bool(can_generate()) and hasattr(type(model), _ATTRIBUTE)
+    return can_generate is not None and bool(can_generate()) and hasattr(type(model), "generate")

@@ -1,17 +1,20 @@
-"""Prepends the chosen prompts before the backbone runs, and strips them from what it returns.
+"""Prepends the selected prompts before the backbone runs, and strips them from its outputs.
 
 `generate`, a `forward` without task type, and trainers that patch the causal language model all bypass
-`ListenModel.forward`; the backbone is on every path. So the prompts enter by hooks:
+`ListenModel.forward`; the backbone is on every path. Therefore the prompts enter by hooks:
 
-1. Before the causal language model: labels and query mask are noted, since they do not reach the backbone.
-2. Before the backbone, with an empty cache: choose, prepend, extend the mask, shift the positions.
+1. Before the causal language model: store labels and query mask, since they do not reach the backbone.
+2. Before the backbone, with an empty cache: select, prepend, extend the mask, shift the positions.
 3. Before the backbone, with a filled cache (a decoding step): extend the mask, shift the positions.
-4. After the backbone: strip the prompts, so that logits and hidden states have the input's length.
+4. After the backbone: strip the prompts; logits and hidden states then have the input's length.
 5. After the causal language model, in training: add the key loss to the loss.
 
-`torch.compile` leaves all of this to Python and compiles what runs between the hooks: how many prompts there are is
-known outside the graph only, where it is one more dynamic length. Where nothing is to be done, in a `generate` whose
-inputs hold the prompts already, the hooks are no break in the graph either.
+Everything that one of these steps leaves for another is in one [`LanguageModelCall`], which only the calling thread
+reaches.
+
+`torch.compile` leaves all of this to Python and compiles what runs between the hooks: the number of prompts is known
+outside the graph only, where it is one more dynamic length. In a `generate` whose inputs contain the prompts already, the
+hooks do nothing and do not break the graph either.
 """
 
 from __future__ import annotations
@@ -20,7 +23,6 @@ import inspect
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,51 +30,26 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from .calls import GenerateCall, LanguageModelCall, repeat_rows
 from .key_loss import add_key_loss
 from .layer import ListenLayer
 from .placement import PromptPlacement, positions_from_mask
 from .query import NO_GROUPS, TokenGroups, placeholder_token_ids, token_positions
-from .unsupported import refuse_cache_of_other_state, refuse_unsupported
+from .validation import check_cache_matches_adapter, check_supported
 
 
-# Set on a cache that was filled behind prompts.
+# Set on a cache that contains prompts, to their number.
 CACHE_ATTRIBUTE = "listen_prompt_length"
 
-# What the backbone takes per position and the hooks place one by one.
+# Set on a cache for as long as a `generate` runs whose inputs and masks include the prompts.
+_INSERTED_ATTRIBUTE = "listen_prompts_are_inserted"
+
+# Arguments of the backbone with one entry per position that the hooks extend one by one.
 _PLACED_ARGUMENTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 
 
-@dataclass
-class GenerationState:
-    """
-    What the hooks know of a running `generate`.
-
-    Attributes:
-        query_mask (`torch.BoolTensor` of shape `(batch_size, length)`):
-            Positions of the query. Whatever comes behind `length` was generated, and never is in the query.
-        prompts (`torch.FloatTensor` of shape `(batch_size, k, embedding_size)`, *optional*):
-            The prompts, once they are chosen; `generate` without a cache sends the prefill again for each token.
-        are_inserted (`bool`):
-            Whether `generate` got inputs that hold the prompts already; then the hooks leave the inputs alone.
-        placement ([`PromptPlacement`], *optional*):
-            With `are_inserted`: where they are in the prefill, to strip them from its output.
-    """
-
-    query_mask: torch.Tensor | None = None
-    prompts: torch.Tensor | None = None
-    are_inserted: bool = False
-    placement: PromptPlacement | None = None
-
-    def query_mask_for(self, batch_size: int, length: int) -> torch.Tensor | None:
-        """The query's positions in an input with this shape: rows repeated for beams, generated tokens left out."""
-        if self.query_mask is None:
-            return None
-        mask = repeat_rows(self.query_mask, batch_size)[:, :length]
-        return F.pad(mask, (0, length - mask.shape[1]), value=False)
-
-
-class _CallCapturedError(Exception):
-    """Carries the backbone's arguments out of a forward pass that is to stop there."""
+class _BackboneCallCaptured(Exception):  # noqa: N818  (control flow, not an error)
+    """Carries the backbone's arguments out of a forward pass that stops there."""
 
     def __init__(self, call: dict[str, Any], groups: TokenGroups) -> None:
         super().__init__()
@@ -85,7 +62,7 @@ class PromptHooks:
     The hooks of one backbone.
 
     Args:
-        layer ([`ListenLayer`]): chooses the prompts.
+        layer ([`ListenLayer`]): selects the prompts.
         backbone (`nn.Module`): takes `inputs_embeds`, returns `last_hidden_state`.
         language_model (`nn.Module`): the model around it that takes `labels`.
     """
@@ -94,233 +71,250 @@ class PromptHooks:
         self.layer = layer
         self.backbone = backbone
         self.language_model = language_model
-        self.generation: GenerationState | None = None
         self._backbone_arguments = list(inspect.signature(backbone.forward).parameters)
         self._language_model_arguments = list(inspect.signature(language_model.forward).parameters)
-        self._labels: torch.Tensor | None = None
-        self._query_mask: torch.Tensor | None = None
-        self._groups = NO_GROUPS
-        self._num_items_in_batch: Any = None
-        self._placement: PromptPlacement | None = None
-        self._wants_tuple = False
-        self._captures = False
+        self.cache_name = cache_argument(self._backbone_arguments)
         self._warned_without_labels = False
         self._handles: list[RemovableHandle] = [
             language_model.register_forward_pre_hook(self.before_language_model, with_kwargs=True),
             backbone.register_forward_pre_hook(self.before_backbone, with_kwargs=True),
-            backbone.register_forward_hook(self.after_backbone, always_call=True),
-            language_model.register_forward_hook(self.after_language_model, always_call=True),
+            backbone.register_forward_hook(self.after_backbone, with_kwargs=True, always_call=True),
+            language_model.register_forward_hook(self.after_language_model, with_kwargs=True, always_call=True),
         ]
 
     def remove(self) -> None:
-        """Takes the hooks off both modules."""
+        """Removes the hooks from both modules."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     @contextmanager
-    def generating(self, state: GenerationState) -> Iterator[None]:
-        """Lets the hooks know that the forward passes of this block belong to one `generate`."""
-        before, self.generation = self.generation, state
+    def generating(self, call: GenerateCall) -> Iterator[None]:
+        """Marks the forward passes that this thread makes in the block as those of one `generate`."""
+        thread = self.layer.thread
+        before, thread.generate_call = thread.generate_call, call
         try:
             yield
         finally:
-            self.generation = before
+            thread.generate_call = before
+            for cache in call.caches:
+                delattr(cache, _INSERTED_ATTRIBUTE)
 
     def backbone_inputs(self, **inputs: Any) -> tuple[dict[str, Any], TokenGroups]:
         """
-        What the backbone would get for these inputs of the language model: `inputs_embeds` with audio and images in
-        their places, `attention_mask`, `position_ids` and so on; and the positions that the query treats apart. The
-        backbone itself does not run.
+        The arguments that the backbone would get for these inputs of the language model: `inputs_embeds` that include
+        audio and images, `attention_mask`, `position_ids` and so on; and the positions that the query treats separately.
+        The backbone itself does not run.
         """
-        self._captures = True
+        thread = self.layer.thread
+        thread.captures_backbone_call = True
         try:
             self.language_model(**inputs, use_cache=False)
-        except _CallCapturedError as captured:
+        except _BackboneCallCaptured as captured:
             return captured.call, captured.groups
         finally:
-            self._captures = False
+            thread.captures_backbone_call = False
         raise RuntimeError(f"{type(self.language_model).__name__} did not call its backbone.")
+
+    def _is_bypassed(self, kwargs: dict[str, Any]) -> bool:
+        # Read from the cache, which belongs to one call of `generate`, and which `torch.compile` can follow.
+        return getattr(kwargs.get(self.cache_name), _INSERTED_ATTRIBUTE, False)
 
     # ---------------------------------------------------------------------------------------------- language model
 
     def before_language_model(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        return None if self._rests else self._note_labels(args, kwargs)
-
-    @property
-    def _rests(self) -> bool:
-        return self.generation is not None and self.generation.are_inserted and not self._captures
+        return None if self._is_bypassed(kwargs) else self._begin_call(module, args, kwargs)
 
     @torch.compiler.disable
-    def _note_labels(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    def _begin_call(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        thread = self.layer.thread
+        call = thread.call = LanguageModelCall()
+        if module is not self.language_model and self.layer.active_pool is not None:
+            raise ValueError(
+                f"LISTEN does not support copies of {type(self.language_model).__name__} that share its hooks, as "
+                "`torch.nn.DataParallel` makes them. Use `torch.nn.parallel.DistributedDataParallel` with one process "
+                "per device, or hide all devices but one (`CUDA_VISIBLE_DEVICES=0`)."
+            )
+        thread.key_loss_per_row = None
         named = _by_name(self._language_model_arguments, args, kwargs)
-        self._labels = named.get("labels")
-        if self._labels is None and torch.is_tensor(shift_labels := named.get("shift_labels")):
-            self._labels = F.pad(shift_labels[:, :-1], (1, 0), value=-100)
-        self._num_items_in_batch = named.get("num_items_in_batch")
-        self._groups = self._token_groups(named)
-        self.layer.key_loss_per_row = None
+        call.labels = named.get("labels")
+        if call.labels is None and torch.is_tensor(shift_labels := named.get("shift_labels")):
+            call.labels = F.pad(shift_labels[:, :-1], (1, 0), value=-100)
+        call.num_items_in_batch = named.get("num_items_in_batch")
+        call.groups = self._token_groups(named)
         if "listen_query_mask" not in kwargs:
-            self._warn_without_labels()
+            self._warn_without_labels(call)
             return None
         kwargs = dict(kwargs)
-        self._query_mask = kwargs.pop("listen_query_mask")
+        call.query_mask = kwargs.pop("listen_query_mask")
         return args, kwargs
 
     def _token_groups(self, named: dict[str, Any]) -> TokenGroups:
-        name = self.layer.active_pool
-        cache = named.get("past_key_values")
-        if name is None or (cache is not None and int(cache.get_seq_length()) > 0):
+        pool, cache = self.layer.active_pool, named.get(self.cache_name)
+        if pool is None or (cache is not None and int(cache.get_seq_length()) > 0):
             return NO_GROUPS
-        config = self.layer.states[name].config
         input_ids, inputs_embeds = named.get("input_ids"), named.get("inputs_embeds")
         embedding = self.backbone.get_input_embeddings()  # type: ignore[operator]
         ignored = modality = None
-        if config.query_ignored_token_ids:
-            ignored = token_positions(config.query_ignored_token_ids, embedding, input_ids, inputs_embeds)
-        if config.query_pooling == "modality_mean":
+        if pool.config.query_ignored_token_ids:
+            ignored = token_positions(pool.config.query_ignored_token_ids, embedding, input_ids, inputs_embeds)
+        if pool.config.query_pooling == "modality_mean":
             placeholders = placeholder_token_ids(self.language_model.config)
             modality = token_positions(placeholders, embedding, input_ids, inputs_embeds) if placeholders else None
         return TokenGroups(ignored, modality)
 
-    def _warn_without_labels(self) -> None:
-        if self._labels is not None or self._warned_without_labels or self.layer.active_pool is None:
+    def _warn_without_labels(self, call: LanguageModelCall) -> None:
+        pool = self.layer.active_pool
+        if call.labels is not None or self._warned_without_labels or pool is None or not pool.is_training_step:
             return
-        if self.layer.is_training_step:
-            self._warned_without_labels = True
-            warnings.warn(
-                "A forward pass in training mode got no `labels`. The whole input makes the query then, an answer in "
-                "it included, and no key loss is added. Pass `labels`, or name the prompt with `listen_query_mask` "
-                "and add `model.key_loss` to your loss.",
-                UserWarning,
-                stacklevel=2,
-            )
+        self._warned_without_labels = True
+        warnings.warn(
+            "A forward pass in training mode got no `labels`. The query is then computed from the whole input, including "
+            "any answer in it, and no key loss is added. Pass `labels`, or name the prompt with `listen_query_mask` "
+            "and add `model.key_loss` to your loss.",
+            UserWarning,
+            stacklevel=2,
+        )
 
-    def after_language_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return output if self._rests else self._add_key_loss(output)
+    def after_language_model(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        return output if self._is_bypassed(kwargs) else self._end_call(kwargs, output)
 
     @torch.compiler.disable
-    def _add_key_loss(self, output: Any) -> Any:
-        labels, num_items, per_row = self._labels, self._num_items_in_batch, self.layer.key_loss_per_row
-        self._labels = self._query_mask = self._num_items_in_batch = None
-        self._groups = NO_GROUPS
-        name = self.layer.active_pool
-        if output is None or labels is None or per_row is None or name is None:
+    def _end_call(self, kwargs: dict[str, Any], output: Any) -> Any:
+        thread = self.layer.thread
+        call, thread.call = thread.call, None
+        cache, generate_call = kwargs.get(self.cache_name), thread.generate_call
+        if cache is not None and generate_call is not None and generate_call.prompts_are_inserted:
+            setattr(cache, _INSERTED_ATTRIBUTE, True)  # the next forward passes are decoding steps
+            generate_call.caches.append(cache)
+        if call is None or output is None or call.labels is None or call.key_loss_per_row is None:
             return output
-        weighted = self.layer.states[name].config.key_loss_weight * per_row
-        return add_key_loss(output, weighted, labels, num_items)
+        pool = self.layer.active_pool
+        assert pool is not None
+        weighted = pool.config.key_loss_weight * call.key_loss_per_row
+        return add_key_loss(output, weighted, call.labels, call.num_items_in_batch)
 
     # ---------------------------------------------------------------------------------------------------- backbone
 
     def before_backbone(
         self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self._rests:
-            generation = self.generation
-            assert generation is not None
-            self._placement, generation.placement = generation.placement, None
-            self._wants_tuple = False
-            return None
-        return self._add_prompts(args, kwargs)
+        return None if self._is_bypassed(kwargs) else self._add_prompts(args, kwargs)
 
     @torch.compiler.disable
     def _add_prompts(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._placement = None
-        call = _by_name(self._backbone_arguments, args, kwargs)
-        if self._captures:
-            self._embed(call)
-            raise _CallCapturedError(call, self._groups)
-        cache = call.get("past_key_values")
+        thread = self.layer.thread
+        if thread.call is None:
+            thread.call = LanguageModelCall(is_backbone_only=True)
+        arguments = _by_name(self._backbone_arguments, args, kwargs)
+        if self.cache_name == "cache" and "past_key_values" in arguments:  # the older name, which is still accepted
+            arguments["cache"] = arguments.pop("past_key_values")
+        if thread.captures_backbone_call:
+            self._embed(arguments)
+            raise _BackboneCallCaptured(arguments, thread.call.groups)
+        generate_call = thread.generate_call
+        if generate_call is not None and generate_call.prompts_are_inserted:
+            thread.call.placement, generate_call.placement = generate_call.placement, None
+            return None
+        cache = arguments.get(self.cache_name)
         past_length = 0 if cache is None else int(cache.get_seq_length())
         is_on = self.layer.active_pool is not None
         if past_length > 0:
-            refuse_cache_of_other_state(cache_has_prompts=getattr(cache, CACHE_ATTRIBUTE, 0) > 0, is_on=is_on)
+            has_prompts = getattr(cache, CACHE_ATTRIBUTE, 0) > 0
+            check_cache_matches_adapter(cache_has_prompts=has_prompts, adapter_is_on=is_on)
         if not is_on:
             return None
-        refuse_unsupported(call, past_length)
+        check_supported(arguments, past_length)
         if past_length == 0:
-            self._prefill(call)
+            self._prefill(arguments, thread.call)
         else:
-            self._continue(call, cache, past_length)
-        return (), call
+            self._continue(arguments, cache, past_length)
+        return (), arguments
 
-    def _embed(self, call: dict[str, Any]) -> torch.Tensor:
-        if call.get("inputs_embeds") is None:
-            call["inputs_embeds"] = self.backbone.get_input_embeddings()(call["input_ids"])  # type: ignore[operator]
-        call["input_ids"] = None
-        inputs_embeds: torch.Tensor = call["inputs_embeds"]
+    def _embed(self, arguments: dict[str, Any]) -> torch.Tensor:
+        if arguments.get("inputs_embeds") is None:
+            embedding = self.backbone.get_input_embeddings()  # type: ignore[operator]
+            arguments["inputs_embeds"] = embedding(arguments["input_ids"])
+        arguments["input_ids"] = None
+        inputs_embeds: torch.Tensor = arguments["inputs_embeds"]
         return inputs_embeds
 
-    def _prefill(self, call: dict[str, Any]) -> None:
-        inputs_embeds = self._embed(call)
-        prompts = self._prompts_for(inputs_embeds, call.get("attention_mask"))
-        self._placement = self.insert(call, prompts)
-        # Stripping needs names; a caller who wants a tuple gets one afterwards.
-        return_dict = call.get("return_dict")
+    def _prefill(self, arguments: dict[str, Any], call: LanguageModelCall) -> None:
+        inputs_embeds = self._embed(arguments)
+        prompts = self._prompts_for(inputs_embeds, arguments.get("attention_mask"), call)
+        call.placement = self.insert(arguments, prompts)
+        # Stripping needs names; a caller who asked for a tuple gets one afterwards.
+        return_dict = arguments.get("return_dict")
         default = getattr(self.backbone.config, "return_dict", True)
-        self._wants_tuple = not (default if return_dict is None else return_dict)
-        if self._wants_tuple:
-            call["return_dict"] = True
+        call.wants_tuple = not (default if return_dict is None else return_dict)
+        if call.wants_tuple:
+            arguments["return_dict"] = True
 
-    def _prompts_for(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    def _prompts_for(
+        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, call: LanguageModelCall
+    ) -> torch.Tensor:
         batch_size, length = inputs_embeds.shape[:2]
-        generation = self.generation
-        if generation is None:
-            return self.layer.choose(inputs_embeds, attention_mask, self._labels, self._query_mask, self._groups)
-        if generation.prompts is None:
-            query_mask = generation.query_mask_for(batch_size, length)
-            generation.prompts = self.layer.choose(
-                inputs_embeds, attention_mask, query_mask=query_mask, groups=self._groups
-            )
-        return repeat_rows(generation.prompts, batch_size)
+        thread = self.layer.thread
+        generate_call = thread.generate_call
+        if generate_call is None:
+            output = self.layer.select(inputs_embeds, attention_mask, call.labels, call.query_mask, call.groups)
+            call.key_loss_per_row = thread.key_loss_per_row = output.key_loss_per_row
+            return output.prompts
+        if generate_call.prompts is None:
+            query_mask = generate_call.query_mask_for(batch_size, length)
+            output = self.layer.select(inputs_embeds, attention_mask, query_mask=query_mask, groups=call.groups)
+            generate_call.prompts = output.prompts
+        return repeat_rows(generate_call.prompts, batch_size)
 
-    def insert(self, call: dict[str, Any], prompts: torch.Tensor) -> PromptPlacement:
+    def insert(self, arguments: dict[str, Any], prompts: torch.Tensor) -> PromptPlacement:
         """
-        Inserts prompts into the arguments of a backbone, in place.
+        Inserts prompts into the arguments of the backbone, in place.
 
         Args:
-            call (`dict`): the arguments by name; `inputs_embeds` of shape `(batch_size, length, embedding_size)`.
+            arguments (`dict`): by name; `inputs_embeds` of shape `(batch_size, length, embedding_size)`.
             prompts (`torch.FloatTensor` of shape `(batch_size, k, embedding_size)`)
 
         Returns:
-            [`PromptPlacement`]: where they are.
+            [`PromptPlacement`]: their positions.
         """
-        inputs_embeds = call["inputs_embeds"]
-        attention_mask, position_ids = call.get("attention_mask"), call.get("position_ids")
+        inputs_embeds = arguments["inputs_embeds"]
+        attention_mask, position_ids = arguments.get("attention_mask"), arguments.get("position_ids")
         placement = PromptPlacement(prompts.shape[1], attention_mask)
-        call["inputs_embeds"] = placement.insert_embeds(inputs_embeds, prompts)
+        arguments["inputs_embeds"] = placement.insert_embeds(inputs_embeds, prompts)
         if attention_mask is not None:
-            call["attention_mask"] = placement.insert_mask(attention_mask)
+            arguments["attention_mask"] = placement.insert_mask(attention_mask)
         if position_ids is not None:
-            call["position_ids"] = placement.insert_positions(position_ids)
+            arguments["position_ids"] = placement.insert_positions(position_ids)
         elif attention_mask is not None and "position_ids" in self._backbone_arguments:
-            call["position_ids"] = positions_from_mask(call["attention_mask"])
-        self._insert_others(call, placement, inputs_embeds.shape[:2])
+            arguments["position_ids"] = positions_from_mask(arguments["attention_mask"])
+        self._insert_others(arguments, placement, inputs_embeds.shape[:2])
         return placement
 
-    def _insert_others(self, call: dict[str, Any], placement: PromptPlacement, shape: torch.Size) -> None:
+    def _insert_others(self, arguments: dict[str, Any], placement: PromptPlacement, shape: torch.Size) -> None:
         for name in self._backbone_arguments:
-            value = call.get(name)
+            value = arguments.get(name)
             if name in _PLACED_ARGUMENTS or not torch.is_tensor(value) or value.shape[:2] != shape:
                 continue
             if value.dtype != torch.bool:
                 raise ValueError(
-                    f"LISTEN cannot place prompts among `{name}`: they have no value there. Leave `{name}` out."
+                    f"LISTEN cannot insert prompts into `{name}`: it has no value for them. Do not pass `{name}`."
                 )
-            # Masks of special positions, such as those of images: a prompt is none.
-            call[name] = placement.insert_mask(value, value=False)
+            # Masks of special positions, such as image tokens; prompts are not special.
+            arguments[name] = placement.insert_mask(value, value=False)
 
-    def _continue(self, call: dict[str, Any], cache: Any, past_length: int) -> None:
+    def _continue(self, arguments: dict[str, Any], cache: Any, past_length: int) -> None:
         prompt_length = getattr(cache, CACHE_ATTRIBUTE)
-        new_tokens = call["input_ids"] if call.get("inputs_embeds") is None else call["inputs_embeds"]
-        length = new_tokens.shape[1]
-        attention_mask, position_ids = call.get("attention_mask"), call.get("position_ids")
+        has_embeds = arguments.get("inputs_embeds") is not None
+        length = arguments["inputs_embeds" if has_embeds else "input_ids"].shape[1]
+        attention_mask, position_ids = arguments.get("attention_mask"), arguments.get("position_ids")
         if attention_mask is not None:
             if attention_mask.shape[1] + prompt_length != past_length + length:
                 raise ValueError(
@@ -329,18 +323,24 @@ class PromptHooks:
                     f"count) and {length} are new. Pass a mask over all tokens, cached and new."
                 )
             placement = PromptPlacement(prompt_length, attention_mask)
-            attention_mask = call["attention_mask"] = placement.insert_mask(attention_mask)
+            attention_mask = arguments["attention_mask"] = placement.insert_mask(attention_mask)
         if position_ids is not None:
-            call["position_ids"] = position_ids + prompt_length
+            arguments["position_ids"] = position_ids + prompt_length
         elif attention_mask is not None and "position_ids" in self._backbone_arguments:
-            call["position_ids"] = positions_from_mask(attention_mask)[:, -length:]
+            arguments["position_ids"] = positions_from_mask(attention_mask)[:, -length:]
 
-    def after_backbone(self, backbone: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return output if self._placement is None else self._strip(output)
+    def after_backbone(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return output if self._is_bypassed(kwargs) else self._strip(output)
 
     @torch.compiler.disable
     def _strip(self, output: Any) -> Any:
-        placement, self._placement = self._placement, None
+        thread = self.layer.thread
+        call = thread.call
+        if call is None:
+            return output
+        if call.is_backbone_only:
+            thread.call = None
+        placement, call.placement = call.placement, None
         if placement is None or output is None:
             return output
         output["last_hidden_state"] = placement.strip(output["last_hidden_state"])
@@ -349,19 +349,20 @@ class PromptHooks:
                 placement.strip(hidden_states) for hidden_states in output["hidden_states"]
             )
         if output.get("attentions") is not None:
-            # Rows are the input's positions; the columns keep the prompts, whose share is then readable.
+            # Rows are the input's positions. Columns keep the prompts, which shows the attention that they get.
             output["attentions"] = tuple(
                 placement.strip(attention.transpose(1, 2)).transpose(1, 2) for attention in output["attentions"]
             )
-        cache = output.get("past_key_values")
+        cache = output.get(self.cache_name)
         if cache is not None:
             setattr(cache, CACHE_ATTRIBUTE, placement.prompt_length)
-        return output.to_tuple() if self._wants_tuple else output
+        return output.to_tuple() if call.wants_tuple else output
 
 
-def repeat_rows(tensor: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Repeats each row for its beams or return sequences, as `generate` does."""
-    return tensor if len(tensor) == batch_size else tensor.repeat_interleave(batch_size // len(tensor), dim=0)
+def cache_argument(names: Sequence[str]) -> str:
+    """Name of the argument for the key-value cache among the arguments of a model: `cache`, or `past_key_values` up to
+    transformers 5.23."""
+    return "cache" if "cache" in names else "past_key_values"
 
 
 def _by_name(names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

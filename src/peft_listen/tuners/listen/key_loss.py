@@ -1,4 +1,4 @@
-"""How the key loss enters the loss that a trainer sees."""
+"""Adds the key loss to the loss that a trainer gets."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def batch_key_loss(per_row: torch.Tensor, labels: torch.Tensor, num_items_in_bat
     """
     Key loss of a batch from that of its rows.
 
-    Alone, it is the mean over rows (arXiv 2505.18517). When a trainer divides the token losses by the number of
-    supervised tokens of all micro-batches and ranks, a row counts by its share of these, so that cutting a batch into
-    micro-batches leaves the gradient as it is.
+    By default, it is the mean over rows (arXiv 2505.18517). If a trainer divides the token losses by the number of
+    supervised tokens of all micro-batches and ranks, each row is weighted by its share of these. The gradient is then the
+    same for every division of a batch into micro-batches.
 
     Args:
         per_row (`torch.FloatTensor` of shape `(batch_size,)`): key loss of each row.
-        labels (`torch.LongTensor` of shape `(batch_size, length)`): -100 where nothing is supervised.
+        labels (`torch.LongTensor` of shape `(batch_size, length)`): -100 where not supervised.
         num_items_in_batch (`int` or `torch.Tensor`, *optional*): supervised tokens of the whole optimizer step.
 
     Returns:
@@ -34,12 +34,12 @@ def batch_key_loss(per_row: torch.Tensor, labels: torch.Tensor, num_items_in_bat
 
 def add_key_loss(output: Any, per_row: torch.Tensor, labels: torch.Tensor, num_items_in_batch: Any = None) -> Any:
     """
-    Adds the key loss to what a causal language model returned.
+    Adds the key loss to the output of a causal language model.
 
     Args:
-        output ([`~transformers.utils.ModelOutput`] or `tuple`): with the loss; without one it is returned as it is.
+        output ([`~transformers.utils.ModelOutput`] or `tuple`): with the loss; returned unchanged without one.
         per_row (`torch.FloatTensor` of shape `(batch_size,)`): weighted key loss of each row.
-        labels (`torch.LongTensor` of shape `(batch_size, length)`): -100 where nothing is supervised.
+        labels (`torch.LongTensor` of shape `(batch_size, length)`): -100 where not supervised.
         num_items_in_batch (`int` or `torch.Tensor`, *optional*): supervised tokens of the whole optimizer step.
 
     Returns:
@@ -50,8 +50,8 @@ def add_key_loss(output: Any, per_row: torch.Tensor, labels: torch.Tensor, num_i
         if output.get("loss") is not None:
             output["loss"] = output["loss"] + key_loss.to(output["loss"])
         if _is_for_supervised_fine_tuning(output):
-            # TRL's SFTTrainer reads no loss: it sums `-log_probs` and divides by the number of supervised tokens. An
-            # equal share on each supervised token makes that sum the one of `batch_key_loss`.
+            # TRL's SFTTrainer does not read the loss: it sums `-log_probs` and divides by the number of supervised tokens.
+            # With an equal share on each supervised token, that sum is the one of `batch_key_loss`.
             log_probs = output["log_probs"]
             share = per_row.to(log_probs).unsqueeze(-1)  # [batch, 1]
             output["log_probs"] = log_probs - share * output["label_mask"].to(log_probs.device)
@@ -61,6 +61,6 @@ def add_key_loss(output: Any, per_row: torch.Tensor, labels: torch.Tensor, num_i
 
 
 def _is_for_supervised_fine_tuning(output: ModelOutput) -> bool:
-    # Of TRL's trainers only SFTTrainer asks for the accuracy. To the others, which fuse the head too, `log_probs` are
-    # the policy's, and must stay what they are.
+    # Among TRL's trainers only SFTTrainer requests the accuracy. For the others, which fuse the head too, `log_probs` are
+    # those of the policy and must not change.
     return all(output.get(name) is not None for name in ("log_probs", "label_mask", "is_top1"))

@@ -1,4 +1,4 @@
-"""The tuner: attaches a pool to a model's backbone and speaks PEFT's language."""
+"""The tuner: attaches prompt pools to a model's backbone, as a method of PEFT."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from .backbone import find_backbone
-from .config import ListenConfig
+from .calls import SelectionRecord
+from .checkpoints import check_fits, rename_former_keys
+from .config import ListenConfig, check_prompt_length
 from .generation import PromptGeneration, has_generate
 from .hooks import PromptHooks
-from .layer import ListenLayer, SelectionRecord
+from .layer import ListenLayer
 
 
-# The child of the backbone that holds the pool. It must not contain the prefix "listen_", by which PEFT tells an
-# adapter's tensors from the modules that hold them.
-POOL_NAME = "prompt_pool"
+# Name of the layer among the children of the backbone. It must not contain the prefix "listen_", by which PEFT
+# recognizes the tensors of an adapter.
+LAYER_NAME = "prompt_pool"
 
 
 class ListenModel(BaseTuner):
     """
     Dynamic prompt selection for a frozen causal language model: LiSTEN (https://arxiv.org/abs/2505.18517).
 
-    Made by [`~peft.get_peft_model`] from a [`ListenConfig`]. Everything below can be called on the `PeftModel` too.
+    Created by [`~peft.get_peft_model`] from a [`ListenConfig`]. All methods can be called on the `PeftModel` as well.
+
+    Several threads may call one model at once. `last_selection`, `key_loss`, `record_selections` and `use_prompt_length`
+    belong to the calling thread; `set_prompt_length`, `set_adapter` and switching adapters on and off affect all.
 
     Args:
         model (`nn.Module`): a causal language model of transformers, or a composite that contains one.
@@ -58,15 +63,15 @@ class ListenModel(BaseTuner):
     # ------------------------------------------------------------------------------------------------- attaching
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
-        return peft_config  # the decoder is found by `_prepare_model`, and no list of architectures is needed
+        return peft_config  # `_prepare_model` finds the decoder, and no list of architectures is needed
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         assert isinstance(peft_config, ListenConfig)
         name, _ = find_backbone(model, peft_config.backbone)
         attached = next((path for path, module in model.named_modules() if isinstance(module, ListenLayer)), None)
-        if attached is not None and attached != f"{name}.{POOL_NAME}":
+        if attached is not None and attached != f"{name}.{LAYER_NAME}":
             raise ValueError(
-                f"This model's prompts are prepended at {attached.removesuffix('.' + POOL_NAME)!r}; an adapter with "
+                f"This model's prompts are prepended at {attached.removesuffix('.' + LAYER_NAME)!r}; an adapter with "
                 f"`backbone`={name!r} cannot join them. Use the same backbone for all adapters of one model."
             )
         self._backbone_name = name
@@ -84,7 +89,7 @@ class ListenModel(BaseTuner):
         current_key: str,
         **optional_kwargs: Any,
     ) -> None:
-        layer = getattr(target, POOL_NAME, None)
+        layer = getattr(target, LAYER_NAME, None)
         new = layer is None
         if layer is None:
             layer = ListenLayer()
@@ -93,15 +98,15 @@ class ListenModel(BaseTuner):
         layer.update_layer(adapter_name, peft_config, embedding, target.config, trainable=trainable)
         if new:
             layer.train(self.model.training)
-            target.add_module(POOL_NAME, layer)
-            layer.hooks = PromptHooks(layer, target, self.model)
+            target.add_module(LAYER_NAME, layer)
+            hooks = layer.hooks = PromptHooks(layer, target, self.model)
             if has_generate(self.model):
-                layer.generation = PromptGeneration(layer.hooks)
-        selector = layer.states[adapter_name].selector
+                layer.generation = PromptGeneration(hooks)
+        selector = layer.pool_of(adapter_name).selector
         if peft_config.key_loss_weight == 0 and not selector.keys_receive_gradient and not peft_config.inference_mode:
             warnings.warn(
-                f"With `key_loss_weight=0` nothing moves the keys of the {peft_config.selector!r} selector: they stay "
-                "where they began. Set a weight above 0, unless that is what you want.",
+                f"With `key_loss_weight=0` nothing moves the keys of the {peft_config.selector!r} selector: they keep "
+                "their initial values. Set a weight above 0, unless this is intended.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -111,41 +116,26 @@ class ListenModel(BaseTuner):
         if autocast_adapter_dtype:
             super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype=True)
         else:
-            self.layer.cast_pool(adapter_name, self.layer.hooks.backbone.get_input_embeddings().weight.dtype)
+            embedding = self.model.get_submodule(self._backbone_name).get_input_embeddings()
+            self.layer.pool_of(adapter_name).cast_parameters(embedding.weight.dtype)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
+        state_dict = rename_former_keys(state_dict)
         remapped: dict[str, torch.Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
-        saved = {key: tensor for key, tensor in remapped.items() if f".{POOL_NAME}.{cls.prefix}" in key}
         for path, layer in model.named_modules():
-            if not isinstance(layer, ListenLayer) or not saved:
-                continue
-            name = f"{path}.listen_keys.{adapter_name}"
-            if not any(key.endswith(name) for key in saved):
-                raise ValueError(
-                    f"The adapter was made for another architecture: its prompts are at "
-                    f"{sorted({key.split(f'.{POOL_NAME}.')[0] for key in saved})}, those of "
-                    f"{type(model).__name__} at {path.removesuffix('.' + POOL_NAME)!r}. Load the base model that the "
-                    "adapter's configuration names."
-                )
-            for key, tensor in saved.items():
-                size = layer.listen_keys[adapter_name].shape[-1]
-                if tensor.ndim > 0 and ".listen_usage." not in key and tensor.shape[-1] != size:
-                    raise ValueError(
-                        f"The adapter was made for embeddings of size {tensor.shape[-1]} ({key!r}), but this base "
-                        f"model has embeddings of size {size}. Load the base model that the adapter's configuration "
-                        "names."
-                    )
+            if isinstance(layer, ListenLayer):
+                check_fits(remapped, type(model).__name__, path, layer, adapter_name)
         return remapped
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(
-            "LISTEN prompts depend on the input and cannot be merged into the weights. Keep the adapter beside the "
-            "model, or take it off with `unload()`."
+            "LISTEN prompts depend on the input and cannot be merged into the weights. Keep the adapter attached to the "
+            "model, or remove it with `unload()`."
         )
 
     def _unload_and_optionally_merge(  # type: ignore[override]
@@ -157,15 +147,12 @@ class ListenModel(BaseTuner):
     ) -> nn.Module:
         if merge:
             self._check_merge_allowed()
-        layer = self.layer
-        layer.hooks.remove()
-        if layer.generation is not None:
-            layer.generation.remove()
-        delattr(self.model.get_submodule(self._backbone_name), POOL_NAME)
+        self.layer.detach()
+        delattr(self.model.get_submodule(self._backbone_name), LAYER_NAME)
         return super()._unload_and_optionally_merge(merge=False, progressbar=progressbar)  # type: ignore[return-value]
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # Of the base model only `modules_to_save` are ever replaced, and these need not have a weight of their own, which
+        # Only `modules_to_save` of the base model are ever replaced, and these need not have a weight of their own, which
         # PEFT would copy.
         setattr(parent, child_name, new_module)
 
@@ -174,36 +161,42 @@ class ListenModel(BaseTuner):
         # PEFT calls this around forward and generate, and drops the argument afterwards.
         if kwargs.get("adapter_names") is not None:
             raise ValueError(
-                "LISTEN does not support `adapter_names`: the rows of one batch choose their prompts from one pool. "
+                "LISTEN does not support `adapter_names`: the prompts of all rows of a batch are selected from one pool. "
                 "Call `set_adapter` and run the rows of each adapter as a batch of their own."
             )
         yield
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's `forward`, with prompts. In addition, it accepts `listen_query_mask`, `(batch_size,
+        sequence_length)`: the positions of the input that form the query."""
+        # PEFT up to 0.20 calls `self.model.forward`, which does not run the hooks that add the key loss.
+        return self.model(*args, **kwargs)
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's `generate`, with prompts. It takes `listen_query_mask`, `(batch_size, sequence_length)`, besides:
-        the positions of the input that make the query."""
+        """The model's `generate`, with prompts. In addition, it accepts `listen_query_mask`, `(batch_size,
+        sequence_length)`: the positions of the input that form the query."""
         return self.model.generate(*args, **kwargs)
 
     # ------------------------------------------------------------------------------------------- prompts and pools
 
     @property
     def layer(self) -> ListenLayer:
-        """The pool's home on the backbone."""
-        layer: ListenLayer = getattr(self.model.get_submodule(self._backbone_name), POOL_NAME)
+        """The layer on the backbone that holds the pools."""
+        layer: ListenLayer = getattr(self.model.get_submodule(self._backbone_name), LAYER_NAME)
         return layer
 
     @property
     def last_selection(self) -> SelectionRecord | None:
-        """What the last prefill chose; see [`SelectionRecord`]. `None` before the first."""
-        return self.layer.last_selection
+        """Selection of the calling thread's last prefill; see [`SelectionRecord`]. `None` before the first."""
+        return self.layer.thread.last_selection
 
     @property
     def key_loss(self) -> torch.Tensor | None:
-        """Key loss of the last forward pass in training (mean over rows, before its weight), with its graph.
+        """Key loss of the calling thread's last forward pass in training (mean over rows, unweighted), with its graph.
 
-        It is in `outputs.loss` already when labels are given; add it by hand only to a loss of your own.
+        If labels are passed, `outputs.loss` contains it already; add it by hand only to a loss of your own.
         """
-        per_row = self.layer.key_loss_per_row
+        per_row = self.layer.thread.key_loss_per_row
         return None if per_row is None else per_row.mean()
 
     def set_prompt_length(self, prompt_length: int, adapter_name: str | None = None) -> None:
@@ -216,57 +209,65 @@ class ListenModel(BaseTuner):
         Raises:
             ValueError: if the pool holds fewer prompts (both numbers are named), or if there is no such adapter.
         """
-        _, state = self.layer.state_of(adapter_name)
-        state.prompt_length.set_fixed(prompt_length)
-        state.config.prompt_length = prompt_length
+        config = self.layer.pool_of(adapter_name).config
+        check_prompt_length("prompt_length", prompt_length, config.pool_size)
+        config.prompt_length = prompt_length
 
     @contextmanager
     def use_prompt_length(self, prompt_length: int, adapter_name: str | None = None) -> Iterator[None]:
-        """[`set_prompt_length`] for the duration of a `with` block."""
-        name, state = self.layer.state_of(adapter_name)
-        before = state.prompt_length.fixed
-        self.set_prompt_length(prompt_length, name)
+        """[`set_prompt_length`] for the calling thread and the duration of a `with` block."""
+        name = self.layer.resolve_adapter(adapter_name)
+        check_prompt_length("prompt_length", prompt_length, self.layer.pool_of(name).config.pool_size)
+        lengths = self.layer.thread.prompt_lengths
+        before = lengths.get(name)
+        lengths[name] = prompt_length
         try:
             yield
         finally:
-            self.set_prompt_length(before, name)
+            if before is None:
+                lengths.pop(name, None)
+            else:
+                lengths[name] = before
 
     def begin_step(self, step: int | None, adapter_name: str | None = None) -> None:
         """
-        Tells which optimizer step the coming forward passes belong to.
+        Sets the optimizer step that the next forward passes belong to.
 
         The prompt length of a training step is a pure function of the configuration's seed and this number, so a
-        resumed run draws what the uninterrupted one would have. `ListenCallback` calls this under a Trainer. Without
-        it, a step ends when the optimizer has changed the values.
+        resumed run draws the same prompt lengths as an uninterrupted one. `ListenCallback` calls this under a Trainer.
+        Without it, steps are counted: a step counts when an optimizer that holds the adapter's keys or values has run
+        its `step` (a step that gradient scaling skips does not count), or, in a loop without such an optimizer, when
+        they have changed between two forward passes in training.
 
         Args:
-            step (`int` or `None`): the optimizer step, from 0; `None` goes back to counting by itself.
+            step (`int` or `None`): the optimizer step, from 0; `None` returns to counting.
             adapter_name (`str`, *optional*): the active adapter if not given.
+
+        Raises:
+            ValueError: if there is no such adapter.
         """
-        name, _ = self.layer.state_of(adapter_name)
-        self.layer.begin_step(name, step)
+        self.layer.pool_of(adapter_name).begin_step(step)
 
     def init_keys_from(self, queries: torch.Tensor | Iterable[torch.Tensor], adapter_name: str | None = None) -> None:
         """
-        Starts the keys at the centres of a k-means clustering of real queries, so that none starts dead (ours).
+        Initializes the keys with cluster centers of real queries, so that every key is near some of them (ours).
 
         Args:
             queries (`torch.FloatTensor` of shape `(num_queries, embedding_size)`, or an iterable of such):
                 queries of real inputs, e.g. `record.query` of [`record_selections`]. With fewer queries than keys,
-                the surplus keys are queries with a little noise.
+                the remaining keys are queries with a little noise.
             adapter_name (`str`, *optional*): the active adapter if not given.
 
         Raises:
-            ValueError: for another shape, no row at all, or NaN.
+            ValueError: for another shape, an empty tensor, NaN or infinite values, or if there is no such adapter.
         """
-        name, _ = self.layer.state_of(adapter_name)
         if not torch.is_tensor(queries):
             queries = torch.cat(list(queries))
-        self.layer.init_keys_from(name, queries)
+        self.layer.pool_of(adapter_name).init_keys_from(queries)
 
     @contextmanager
     def record_selections(self) -> Iterator[list[SelectionRecord]]:
-        """Collects the [`SelectionRecord`] of every prefill in a `with` block, moved to the CPU.
+        """Collects the [`SelectionRecord`] of every prefill that the calling thread makes in a `with` block, on the CPU.
 
         ```python
         with model.record_selections() as records:

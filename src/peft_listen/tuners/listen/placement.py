@@ -1,4 +1,4 @@
-"""Where the prompts stand in each row, and what that does to masks, positions and outputs."""
+"""Position of the prompts in each row, and its effect on masks, positions and outputs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class PromptPlacement:
     """
     `k` prompts directly before the first real token of each row.
 
-    What a row gives must not depend on how much padding it got, so with left padding the prompts stand between the
-    padding and the text. Without a mask, nothing is padded and everything is a plain concatenation or slice.
+    The outputs of a row must not depend on its amount of padding, so with left padding the prompts are between the padding
+    and the text. Without a mask there is no padding, and every operation is a plain concatenation or slice.
 
     Args:
         prompt_length (`int`): k.
@@ -46,7 +46,7 @@ class PromptPlacement:
         attention mask begins with padding."""
         if self.offset is None:
             return self._insert(mask, mask.new_full((mask.shape[0], self.prompt_length), value))
-        # Each decoding step comes here. As all before the prompts is 0, nothing needs to be gathered.
+        # Called in each decoding step. All values before the prompts are 0, so no gather is needed.
         shifted = F.pad(mask, (self.prompt_length, 0))
         if not value:
             return shifted
@@ -54,16 +54,16 @@ class PromptPlacement:
         return shifted.masked_fill((distance >= 0) & (distance < self.prompt_length), 1)
 
     def repeat_rows(self, batch_size: int) -> PromptPlacement:
-        """The placement in a batch that has each row several times in a row, for its beams or return sequences."""
+        """The placement in a batch in which each row is repeated for its beams or return sequences."""
         repeated = PromptPlacement(self.prompt_length)
         if self.offset is not None:
             repeated.offset = self.offset.repeat_interleave(batch_size // len(self.offset), dim=0)
         return repeated
 
     def insert_positions(self, position_ids: torch.Tensor) -> torch.Tensor:
-        """`(..., batch_size or 1, length)` to `(..., batch_size or 1, k + length)`. The prompts take the positions
-        from that of the first real token on, and the text continues from there. Leading axes (as of multimodal rotary
-        embeddings) are treated alike."""
+        """`(..., batch_size or 1, length)` to `(..., batch_size or 1, k + length)`. The prompts get the positions
+        from that of the first real token on, and the text continues after them. Leading axes (those of multimodal rotary
+        embeddings, for example) are treated alike."""
         if position_ids.ndim > 2:
             return torch.stack([self.insert_positions(axis) for axis in position_ids])
         if self.offset is None:
@@ -91,5 +91,5 @@ def _gather(sequence: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def positions_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Position of each token counted over real tokens only, `(batch_size, length)`; padding takes 0."""
+    """Position of each token, counted over real tokens only, `(batch_size, length)`; 0 for padding."""
     return (attention_mask.long().cumsum(dim=-1) - 1).clamp_min(0)

@@ -1,229 +1,304 @@
-"""How a pool of keys and values begins: from the vocabulary, at random, or from real queries."""
+"""The prompt pool of one adapter: keys, values, running statistics and step; selection and key loss."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import warnings
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from peft.utils.integrations import gather_params_ctx
 from torch import nn
 
+from . import running_statistics
 from .config import ListenConfig
+from .initialization import InitialPool
+from .prompt_length import train_prompt_length
+from .query import NO_GROUPS, TokenGroups, mean_query, prompt_positions
+from .running_statistics import StepSums
+from .selectors import Selection, get_selector
+from .steps import StepObserver
 
 
-def embedding_size(embedding: nn.Module, model_config: object) -> int:
-    """Width of the decoder's input embeddings. Read from the module's attribute or the configuration, never from the
-    weight's shape, which is that of a shard under ZeRO-3 or FSDP."""
-    size = getattr(embedding, "embedding_dim", None)
-    if size is None:
-        get_text_config = getattr(model_config, "get_text_config", None)
-        text_config = model_config if get_text_config is None else get_text_config(decoder=True)
-        size = getattr(text_config, "hidden_size", None)
-    if size is None:
-        raise ValueError(
-            f"Cannot tell the embedding size of {type(embedding).__name__}: it has no `embedding_dim`, and the model's "
-            "configuration has no `hidden_size`. Give the embedding module an `embedding_dim` attribute."
-        )
-    return int(size)
-
-
-@torch.no_grad()
-def vocabulary_embeddings(
-    embedding: nn.Module, model_config: object, count: int, generator: torch.Generator
-) -> torch.Tensor | None:
+class PoolOutput(NamedTuple):
     """
-    Embeddings of random ordinary tokens, as the decoder itself would embed them (scaling included).
-
-    Args:
-        embedding (`nn.Module`): the decoder's input embedding.
-        model_config: read for `vocab_size` and for the special tokens to leave out.
-        count (`int`): how many.
-        generator (`torch.Generator`): on the CPU.
-
-    Returns:
-        `torch.FloatTensor` of shape `(count, embedding_size)`, float32 on the embedding's device, or `None` if the
-        embedding holds no values yet (meta device).
-    """
-    weight: torch.Tensor = embedding.weight  # type: ignore[assignment]
-    if weight.device.type == "meta":
-        return None
-    vocabulary_size = int(getattr(embedding, "num_embeddings", 0) or weight.shape[0])
-    special: set[int | None] = set()
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        token_id: int | list[int] | None = getattr(model_config, name, None)
-        special.update(token_id if isinstance(token_id, list) else [token_id])
-    # Some rows of a vocabulary are unused and zero; drawing a surplus leaves enough after these are dropped.
-    token_ids = torch.randint(vocabulary_size, (4 * count + len(special),), generator=generator).tolist()
-    ordinary = torch.tensor([i for i in token_ids if i not in special] or token_ids, device=weight.device)
-    with gather_params_ctx(weight, modifier_rank=None):
-        embeds = _full_tensor(embedding(ordinary)).float()
-    embeds = embeds[embeds.isfinite().all(dim=-1) & (embeds.norm(dim=-1) > 1e-6)]
-    if embeds.shape[0] == 0:
-        return None
-    return embeds.repeat(-(-count // embeds.shape[0]), 1)[:count]
-
-
-def _full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    full_tensor = getattr(tensor, "full_tensor", None)  # a DTensor's
-    return tensor if full_tensor is None else full_tensor()
-
-
-class InitialPool(NamedTuple):
-    """
-    How an adapter begins, in float32.
+    Output of [`PromptPool`].
 
     Attributes:
-        keys, values (`torch.FloatTensor` of shape `(pool_size, embedding_size)`)
-        shared_values (`torch.FloatTensor` of shape `(num_shared_prompts, embedding_size)`)
-        query_mean (`torch.FloatTensor` of shape `(embedding_size,)`)
+        prompts (`torch.FloatTensor` of shape `(batch_size, num_shared_prompts + k, embedding_size)`):
+            the shared prompts, then the selected ones in the selector's order, in the pool's dtype. Where shared prompts
+            are added, of shape `(batch_size, k, embedding_size)`.
+        selection ([`Selection`])
+        query (`torch.FloatTensor` of shape `(batch_size, embedding_size)`): float32, before centering.
+        key_loss_per_row (`torch.FloatTensor` of shape `(batch_size,)`, *optional*): in training only.
     """
 
-    keys: torch.Tensor
-    values: torch.Tensor
-    shared_values: torch.Tensor
+    prompts: torch.Tensor
+    selection: Selection
+    query: torch.Tensor
+    key_loss_per_row: torch.Tensor | None
+
+
+class PromptPool(nn.Module):
+    """
+    Pool of key-value pairs of one adapter (arXiv 2505.18517), with everything that is saved with it.
+
+    Args:
+        config ([`ListenConfig`]): of the adapter. A changed `prompt_length` takes effect in the next forward pass.
+        initial ([`InitialPool`]): initial keys, values, shared prompts and query mean.
+        device (`torch.device`): device of all tensors.
+
+    Attributes:
+        keys, values (`torch.FloatTensor` of shape `(pool_size, embedding_size)`): parameters.
+        shared_values (`torch.FloatTensor` of shape `(num_shared_prompts, embedding_size)`, *optional*): parameter.
+        query_mean (`torch.FloatTensor` of shape `(embedding_size,)`): running mean of the training queries.
+        query_variance (`torch.FloatTensor` of shape `(embedding_size,)`, *optional*): their running variance, for
+            adapters that standardize.
+        saved_step (`torch.LongTensor`, a scalar): [`step`] for checkpoints; written in training, read after loading.
+    """
+
+    keys: nn.Parameter
+    values: nn.Parameter
+    shared_values: nn.Parameter | None
     query_mean: torch.Tensor
+    query_variance: torch.Tensor | None
+    saved_step: torch.Tensor
 
+    def __init__(self, config: ListenConfig, initial: InitialPool, device: torch.device) -> None:
+        super().__init__()
+        self.config = config
+        self.selector = get_selector(config.selector, **(config.selector_kwargs or {}))
+        self.keys = nn.Parameter(initial.keys.to(device))
+        self.values = nn.Parameter(initial.values.to(device))
+        shared_values = nn.Parameter(initial.shared_values.to(device)) if config.num_shared_prompts > 0 else None
+        self.register_parameter("shared_values", shared_values)
+        self.register_buffer("query_mean", initial.query_mean.to(device))
+        variance = torch.ones_like(initial.query_mean, device=device) if config.standardize_queries else None
+        self.register_buffer("query_variance", variance)
+        self.register_buffer("saved_step", torch.zeros((), dtype=torch.long, device=device))
+        self._step = 0
+        self._step_is_read_from: torch.Tensor | None = None
+        self._step_is_given = False  # by `begin_step`
+        self._optimizer_has_run = False  # since the last forward pass in training
+        self._sums = StepSums()
+        self._observer: StepObserver | None = None  # created by the first forward pass in training
+        self._batches_to_check = 16
 
-@torch.no_grad()
-def initial_pool(config: ListenConfig, embedding: nn.Module, model_config: object) -> InitialPool:
-    """
-    Keys, values and query mean of a new adapter, deterministic in `config.seed`.
+    def extra_repr(self) -> str:
+        return (
+            f"pool_size={self.keys.shape[0]}, embedding_size={self.keys.shape[1]}, selector={self.config.selector!r}"
+        )
 
-    Args:
-        config ([`ListenConfig`]): read for `pool_size`, `num_shared_prompts`, `shared_prompt_mode`, `init_weights`,
-            `center_queries` and `seed`.
-        embedding (`nn.Module`): the decoder's input embedding.
-        model_config: the model's configuration.
-    """
-    pool = _drawn_pool(config, embedding, model_config)
-    if config.adds_shared_prompts and config.init_weights is not False:
-        # Every prompt begins as the shared one of its place. Random values, for tests, make prompts differ visibly.
-        return pool._replace(values=torch.zeros_like(pool.values))
-    return pool
+    @property
+    def is_training_step(self) -> bool:
+        """Whether a forward pass made now belongs to training. Generation inside a training loop runs without gradients,
+        and uses the prompt length of evaluation."""
+        return self.training and torch.is_grad_enabled()
 
+    # ----------------------------------------------------------------------------------------------- optimizer steps
 
-def _drawn_pool(config: ListenConfig, embedding: nn.Module, model_config: object) -> InitialPool:
-    generator = torch.Generator().manual_seed(config.seed)
-    size = embedding_size(embedding, model_config)
-    counts = (config.pool_size, config.pool_size, config.num_shared_prompts)
-    mean = torch.zeros(size)
+    @property
+    def step(self) -> int:
+        """The optimizer step that the next forward pass in training belongs to, from 0."""
+        # A Python integer, so that no forward pass waits for the device. Loading and moving replace the buffer, and only
+        # then is it read.
+        if self._step_is_read_from is not self.saved_step:
+            self._step = int(self.saved_step)
+            self._step_is_read_from = self.saved_step
+        return self._step
 
-    def normal(scale: float) -> InitialPool:
-        keys, values, shared = (scale * torch.randn(count, size, generator=generator) for count in counts)
-        return InitialPool(keys, values, shared, mean)
+    def _set_step(self, step: int) -> None:
+        self.saved_step.fill_(step)
+        self._step = step
+        self._step_is_read_from = self.saved_step
 
-    if config.init_weights is False:
-        return normal(1.0)
-    embeds = [
-        vocabulary_embeddings(embedding, model_config, count, generator) if count else torch.zeros(0, size)
-        for count in counts
-    ]
-    if config.init_weights == "normal" or any(part is None for part in embeds):
-        scale = getattr(model_config, "initializer_range", 0.02) if embeds[0] is None else float(embeds[0].std())
-        return normal(scale)
-    keys, values, shared_values = (part for part in embeds if part is not None)
-    if config.center_queries:
-        mean = keys.mean(dim=0)
-        keys = keys - mean
-    return InitialPool(keys, values, shared_values, mean)
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._step_is_read_from = None
 
+    def begin_step(self, step: int | None) -> None:
+        """
+        Sets the optimizer step that the next forward passes belong to.
 
-def with_shared_prompts(mode: str, shared: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """
-    The prompts of each row, from those that all rows share and those that were chosen.
+        Args:
+            step (`int` or `None`): from 0; `None` returns to counting the steps of the optimizer.
+        """
+        self._step_is_given = step is not None
+        self._optimizer_has_run = False
+        if step is not None and step != self.step:
+            self._end_step(step)
 
-    Args:
-        mode (`str`): `"prepend"` or `"add"`, `ListenConfig.shared_prompt_mode`.
-        shared (`torch.FloatTensor` of shape `(num_shared_prompts, embedding_size)`)
-        chosen (`torch.FloatTensor` of shape `(batch_size, k, embedding_size)`)
+    def train(self, mode: bool = True) -> PromptPool:
+        """As in `torch.nn.Module`. A new optimizer may follow a switch to training."""
+        if mode and not self.training and self._observer is not None:
+            self._observer.expect_new_optimizer()
+        super().train(mode)
+        return self
 
-    Returns:
-        `torch.FloatTensor` of shape `(batch_size, num_shared_prompts + k, embedding_size)`, or, where they are added,
-        that of `chosen`; chosen prompts beyond the shared ones are then as they are.
-    """
-    if mode == "prepend":
-        return torch.cat([shared.expand(chosen.shape[0], -1, -1), chosen], dim=1)
-    missing = max(0, chosen.shape[1] - shared.shape[0])
-    return chosen + F.pad(shared[: chosen.shape[1]], (0, 0, 0, missing))
+    def _count_step(self) -> None:
+        if self._observer is None:
+            self._observer = StepObserver(self.parameters, self._on_optimizer_step)
+        has_changed = self._observer.has_changed()
+        if not self._step_is_given and (has_changed or self._optimizer_has_run):
+            self._end_step(self.step + 1)
 
+    def _on_optimizer_step(self) -> None:
+        if self._step_is_given or self._sums.is_empty:
+            return
+        if running_statistics.is_distributed():
+            # The statistics of all ranks are reduced in the next forward pass: some optimizers run on one rank before
+            # they run on the others, and collectives must be in the same order on all ranks.
+            self._optimizer_has_run = True
+        else:
+            self._end_step(self.step + 1)
 
-@torch.no_grad()
-def cluster_centers(points: torch.Tensor, count: int, seed: int, iterations: int = 25) -> torch.Tensor:
-    """
-    Centres of a k-means clustering (k-means++ start, Lloyd's iterations), deterministic under `seed`.
+    def _end_step(self, next_step: int) -> None:
+        """Updates the running statistics with the queries of the step that has ended, and begins `next_step`."""
+        self._optimizer_has_run = False
+        statistics = self._sums.take()
+        steps_seen = self.step + 1
+        if statistics is not None:
+            rate = max(1.0 / steps_seen, 1.0 - self.config.query_mean_momentum)
+            running_statistics.update(self.query_mean, statistics.mean, rate, statistics.num_rows)
+            # The distances of the first step are from the initial mean, which no query has contributed to.
+            if self.query_variance is not None and steps_seen > 1:
+                rate = max(1.0 / (steps_seen - 1), rate)
+                running_statistics.update(self.query_variance, statistics.variance, rate, statistics.num_rows)
+        self._set_step(next_step)
 
-    With fewer distinct points than centres, the surplus centres are points moved by a tenth of the points' spread.
+    # ------------------------------------------------------------------------------------------------------ selection
 
-    Args:
-        points (`torch.FloatTensor` of shape `(num_points, embedding_size)`)
-        count (`int`): number of centres.
-        seed (`int`)
-        iterations (`int`, defaults to 25): at most so many.
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        query_mask: torch.Tensor | None = None,
+        groups: TokenGroups = NO_GROUPS,
+        prompt_length: int | None = None,
+    ) -> PoolOutput:
+        """
+        Selects the prompts of each row.
 
-    Returns:
-        `torch.FloatTensor` of shape `(count, embedding_size)`.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    points = points.float().cpu()
-    spread = points.std(dim=0, correction=0) if len(points) > 1 else torch.zeros(points.shape[1])
-    centers = points[torch.randint(len(points), (1,), generator=generator)]
-    distances = torch.cdist(points, centers).squeeze(-1).square()
-    while len(centers) < min(count, len(points)) and float(distances.max()) > 1e-12:
-        center = points[torch.multinomial(distances, 1, generator=generator)]
-        centers = torch.cat([centers, center])
-        distances = torch.minimum(distances, torch.cdist(points, center).squeeze(-1).square())
-    for _ in range(iterations):
-        nearest = torch.cdist(points, centers).argmin(dim=-1)
-        sums = torch.zeros_like(centers).index_add_(0, nearest, points)
-        sizes = torch.bincount(nearest, minlength=len(centers)).unsqueeze(-1)
-        moved = torch.where(sizes > 0, sums / sizes.clamp_min(1), centers)
-        if torch.equal(moved, centers):
-            break
-        centers = moved
-    missing = count - len(centers)
-    if missing > 0:
-        base = points[torch.randint(len(points), (missing,), generator=generator)]
-        noise = torch.randn(base.shape, generator=generator) * (0.1 * spread.clamp_min(1e-4))
-        centers = torch.cat([centers, base + noise])
-    return centers
+        Args:
+            inputs_embeds (`torch.FloatTensor` of shape `(batch_size, length, embedding_size)`)
+            attention_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*)
+            labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): the query ends before them.
+            query_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): the query's positions, if named.
+            groups ([`TokenGroups`]): positions that the query treats separately.
+            prompt_length (`int`, *optional*): number of prompts outside training, instead of the configuration's.
 
+        Returns:
+            [`PoolOutput`]
+        """
+        is_training_step = self.is_training_step
+        if is_training_step:
+            self._count_step()
+            k = train_prompt_length(self.config, self.step)
+        else:
+            k = prompt_length or self.config.prompt_length
+        device = inputs_embeds.device
+        batch_size, length = inputs_embeds.shape[:2]
+        positions, without_prompt = prompt_positions(
+            batch_size, length, attention_mask, labels, query_mask, groups.ignored, device=device
+        )
+        if is_training_step and labels is not None:
+            self._warn_without_prompt(without_prompt)
+        keys, values = self.keys.to(device), self.values.to(device)
+        # Similarities decide which prompts are selected; half precision would decide differently.
+        with torch.autocast(device_type=device.type, enabled=False):
+            query = mean_query(inputs_embeds, positions, groups.modality)
+            normalized = self.normalize_query(query)
+            selection = self.selector.select(normalized, keys.float(), k)
+            prompts = values[selection.indices]  # [batch, k, d]
+            if selection.weights is not None:
+                prompts = prompts * selection.weights.unsqueeze(-1)
+            if self.shared_values is not None:
+                prompts = self._with_shared_prompts(self.shared_values.to(device), prompts)
+            key_loss = None
+            if is_training_step:
+                self._sums.add(query.detach(), self.query_mean.to(query))
+                key_loss = self._key_loss(normalized, keys.float(), selection)
+            if torch.is_grad_enabled() and keys.requires_grad:
+                # Keeps the keys in the graph of any loss: DistributedDataParallel requires every parameter in it. The sum
+                # over no key at all is 0, whatever the keys hold.
+                prompts = prompts + keys[:0].sum()
+        return PoolOutput(prompts, selection, query, key_loss)
 
-# A prompt that is chosen less than this share of the average counts as dead.
-DEAD_USAGE = 0.1
+    def normalize_query(self, query: torch.Tensor) -> torch.Tensor:
+        """The query after centering and scaling, if the adapter does so, `(num_queries, embedding_size)`."""
+        if not self.config.center_queries:
+            return query
+        query = query - self.query_mean.to(query)
+        if self.query_variance is None:
+            return query
+        variance = self.query_variance.to(query)
+        # Rescaled to the mean variance of the queries, which is that of the keys too.
+        return query * (variance.mean() / (variance + 1e-3 * variance.mean())).sqrt()
 
+    def _with_shared_prompts(self, shared: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:
+        if not self.config.adds_shared_prompts:
+            return torch.cat([shared.expand(selected.shape[0], -1, -1), selected], dim=1)
+        # Values beyond the shared prompts stay as they are.
+        missing = max(0, selected.shape[1] - shared.shape[0])
+        return selected + F.pad(shared[: selected.shape[1]], (0, 0, 0, missing))
 
-@torch.no_grad()
-def reseed_dead_prompts(
-    keys: torch.Tensor, values: torch.Tensor, usage: torch.Tensor, queries: torch.Tensor
-) -> torch.Tensor:
-    """
-    Moves prompts that are hardly ever chosen to queries that no key is near, in place (ours).
+    def _key_loss(self, query: torch.Tensor, keys: torch.Tensor, selection: Selection) -> torch.Tensor:
+        """Distance of each row's query to its own selected keys (arXiv 2505.18517), `(batch_size,)`. Its gradient stops
+        at the query (ours): the loss moves the keys, not the audio encoder."""
+        distances = torch.linalg.vector_norm(
+            query.detach().unsqueeze(1) - keys[selection.indices], dim=-1
+        )  # [batch, k]
+        return distances.mean(dim=-1) if self.config.key_loss_reduction == "mean" else distances.sum(dim=-1)
 
-    The query that is farthest from all keys gets a dead key first, and so on, one key a query. The moved prompt begins
-    with the value of the prompt that its query matched best until then, so that no answer jumps.
+    def _warn_without_prompt(self, without_prompt: torch.Tensor) -> None:
+        # Labels in the wrong format show in the first batches; looking at every batch would synchronize each time.
+        if self._batches_to_check == 0:
+            return
+        self._batches_to_check -= 1
+        if not bool(without_prompt.any()):
+            return
+        self._batches_to_check = 0
+        warnings.warn(
+            "The first token of a row is supervised, so the row has no prompt to compute a query from; its first token is "
+            "used as the query. For instruction data, set the labels of the prompt to -100 (completion-only or "
+            "assistant-only loss): then the query is the mean of audio and instruction, as in LiSTEN.",
+            UserWarning,
+            stacklevel=2,
+        )
 
-    Args:
-        keys (`torch.FloatTensor` of shape `(pool_size, embedding_size)`)
-        values (`torch.FloatTensor` of shape `(pool_size, embedding_size)`)
-        usage (`torch.FloatTensor` of shape `(pool_size,)`): 1 is the average; moved prompts begin there again.
-        queries (`torch.FloatTensor` of shape `(num_queries, embedding_size)`): as the keys see them.
+    # -------------------------------------------------------------------------------------------------- initialization
 
-    Returns:
-        `torch.LongTensor`: indices of the moved prompts.
-    """
-    dead = (usage < DEAD_USAGE).nonzero().flatten()
-    moved = dead[: len(queries)]
-    unit_queries = F.normalize(queries.to(keys), dim=-1)
-    similarity = unit_queries @ F.normalize(keys, dim=-1).T  # [num_queries, pool_size]
-    similarity[:, dead] = -torch.inf
-    if len(dead) == len(keys):
-        return moved[:0]
-    nearest, source = similarity.max(dim=-1)
-    for index in moved.tolist():
-        lonely = int(nearest.argmin())
-        keys[index] = queries[lonely].to(keys)
-        values[index] = values[source[lonely]]
-        nearest = torch.maximum(nearest, unit_queries @ unit_queries[lonely])
-    usage[moved] = 1.0
-    return moved
+    @torch.no_grad()
+    def init_keys_from(self, queries: torch.Tensor) -> None:
+        """
+        Sets the keys to cluster centers of real queries, and the query mean to their mean.
+
+        Args:
+            queries (`torch.FloatTensor` of shape `(num_queries, embedding_size)`): before centering.
+
+        Raises:
+            ValueError: for another shape, an empty tensor, or NaN or infinite values.
+        """
+        if queries.ndim != 2 or queries.shape[-1] != self.keys.shape[-1] or len(queries) == 0:
+            raise ValueError(
+                f"`queries` must have the shape (num_queries, {self.keys.shape[-1]}) with at least one row, got "
+                f"{tuple(queries.shape)}."
+            )
+        if not bool(queries.isfinite().all()):
+            raise ValueError("`queries` holds NaN or infinite values; look for broken inputs before clustering.")
+        queries = queries.float()
+        if self.config.center_queries:
+            self.query_mean.copy_(queries.mean(dim=0))
+            if self.query_variance is not None and len(queries) > 1:
+                self.query_variance.copy_(queries.var(dim=0, correction=0))
+            queries = self.normalize_query(queries)
+        self.keys.copy_(self.selector.initial_keys(queries, self.keys.shape[0], seed=self.config.seed))
+
+    def cast_parameters(self, dtype: torch.dtype) -> None:
+        """Casts keys, values and shared prompts. Running statistics keep their dtype, float32."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(dtype)
+
+    def move(self, device: torch.device) -> None:
+        """Moves all tensors that hold values to `device`; those on the meta device stay there until they are loaded."""
+        self._apply(lambda tensor: tensor if tensor.device.type == "meta" else tensor.to(device))

@@ -1,4 +1,4 @@
-"""Which positions make the query, and their mean. The one place that keeps the answer out of it."""
+"""Positions of the query, and their mean. The only place that excludes the answer from the query."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch.nn.functional as F
 from torch import nn
 
 
-# Under these names, models of transformers keep the ids of the tokens that other modalities replace.
+# Configuration fields of transformers' models with the ids of the tokens that other modalities replace.
 _PLACEHOLDER_NAMES = ("audio_token_id", "audio_token_index", "image_token_id", "image_token_index", "video_token_id")
 
 
 class TokenGroups(NamedTuple):
     """
-    Kinds of positions that the query treats apart.
+    Kinds of positions that the query treats separately.
 
     Attributes:
         ignored (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Tokens that never are in the query.
+            Tokens that are never in the query.
         modality (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Positions of audio, images or video, whose mean is taken apart from that of the text.
+            Positions of audio, images or video, which are averaged separately from text.
     """
 
     ignored: torch.Tensor | None = None
@@ -39,7 +39,7 @@ def token_positions(
     inputs_embeds: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """
-    Where some tokens stand, by their ids or, without these, by their embeddings.
+    Finds the positions of some tokens, by their ids or, without these, by their embeddings.
 
     Args:
         token_ids (`list[int]`): the tokens.
@@ -62,7 +62,7 @@ def token_positions(
 
 
 def placeholder_token_ids(model_config: object) -> list[int]:
-    """Ids of the tokens that audio, images and video replace in a model's input, as its configuration names them."""
+    """Ids of the tokens that audio, images and video replace in a model's input, from its configuration."""
     token_ids = (getattr(model_config, name, None) for name in _PLACEHOLDER_NAMES)
     return sorted({token_id for token_id in token_ids if isinstance(token_id, int)})
 
@@ -74,7 +74,7 @@ def leading_padding(attention_mask: torch.Tensor) -> torch.Tensor:
         attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`): 1 for real tokens, 0 for padding.
 
     Returns:
-        `torch.LongTensor` of shape `(batch_size, 1)`; 0 for a row that is padding only.
+        `torch.LongTensor` of shape `(batch_size, 1)`; 0 for a row that consists of padding.
     """
     return attention_mask.long().argmax(dim=-1, keepdim=True)
 
@@ -89,24 +89,24 @@ def prompt_positions(
     device: torch.device | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The positions of each row that belong to its prompt (audio, instruction and chat template), never padding and never
-    the answer: with labels, the prompt ends at the first position whose label is not -100.
+    The positions of each row that belong to its prompt (audio, instruction and chat template), without padding and
+    without the answer: with labels, the prompt ends at the first position whose label is not -100.
 
     Args:
         batch_size (`int`), sequence_length (`int`): shape of the input.
         attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-            1 for real tokens, 0 for padding; all real when not given.
+            1 for real tokens, 0 for padding; without it, all tokens are real.
         labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Targets, -100 where nothing is supervised.
+            Targets, -100 where not supervised.
         query_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Positions named by the caller, instead of the rule by labels; padding is still left out.
+            Positions given by the caller, instead of the rule by labels; padding is still excluded.
         ignored (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Positions left out of a prompt that holds others too.
-        device (`torch.device`, *optional*): where to make the result.
+            Positions excluded from a prompt that has other positions.
+        device (`torch.device`, *optional*): device of the result.
 
     Returns:
-        `tuple[torch.BoolTensor, torch.BoolTensor]`: the positions, of shape `(batch_size, sequence_length)`, and which
-        rows had none, of shape `(batch_size,)`; those take their first real token.
+        `tuple[torch.BoolTensor, torch.BoolTensor]`: the positions, of shape `(batch_size, sequence_length)`, and the rows
+        that had none, of shape `(batch_size,)`, for which the first real token is used.
 
     Raises:
         ValueError: if `query_mask` has another shape than the input.
@@ -137,24 +137,6 @@ def prompt_positions(
     return torch.where(without_prompt.unsqueeze(-1), first_real, prompt), without_prompt
 
 
-def drop_positions(positions: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
-    """
-    Leaves a random share of a prompt's positions out of its query: word dropout, as deep averaging networks are trained
-    with (Iyyer et al., 2015, https://aclanthology.org/P15-1162).
-
-    Args:
-        positions (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): the positions that make the query.
-        share (`float`): probability with which each of them is left out, in [0, 1).
-        generator (`torch.Generator`): on the CPU.
-
-    Returns:
-        `torch.BoolTensor` of shape `(batch_size, sequence_length)`: those that remain. A row of which nothing would keeps
-        all of its positions.
-    """
-    kept = positions & (torch.rand(positions.shape, generator=generator) >= share).to(positions.device)
-    return torch.where(kept.any(dim=-1, keepdim=True), kept, positions)
-
-
 def mean_query(
     inputs_embeds: torch.Tensor, positions: torch.Tensor, modality: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -166,8 +148,8 @@ def mean_query(
         positions (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): at least one per row.
         modality (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
             Positions of audio, images or video. Where a row has both these and text, the query is the mean of two
-            means, that of the modality brought to the length of that of the text (ours): a projector makes embeddings
-            of any length, and the longer ones would be all there is in the query.
+            means, with that of the modality scaled to the norm of that of the text (ours): the norm of a projector's
+            outputs is arbitrary, and the larger ones would dominate the query.
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size, embedding_size)`.
@@ -175,15 +157,16 @@ def mean_query(
     if modality is None:
         return _masked_mean(inputs_embeds, positions)
     modality = modality.to(positions.device)
-    heard, read = positions & modality, positions & ~modality
-    other, text = _masked_mean(inputs_embeds, heard), _masked_mean(inputs_embeds, read)
-    length = torch.linalg.vector_norm(text, dim=-1, keepdim=True)
-    both = (text + F.normalize(other, dim=-1) * length) / 2
-    has_other, has_text = heard.any(dim=-1, keepdim=True), read.any(dim=-1, keepdim=True)
+    modality_positions, text_positions = positions & modality, positions & ~modality
+    other, text = _masked_mean(inputs_embeds, modality_positions), _masked_mean(inputs_embeds, text_positions)
+    norm = torch.linalg.vector_norm(text, dim=-1, keepdim=True)
+    both = (text + F.normalize(other, dim=-1) * norm) / 2
+    has_other = modality_positions.any(dim=-1, keepdim=True)
+    has_text = text_positions.any(dim=-1, keepdim=True)
     return torch.where(has_other & has_text, both, torch.where(has_other, other, text))
 
 
 def _masked_mean(inputs_embeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    # Other embeddings are set to zero, not multiplied by it: whatever stands there, NaN included, must not matter.
+    # Other embeddings are set to zero, not multiplied by it: their values, NaN included, must have no effect.
     embeds = inputs_embeds.float().masked_fill(~positions.unsqueeze(-1), 0.0)
     return embeds.sum(dim=1) / positions.sum(dim=-1, keepdim=True).clamp_min(1)

@@ -1,88 +1,101 @@
-"""Running statistics of the training: where the queries lie, and how often each prompt is chosen.
+"""Running statistics of the training queries: their mean and their variance.
 
-They move at optimizer steps only, by what all ranks and micro-batches of the step have seen together. Within a step
-they stand still: otherwise a batch that is cut into micro-batches would have another gradient.
+They change at optimizer steps only, by the queries of all ranks and micro-batches of the step. They are constant within a
+step; otherwise gradient accumulation would change the gradient.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed
 
 
-# A prompt's share of the choices is remembered over about twenty optimizer steps.
-USAGE_MOMENTUM = 0.95
-
-
 @dataclass(frozen=True)
 class StepStatistics:
     """
-    What one optimizer step has seen.
+    Statistics of the queries of one optimizer step.
 
     Attributes:
         mean (`torch.FloatTensor` of shape `(embedding_size,)`): mean of the queries.
-        variance (`torch.FloatTensor` of shape `(embedding_size,)`): mean square distance from the running mean.
-        usage (`torch.FloatTensor` of shape `(pool_size,)`): how often each prompt was chosen; 1 is the pool's average.
+        variance (`torch.FloatTensor` of shape `(embedding_size,)`): mean squared distance from the running mean.
+        num_rows (`torch.FloatTensor`, a scalar): number of finite queries.
     """
 
     mean: torch.Tensor
     variance: torch.Tensor
-    usage: torch.Tensor
+    num_rows: torch.Tensor
 
 
 class StepSums:
-    """Sums over the forward passes of one optimizer step."""
+    """Sums over the forward passes of one optimizer step. Queries that hold NaN or infinite values are left out."""
 
     def __init__(self) -> None:
         self._total: torch.Tensor | None = None
-        self._sizes: tuple[int, int, int] = (0, 0, 0)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was no forward pass since the last [`take`]."""
+        return self._total is None
 
     @torch.no_grad()
-    def add(self, query: torch.Tensor, running_mean: torch.Tensor, indices: torch.Tensor, pool_size: int) -> None:
+    def add(self, query: torch.Tensor, running_mean: torch.Tensor) -> None:
         """
+        Adds the queries of one forward pass.
+
         Args:
-            query (`torch.FloatTensor` of shape `(batch_size, embedding_size)`): before it is centred.
+            query (`torch.FloatTensor` of shape `(batch_size, embedding_size)`): before centering.
             running_mean (`torch.FloatTensor` of shape `(embedding_size,)`): of the queries of earlier steps.
-            indices (`torch.LongTensor` of shape `(batch_size, k)`): the chosen prompts.
-            pool_size (`int`)
         """
-        counts = torch.bincount(indices.flatten(), minlength=pool_size).to(query)
-        squares = (query - running_mean).square().sum(dim=0)
-        rows = query.new_tensor([float(len(query))])
-        total = torch.cat([query.sum(dim=0), squares, counts, rows])
+        is_finite = query.isfinite().all(dim=-1, keepdim=True)  # [batch, 1]
+        squares = (query - running_mean).square().masked_fill(~is_finite, 0.0).sum(dim=0)
+        sums = query.masked_fill(~is_finite, 0.0).sum(dim=0)
+        # In float32, whatever the model is cast to: float16 would overflow.
+        total = torch.cat([sums, squares, is_finite.sum(dim=0)]).float()
         self._total = total if self._total is None else self._total.to(total.device) + total
-        self._sizes = (query.shape[1], query.shape[1], pool_size)
 
     @torch.no_grad()
     def take(self) -> StepStatistics | None:
-        """The statistics of the step that has ended, of all ranks together, or `None` if there was no forward pass.
-        The sums begin anew."""
+        """The statistics of the step that has ended, over all ranks, or `None` if there was no forward pass. Resets the
+        sums."""
         total, self._total = self._total, None
         if total is None:
             return None
-        if _is_distributed():
+        if is_distributed():
             torch.distributed.all_reduce(total)
-        queries, squares, counts = total[:-1].split(self._sizes)
-        rows = total[-1]
-        return StepStatistics(queries / rows, squares / rows, counts * len(counts) / counts.sum().clamp_min(1))
+        size = total.shape[0] // 2
+        num_rows = total[-1]
+        # A step without any finite query changes nothing: the callers weight by `num_rows > 0`.
+        mean, variance = (total[:-1] / num_rows.clamp_min(1)).split(size)
+        return StepStatistics(mean, variance, num_rows)
+
+
+@torch.no_grad()
+def update(running: torch.Tensor, new: torch.Tensor, rate: float, num_rows: torch.Tensor) -> None:
+    """
+    Moves a running statistic towards that of a step, in place, unless the step had no finite query.
+
+    Args:
+        running (`torch.FloatTensor`): the running statistic.
+        new (`torch.FloatTensor` of the same shape): that of the step.
+        rate (`float`): weight of the step, in (0, 1].
+        num_rows (`torch.FloatTensor`, a scalar): number of finite queries of the step.
+    """
+    # Computed on the device: reading `num_rows` into Python would synchronize in every step.
+    weight = (rate * (num_rows > 0)).to(running)
+    running.lerp_(new.to(running), weight)
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """The rows of all processes, in the same order on each."""
-    if not _is_distributed():
+    """The rows of all processes, in the same order on each, `(num_rows, ...)`."""
+    if not is_distributed():
         return rows
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    gathered: list[torch.Tensor | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, rows.cpu())
-    return torch.cat(gathered).to(rows.device)
+    return torch.cat([part for part in gathered if part is not None]).to(rows.device)
 
 
-def process_rank() -> int:
-    """This process' rank, 0 without distributed training."""
-    return torch.distributed.get_rank() if _is_distributed() else 0
-
-
-def _is_distributed() -> bool:
+def is_distributed() -> bool:
+    """Whether several processes train together."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -1,0 +1,54 @@
+"""Captioning metric: ROUGE-L.
+
+CIDEr and SPIDEr, which are common for audio captioning, have no lightweight implementation: pycocoevalcap is a 100 MB
+wheel with Java programs, and aac-metrics depends on CLAP and sentence-transformers. ROUGE-L is pure Python and bounded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import BaseMetric
+from .registry import register_metric
+
+
+@register_metric("rouge_l")
+class RougeL(BaseMetric):
+    """
+    ROUGE-L (Lin, 2004) as computed by Google's rouge-score: F1 of the longest common subsequence of words, from 0 to 1.
+    Each row's score is that of its best reference; the result is the mean over the rows. Case and punctuation are
+    ignored.
+
+    Words are sequences of the letters a to z and digits, so the metric is meant for English. A reference without such a
+    word raises an error.
+
+    Args:
+        use_stemmer (`bool`, defaults to `False`): whether to apply Porter's stemmer, so that "barks" matches "barking".
+    """
+
+    library = "rouge_score.rouge_scorer"
+    takes_several_references = True
+
+    def __init__(self, *, use_stemmer: bool = False, **settings: Any) -> None:
+        super().__init__(**settings)
+        from rouge_score.rouge_scorer import RougeScorer
+        from rouge_score.tokenizers import DefaultTokenizer
+
+        self.tokenizer = DefaultTokenizer(use_stemmer)
+        self.scorer = RougeScorer(["rougeL"], tokenizer=self.tokenizer)
+
+    def _check_reference(self, value: Any, name: str) -> str:
+        value = super()._check_reference(value, name)
+        if not self.tokenizer.tokenize(value):
+            raise ValueError(
+                f"`{name}` contains no word of letters a to z or digits ({value!r}). Leave the row out, or use "
+                "`chrf` for other languages."
+            )
+        return value
+
+    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
+        scores = [
+            self.scorer.score_multi(alternatives, prediction)["rougeL"].fmeasure
+            for prediction, alternatives in zip(predictions, references, strict=True)
+        ]
+        return {"rouge_l": float(sum(scores) / len(scores))}

@@ -1,0 +1,44 @@
+"""Finds the tokens that a chat template adds to every input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+# Two messages without a common word: the tokens that both rendered messages contain come from the template.
+_PROBES = ("apple", "seven")
+
+
+def chat_template_token_ids(processor: Any) -> list[int]:
+    """
+    Finds the tokens that a chat template adds to a user message: role markers, role names, line breaks, a default system
+    prompt.
+
+    They are the same in every input, so they carry no information in the mean that LiSTEN (arXiv 2505.18517) uses as its
+    query. Pass them to `ListenConfig(query_ignored_token_ids=...)` to exclude them from the query (ours).
+
+    Args:
+        processor ([`AudioListenProcessor`] or a tokenizer): processor or tokenizer with a chat template.
+
+    Returns:
+        `list[int]`: sorted token ids. Tokens of the template that also occur in instructions, such as a line break, are
+        included.
+
+    Raises:
+        ValueError: if there is no chat template.
+
+    Example:
+
+    ```python
+    config = ListenConfig(query_ignored_token_ids=chat_template_token_ids(processor))
+    ```
+    """
+    if getattr(processor, "chat_template", None) is None:
+        raise ValueError(f"{type(processor).__name__} has no chat template. Set its `chat_template`.")
+    tokenizer = getattr(processor, "tokenizer", processor)
+    tokens = []
+    for probe in _PROBES:
+        chat: Any = [{"role": "user", "content": probe}]
+        text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        tokens.append(set(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    return sorted(set.intersection(*tokens))

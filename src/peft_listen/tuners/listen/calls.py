@@ -1,0 +1,133 @@
+"""Objects that live for one call of the model, and the thread that makes it.
+
+Several threads may call one model at once, so nothing of a call is stored on a module: a call is reachable through
+[`ThreadState`] only, from the thread that makes it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .placement import PromptPlacement
+from .query import NO_GROUPS, TokenGroups
+
+
+@dataclass(frozen=True)
+class SelectionRecord:
+    """
+    Selection of one prefill, detached.
+
+    Attributes:
+        indices (`torch.LongTensor` of shape `(batch_size, k)`): the selected prompts, best first.
+        scores (`torch.FloatTensor` of shape `(batch_size, k)`): the selector's score of each.
+        weights (`torch.FloatTensor` of shape `(batch_size, k)`, *optional*): factors of the values, if any.
+        query (`torch.FloatTensor` of shape `(batch_size, embedding_size)`):
+            mean of the prompt's input embeddings, before centering.
+    """
+
+    indices: torch.Tensor
+    scores: torch.Tensor
+    weights: torch.Tensor | None
+    query: torch.Tensor
+
+    def to_cpu(self) -> SelectionRecord:
+        """A copy on the CPU, with the query in float32."""
+        weights = None if self.weights is None else self.weights.cpu()
+        return SelectionRecord(self.indices.cpu(), self.scores.cpu(), weights, self.query.float().cpu())
+
+
+@dataclass
+class LanguageModelCall:
+    """
+    One forward pass of the language model, from its first hook to its last.
+
+    Attributes:
+        labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): targets, -100 where not supervised.
+        query_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): positions of the query, if named.
+        groups ([`TokenGroups`]): positions that the query treats separately.
+        num_items_in_batch (`int` or `torch.Tensor`, *optional*): supervised tokens of the whole optimizer step.
+        key_loss_per_row (`torch.FloatTensor` of shape `(batch_size,)`, *optional*): set by a prefill in training.
+        placement ([`PromptPlacement`], *optional*): position of the prompts in the backbone's input.
+        wants_tuple (`bool`): whether the backbone's caller asked for a tuple.
+        is_backbone_only (`bool`): whether the backbone was called without the language model around it.
+    """
+
+    labels: torch.Tensor | None = None
+    query_mask: torch.Tensor | None = None
+    groups: TokenGroups = NO_GROUPS
+    num_items_in_batch: Any = None
+    key_loss_per_row: torch.Tensor | None = None
+    placement: PromptPlacement | None = None
+    wants_tuple: bool = False
+    is_backbone_only: bool = False
+
+
+@dataclass
+class GenerateCall:
+    """
+    One call of `generate`, with all of its forward passes.
+
+    Attributes:
+        query_mask (`torch.BoolTensor` of shape `(batch_size, length)`, *optional*):
+            Positions of the query. Positions after `length` were generated, and are never in the query.
+        prompts (`torch.FloatTensor` of shape `(batch_size, k, embedding_size)`, *optional*):
+            The prompts, once they are selected; `generate` without a cache repeats the prefill for each token.
+        prompts_are_inserted (`bool`):
+            Whether the inputs of `generate` contain the prompts already; then the hooks do not change the inputs.
+        placement ([`PromptPlacement`], *optional*):
+            If the prompts are inserted: their position in the prefill, to strip them from its output.
+        caches (`list`): if the prompts are inserted: the caches of this call, marked for the hooks.
+    """
+
+    query_mask: torch.Tensor | None = None
+    prompts: torch.Tensor | None = None
+    prompts_are_inserted: bool = False
+    placement: PromptPlacement | None = None
+    caches: list[Any] = field(default_factory=list)
+
+    def query_mask_for(self, batch_size: int, length: int) -> torch.Tensor | None:
+        """The query's positions in an input of this shape: rows repeated for beams, generated tokens excluded."""
+        if self.query_mask is None:
+            return None
+        mask = repeat_rows(self.query_mask, batch_size)[:, :length]
+        return F.pad(mask, (0, length - mask.shape[1]), value=False)
+
+
+class ThreadState(threading.local):
+    """
+    Calls and results of the current thread, for one model. Every thread finds values of its own in it.
+
+    Attributes:
+        call ([`LanguageModelCall`], *optional*): the forward pass that is running.
+        generate_call ([`GenerateCall`], *optional*): the `generate` that is running.
+        captures_backbone_call (`bool`): whether the forward pass that is running stops before the backbone.
+        key_loss_per_row (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
+            result of the last forward pass in training, with its graph.
+        last_selection ([`SelectionRecord`], *optional*): result of the last prefill.
+        recorders (`tuple`): functions that get the record of every prefill.
+        prompt_lengths (`dict[str, int]`): prompt lengths of `use_prompt_length`, by adapter name.
+    """
+
+    call: LanguageModelCall | None = None
+    generate_call: GenerateCall | None = None
+    captures_backbone_call: bool = False
+    key_loss_per_row: torch.Tensor | None = None
+    last_selection: SelectionRecord | None = None
+    recorders: tuple[Callable[[SelectionRecord], None], ...] = ()
+
+    def __init__(self) -> None:  # called once in each thread
+        self.prompt_lengths: dict[str, int] = {}
+
+    def __reduce__(self) -> tuple[type[ThreadState], tuple[()]]:
+        return ThreadState, ()  # a copied or unpickled model starts without calls
+
+
+def repeat_rows(tensor: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Repeats each row for its beams or return sequences, as `generate` does."""
+    return tensor if len(tensor) == batch_size else tensor.repeat_interleave(batch_size // len(tensor), dim=0)

@@ -1,0 +1,75 @@
+"""Names and shapes of an adapter's tensors in checkpoints: those of earlier versions, and those that do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from .layer import ListenLayer
+
+
+# Up to the first commits, the layer kept one dictionary per kind of tensor; now it keeps one pool per adapter.
+_FORMER_NAMES = {
+    "listen_keys": "listen_pools.keys",
+    "listen_values": "listen_pools.values",
+    "listen_shared_values": "listen_pools.shared_values",
+    "listen_query_mean": "listen_pools.query_mean",
+    "listen_query_variance": "listen_pools.query_variance",
+    "listen_step": "listen_pools.saved_step",
+}
+# Of options that were removed; the configuration refuses adapters that depend on it.
+_FORMER_TENSORS_WITHOUT_USE = ("listen_usage",)
+
+
+def rename_former_keys(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """
+    Renames the tensors of an adapter that an earlier version has saved.
+
+    Args:
+        state_dict (`Mapping[str, torch.Tensor]`): tensors by their names in the file, without the adapter's name.
+
+    Returns:
+        `dict[str, torch.Tensor]`: the same tensors by their names in this version.
+    """
+    renamed = {}
+    for key, tensor in state_dict.items():
+        path, _, name = key.rpartition(".")
+        if name not in _FORMER_TENSORS_WITHOUT_USE:
+            renamed[f"{path}.{_FORMER_NAMES[name]}" if name in _FORMER_NAMES else key] = tensor
+    return renamed
+
+
+def check_fits(
+    state_dict: Mapping[str, torch.Tensor], model_name: str, path: str, layer: ListenLayer, adapter_name: str
+) -> None:
+    """
+    Checks that a saved adapter belongs to this base model.
+
+    Args:
+        state_dict (`Mapping[str, torch.Tensor]`): tensors by their names in the model.
+        model_name (`str`): class of the model, for the message.
+        path (`str`): dotted path of the layer in the model.
+        layer ([`ListenLayer`]): the layer that the tensors are loaded into.
+        adapter_name (`str`): the adapter that they are loaded into.
+
+    Raises:
+        ValueError: if the tensors are for another module, or for embeddings of another size.
+    """
+    layer_name = path.rpartition(".")[2]
+    saved = {key: tensor for key, tensor in state_dict.items() if f".{layer_name}.listen_" in key}
+    if not saved:
+        return
+    if not any(key.endswith(f"{path}.listen_pools.{adapter_name}.keys") for key in saved):
+        raise ValueError(
+            f"The adapter was made for another architecture: its prompts are at "
+            f"{sorted({key.split(f'.{layer_name}.')[0] for key in saved})}, those of {model_name} at "
+            f"{path.removesuffix('.' + layer_name)!r}. Load the base model that the adapter's configuration names."
+        )
+    size = layer.pool_of(adapter_name).keys.shape[-1]
+    for key, tensor in saved.items():
+        if tensor.ndim > 0 and tensor.shape[-1] != size:
+            raise ValueError(
+                f"The adapter was made for embeddings of size {tensor.shape[-1]} ({key!r}), but this base model has "
+                f"embeddings of size {size}. Load the base model that the adapter's configuration names."
+            )

@@ -1,0 +1,22 @@
+"""Tokens of the chat template are distinguished from those of the instruction."""
+
+import pytest
+
+from peft_listen.training import chat_template_token_ids
+
+
+@pytest.mark.parametrize("what", ["processor", "tokenizer"])
+def test_the_tokens_of_the_template_are_found(what, make_processor, make_tokenizer):
+    tokenizer = make_tokenizer()
+    processor = make_processor(tokenizer=tokenizer) if what == "processor" else tokenizer
+    found = set(chat_template_token_ids(processor))
+    chat = [{"role": "user", "content": "{}"}]
+    empty = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    for part in empty.split("{}"):
+        assert set(tokenizer(part)["input_ids"]) <= found
+    assert not found & set(tokenizer("lazy dog")["input_ids"])
+
+
+def test_a_tokenizer_without_a_template_raises(make_tokenizer):
+    with pytest.raises(ValueError, match=r"has no chat template. Set its `chat_template`"):
+        chat_template_token_ids(make_tokenizer(chat_template=None))
