@@ -2,8 +2,8 @@
 
     python -m benchmarks.mini_listen.beats DATA_DIR CHECKPOINT.pt
 
-It learns, from training clips alone, which sounds are heard and how loud, whose voice it is, and the emotion: one label
-each, several to a clip. The released BEATs checkpoints were trained on AudioSet, which is not at hand here.
+It classifies the sounds and their loudness, the voice and the emotion of training clips, with several labels per clip. It
+stands in for the released BEATs checkpoints, which were trained on AudioSet and cannot be downloaded without a network.
 """
 
 import argparse
@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from examples.demo.dataset_folder import write_atomically
 from peft_listen.audio import load_audio
+from peft_listen.files import atomic_path
 from peft_listen.models.beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification
 from peft_listen.models.beats.convert_beats_original_checkpoint import to_original_checkpoint
 
 from .data import CAPTIONS, EMOTIONS, GENDERS, LOUDNESS, VOICES
 
 
-# Names of the labels by what they tell.
+# Names of the labels by kind.
 LABELS = {
     "sound": [words.format(loudness) for words in CAPTIONS.values() for loudness in LOUDNESS],
     "emotion": list(EMOTIONS),
@@ -35,22 +35,24 @@ LABELS = {
 ALL_LABELS = [label for labels in LABELS.values() for label in labels]
 # The task on which each kind of label is tested.
 TESTED_ON = {"sound": "acap", "emotion": "er", "voice": "er"}
-# No voice of training speaks in validation, so every tenth training clip of its task is kept for testing the voices.
+# Validation has no voices of the training split, so every tenth training clip is held out for testing the voices.
 KEPT_EVERY = 10
 
 
 @dataclass(frozen=True)
 class BeatsTraining:
-    """Settings of the training.
+    """
+    Settings of the training.
 
     Args:
-        epochs: Passes over the training clips.
-        batch_size: Clips of one step.
-        learning_rate: Highest learning rate; 10 % of the steps warm up to it, then it falls to 0 along a cosine.
-        weight_decay: Of AdamW.
-        tasks: Tasks whose clips are used.
-        seed: Of the initial weights and the order of the clips.
-        model: Fields of `BeatsConfig` that differ from those of the released checkpoints.
+        epochs (`int`, defaults to 5): passes over the training clips.
+        batch_size (`int`, defaults to 8): clips per step.
+        learning_rate (`float`, defaults to 2e-3): highest learning rate, after a warm-up over 10 % of the steps and before a
+            cosine decay to 0.
+        weight_decay (`float`, defaults to 0.01): weight decay of AdamW.
+        tasks (`tuple[str, ...]`, defaults to `("er", "acap")`): tasks whose clips are used.
+        seed (`int`, defaults to 0): seed of the initial weights and the order of the clips.
+        model (`dict`): fields of [`BeatsConfig`] that differ from those of the released checkpoints.
     """
 
     epochs: int = 5
@@ -79,7 +81,7 @@ class BeatsTraining:
 
 @dataclass(frozen=True)
 class LabelledClip:
-    """Filter bank of a clip, float32 of shape (frames, mel bins), its labels, and its task."""
+    """Filter bank of a clip, float32 of shape `(num_frames, num_mel_bins)`, its labels and its task."""
 
     features: torch.Tensor
     labels: torch.Tensor
@@ -89,24 +91,26 @@ class LabelledClip:
 def train_beats(
     data_dir: str | Path, checkpoint_path: str | Path, settings: BeatsTraining | None = None
 ) -> dict[str, float]:
-    """Train the encoder and write it in the original format, `{"cfg", "model", "label_dict"}`, or reuse it.
+    """
+    Trains the encoder and writes it in the original format, `{"cfg", "model", "label_dict"}`, or reuses it.
 
-    Beside the checkpoint appears a `.json` of the same name with the settings, the accuracies and the hash of the data;
-    a checkpoint whose `.json` was made from the same data by the same settings is left as it is.
+    A `.json` file of the same name holds the settings, the accuracies and the hash of the data. A checkpoint whose `.json`
+    file has the same settings and hash is not changed.
 
     Args:
-        data_dir: Folder that `make_data` wrote.
-        checkpoint_path: File to write, for `AudioListenForCausalLM.from_sub_models_pretrained(sound=...)` among others.
-        settings: Settings of the training; the defaults when None. The same settings and library versions on the same
-            number of threads give the same weights.
+        data_dir (`str` or `Path`): folder that [`make_data`] wrote.
+        checkpoint_path (`str` or `Path`): file to write, e.g. for
+            `AudioListenForCausalLM.from_sub_models_pretrained(sound=...)`.
+        settings ([`BeatsTraining`], *optional*): settings of the training. The same settings, library versions and number of
+            threads give the same weights.
 
     Returns:
-        Accuracies: of "sound" (all sounds of a clip right, loudness included) and "emotion" on the validation clips,
-        and of "voice" on training clips that were kept aside; only of what the tasks of the settings teach.
+        `dict[str, float]`: accuracy for `"sound"` (all sounds of a clip, with their loudness) and `"emotion"` on validation
+        clips, and for `"voice"` on held-out training clips; only for kinds of labels that the tasks of the settings have.
 
     Raises:
-        OSError: If the data cannot be read or the checkpoint not written.
-        ValueError: If the data have no clips to train on.
+        OSError: if the data cannot be read or the checkpoint cannot be written.
+        ValueError: if there are no clips to train on.
     """
     settings = settings or BeatsTraining()
     data_dir, checkpoint_path = Path(data_dir), Path(checkpoint_path)
@@ -126,7 +130,7 @@ def train_beats(
     clips = [clip for clip in clips if id(clip) not in kept_ids]
     if not clips:
         raise ValueError(
-            f"{data_dir} has no training clips of {', '.join(settings.tasks)}: see `BeatsTraining.tasks`."
+            f"{data_dir} has no training clips of {', '.join(settings.tasks)}. Change `BeatsTraining.tasks`."
         )
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
@@ -140,11 +144,12 @@ def train_beats(
     }
 
     checkpoint_path.parent.mkdir(parents=True, exist_ok=True)
-    record_path.unlink(missing_ok=True)  # until the new checkpoint is there, none is to be reused
+    record_path.unlink(missing_ok=True)  # an old record must not describe the new checkpoint
     to_original_checkpoint(model, checkpoint_path)
     seconds = round(time.perf_counter() - start)
     record = {**request, "accuracy": accuracy, "parameters": model.num_parameters(), "seconds": seconds}
-    write_atomically(record_path, (json.dumps(record, indent=1) + "\n").encode())
+    with atomic_path(record_path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return accuracy
 
 
@@ -169,7 +174,7 @@ def _fit(clips: list[LabelledClip], settings: BeatsTraining) -> BeatsForAudioCla
         problem_type="multi_label_classification",
     )
     model = BeatsForAudioClassification(config).train()
-    # Most labels are absent from most clips; learning that first would take as long as learning the rest.
+    # Most labels are absent from most clips. Initial biases from their frequencies save about half of the training.
     share = torch.stack([clip.labels for clip in clips]).mean(0).clamp(0.001, 0.999)
     model.classifier.bias.data.copy_(share.logit())
     optimizer = torch.optim.AdamW(
@@ -197,7 +202,7 @@ def _fit(clips: list[LabelledClip], settings: BeatsTraining) -> BeatsForAudioCla
 def _batches(
     clips: list[LabelledClip], batch_size: int, rng: np.random.Generator | None = None
 ) -> Iterator[list[LabelledClip]]:
-    """Batches of clips of similar length; with a generator both lengths of one kind and batches come in random order."""
+    """Batches of clips of similar length; with a generator, in random order and with random differences in length."""
     jitter = rng.uniform(0.9, 1.1, len(clips)) if rng is not None else np.ones(len(clips))
     order = np.argsort([len(clip.features) * factor for clip, factor in zip(clips, jitter, strict=True)])
     starts = np.arange(0, len(clips), batch_size)
@@ -216,7 +221,7 @@ def _pad(batch: list[LabelledClip]) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def _accuracy(model: BeatsForAudioClassification, clips: list[LabelledClip], kind: str, batch_size: int) -> float:
-    """Share of the clips of which all labels of this kind score above all others of the kind."""
+    """Share of clips whose labels of this kind all score above the other labels of the kind."""
     columns = [ALL_LABELS.index(label) for label in LABELS[kind]]
     right = []
     for batch in _batches(clips, batch_size):

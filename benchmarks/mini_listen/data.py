@@ -1,18 +1,18 @@
-"""The data of the benchmark: six tasks of short WAV files, after those of LiSTEN (arXiv 2505.18517).
+"""The benchmark's data set: short WAV files for six tasks, modelled on those of LiSTEN (arXiv 2505.18517).
 
     python -m benchmarks.mini_listen.data FOLDER [--smoke]
 
-- "asr": a spoken sentence is transcribed (lower case, no punctuation);
-- "en2zh": the same sentences, translated into Chinese;
-- "er": a sentence is spoken calmly, happily, sadly or angrily (rate, pitch, pitch range and loudness); how?
-- "sv": two sentences with a pause of 0.4 s between them; the same speaker? (Yes or No, equally often; of the pairs of
-  different speakers one half is of one gender);
-- "sqa": a question about a spoken sentence, which differs from example to example, answered by one or two words;
-- "acap": one or two sounds, each loud or soft, are described in order: "a loud siren, then a soft bell".
+- "asr": the transcript of a spoken sentence (lower case, no punctuation);
+- "en2zh": the Chinese translation of such a sentence;
+- "er": whether a sentence is spoken calmly, happily, sadly or angrily (rate, pitch, pitch range and loudness);
+- "sv": whether two sentences, with a pause of 0.4 s between them, have the same speaker (Yes and No equally often; in half
+  of the pairs with different speakers, both have the same gender);
+- "sqa": a question about a spoken sentence, which differs between examples, with an answer of one or two words;
+- "acap": a description of one or two sounds in order, each loud or soft: "a loud siren, then a soft bell".
 
-Disjoint between train, validation and test are the sentences, the voices, the wordings of the instructions, and the
-parameters of the sounds, which are drawn from different stripes of their ranges (see `StripedGenerator`). The words of
-the sentences, the emotions' settings and the kinds of sounds are common: they are what is to be learnt.
+The splits have different sentences, voices, wordings of the instructions, and parameters of the sounds, which are drawn from
+different stripes of their ranges (see `StripedGenerator`). They share the words of the sentences, the settings of the
+emotions and the kinds of sounds, which are what a model learns.
 """
 
 import argparse
@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from examples.demo import sound_synthesis, speech_synthesis
-from examples.demo.dataset_folder import SAMPLING_RATE, balanced, describe_request, write_dataset
-from examples.demo.sound_synthesis import SOUND_CLASSES
-from examples.demo.speech_synthesis import EspeakSynthesizer
+from offline import sound_synthesis, speech_synthesis
+from offline.dataset_folder import SAMPLING_RATE, balanced, describe_request, write_dataset
+from offline.sound_synthesis import SOUND_CLASSES
+from offline.speech_synthesis import EspeakSynthesizer
 
 from . import instructions, questions, sentences
 from .instructions import INSTRUCTIONS
@@ -39,7 +39,7 @@ from .settings import TASKS
 SIZES = {"train": 800, "validation": 60, "test": 120}
 SMOKE_SIZES = {"train": 8, "validation": 4, "test": 4}
 
-# Variants of eSpeak NG that a small speech recogniser understands and that differ in their long-term spectrum.
+# Variants of eSpeak NG that a small speech recognizer understands and whose long-term spectra differ.
 VOICES = {
     "train": {
         "woman": ["f1", "f2", "f4", "Annie", "belinda", "steph"],
@@ -65,8 +65,7 @@ EMOTIONS = {
     "angry": {"rate": (240, 265), "pitch": (25, 40), "pitch_range": (60, 85), "volume": (170, 200)},
 }
 
-# Shares of the patterns among the sentences of a task. Where two utterances or slow speech must be short, so are the
-# sentences.
+# Shares of the patterns among the sentences of a task. Tasks with two utterances or with slow speech use short sentences.
 PATTERN_SHARES = {
     "asr": {"counted": 0.3, "coloured": 0.3, "located": 0.1, "acting": 0.15, "timed": 0.15},
     "en2zh": {"counted": 0.3, "coloured": 0.3, "located": 0.1, "acting": 0.15, "timed": 0.15},
@@ -89,10 +88,10 @@ CAPTIONS = {
 # Ranges of the largest sample.
 LOUDNESS = {"loud": (0.5, 0.9), "soft": (0.03, 0.07)}
 
-SPEECH_LIMITS = (0.8, 2.4)  # seconds of one utterance with the silence before and after it
+SPEECH_LIMITS = (0.8, 2.4)  # seconds of one utterance, including the silence before and after it
 SOUND_LIMITS = (1.0, 1.4)
 SPEAKER_GAP, SOUND_GAP = 0.4, 0.1
-SILENCE = 0.01  # share of the largest sample below which the ends of an utterance are cut off
+SILENCE = 0.01  # share of the largest sample below which the ends of an utterance are trimmed
 
 STRIPES = 20
 # Which stripes of a parameter's range belong to a split; the rest belong to training.
@@ -100,14 +99,15 @@ HELD_OUT_STRIPES = {"validation": (3, 13), "test": (6, 9, 16, 19)}
 
 
 class StripedGenerator(np.random.Generator):
-    """A generator whose single uniform numbers, hence the parameters of a sound, keep to the stripes of a split.
+    """
+    A generator whose single uniform numbers, and thus the parameters of a sound, fall into the stripes of a split.
 
-    A range is cut into 20 stripes of equal width: 14 are for training, 2 for validation, 4 for test. Arrays of uniform
-    numbers (the times of rain drops) and noise are drawn as ever.
+    A range is divided into 20 stripes of equal width: 14 for training, 2 for validation and 4 for test. Arrays of uniform
+    numbers (the times of rain drops) and noise are drawn as usual.
 
     Args:
-        seed: Of the generator.
-        split: "train", "validation" or "test".
+        seed (`int`): seed of the generator.
+        split (`str`): `"train"`, `"validation"` or `"test"`.
     """
 
     def __init__(self, seed: int, split: str) -> None:
@@ -124,7 +124,7 @@ class StripedGenerator(np.random.Generator):
 
 @dataclass(frozen=True)
 class Utterance:
-    """A sentence to be spoken, and the arguments of `EspeakSynthesizer.speak`."""
+    """A sentence and the arguments of `EspeakSynthesizer.speak`."""
 
     text: str
     settings: dict[str, Any]
@@ -132,7 +132,7 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Sound:
-    """A class of `SOUND_CLASSES`, and "loud" or "soft"."""
+    """A class of `SOUND_CLASSES` and its loudness, "loud" or "soft"."""
 
     name: str
     loudness: str
@@ -144,15 +144,16 @@ class Sound:
 
 @dataclass(frozen=True)
 class Clip:
-    """One example before it is made audible.
+    """
+    One example before its audio is rendered.
 
     Attributes:
-        path: Where its audio goes, relative to the data set's folder.
-        split: "train", "validation" or "test".
-        instruction, answer, task: As in the data set.
-        parts: What is heard, in order.
-        details: Further fields of its line in the data file.
-        seed: Of the generator for all that is drawn while the audio is made.
+        path (`str`): path of its audio relative to the data set's folder.
+        split (`str`): `"train"`, `"validation"` or `"test"`.
+        instruction, answer, task (`str`): as in the data file.
+        parts (`tuple[Utterance | Sound, ...]`): utterances or sounds, in order.
+        details (`dict`): further fields of its row in the data file.
+        seed (`int`): seed of everything that is drawn while the audio is rendered.
     """
 
     path: str
@@ -165,7 +166,7 @@ class Clip:
     seed: int
 
     def row(self) -> dict[str, Any]:
-        """Its line of the data file."""
+        """Its row in the data file."""
         return {
             "audio": self.path,
             "instruction": self.instruction,
@@ -185,7 +186,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Draft:
-    """What a task decides about a clip."""
+    """The properties of a clip that depend on its task."""
 
     answer: str
     parts: tuple[Utterance | Sound, ...]
@@ -197,16 +198,20 @@ Planner = Callable[[str, int, int, np.random.Generator], list[Draft]]
 
 
 def plan_clips(task: str, split: str, count: int, seed: int = 0) -> list[Clip]:
-    """Draw the clips of one task and split; classes, wordings and kinds of questions occur in equal numbers.
+    """
+    Draws the clips of one task and split, with classes, wordings and kinds of questions in equal numbers.
 
     Args:
-        task: One of `TASKS`.
-        split: "train", "validation" or "test".
-        count: Number of clips.
-        seed: The same seed gives the same clips, whatever the other tasks and splits.
+        task (`str`): one of `TASKS`.
+        split (`str`): `"train"`, `"validation"` or `"test"`.
+        count (`int`): number of clips.
+        seed (`int`, defaults to 0): seed; the clips do not depend on other tasks and splits.
+
+    Returns:
+        `list[Clip]`: the clips.
 
     Raises:
-        ValueError: If there is no such task or split, or the count is below 1 or the seed below 0.
+        ValueError: for an unknown task or split, a count below 1 or a seed below 0.
     """
     for name, value, known in (("task", task, TASKS), ("split", split, SPLITS)):
         if value not in known:
@@ -256,7 +261,7 @@ def _plan_er(split: str, count: int, seed: int, rng: np.random.Generator) -> lis
 def _plan_sv(split: str, count: int, seed: int, rng: np.random.Generator) -> list[Draft]:
     drawn = _draw_sentences("sv", split, 2 * count, seed, rng)
     drafts = []
-    # Two kinds of pairs of one speaker and two of different speakers, so that the answers are balanced.
+    # "same" is listed twice, so that Yes and No are equally frequent.
     for index, kind in enumerate(balanced(rng, ["same", "same", "same gender", "other gender"], count)):
         gender = str(rng.choice(GENDERS))
         first = second = str(rng.choice(VOICES[split][gender]))
@@ -273,7 +278,7 @@ def _plan_sv(split: str, count: int, seed: int, rng: np.random.Generator) -> lis
 
 def _plan_sqa(split: str, count: int, seed: int, rng: np.random.Generator) -> list[Draft]:
     drafts = []
-    kinds: dict[str, list[str]] = {}  # of each pattern, those still to be asked in this round
+    kinds: dict[str, list[str]] = {}  # for each pattern, the kinds that are left in this round
     for sentence in _draw_sentences("sqa", split, count, seed, rng):
         waiting = kinds.setdefault(sentence.pattern, [])
         if not waiting:
@@ -291,12 +296,12 @@ def _plan_acap(split: str, count: int, seed: int, rng: np.random.Generator) -> l
     drafts = []
     for number in balanced(rng, [1, 2], count):
         first = next(names)
-        chosen = [first]
+        kinds = [first]
         if number == 2:
             second = next(names)
-            # Two sounds of a kind would be heard as one.
-            chosen.append(second if second != first else str(rng.choice([n for n in CAPTIONS if n != first])))
-        parts = tuple(Sound(name, next(loudnesses)) for name in chosen)
+            # Two sounds of the same class could not be told apart.
+            kinds.append(second if second != first else str(rng.choice([n for n in CAPTIONS if n != first])))
+        parts = tuple(Sound(name, next(loudnesses)) for name in kinds)
         drafts.append(Draft(", then ".join(part.caption for part in parts), parts, {}))
     return drafts
 
@@ -312,7 +317,7 @@ PLANNERS: dict[str, Planner] = {
 
 
 def _draw_sentences(task: str, split: str, count: int, seed: int, rng: np.random.Generator) -> list[Sentence]:
-    """Sentences of the task's patterns in random order, none again before all of its pattern were drawn."""
+    """Sentences of the task's patterns in random order; a sentence is repeated only after all others of its pattern."""
     shares = PATTERN_SHARES[task]
     ends = np.round(np.cumsum(list(shares.values())) * count).astype(int)
     drawn: list[Sentence] = []
@@ -333,16 +338,24 @@ def _utterance(
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Making audible
+# Rendering
 # --------------------------------------------------------------------------------------------------------------------
 
 
 def render_clip(clip: Clip, synthesizer: EspeakSynthesizer) -> np.ndarray:
-    """Make a clip audible: float32 samples of shape [samples] at 16 kHz, 0.8 to 5.2 s.
+    """
+    Renders the audio of a clip.
+
+    Args:
+        clip ([`Clip`]): the clip.
+        synthesizer ([`EspeakSynthesizer`]): speech synthesizer.
+
+    Returns:
+        `np.ndarray` of shape `(num_samples,)`: float32 samples at 16 kHz, 0.8 to 5.2 s.
 
     Raises:
-        ImportError: If `soxr` is missing.
-        RuntimeError: If an utterance takes more than 2.4 s.
+        ImportError: if soxr is not installed.
+        RuntimeError: if an utterance is longer than 2.4 s.
     """
     rng = StripedGenerator(clip.seed, clip.split)
     rendered = [
@@ -363,14 +376,14 @@ def _render_utterance(utterance: Utterance, rng: np.random.Generator, synthesize
         raise ImportError('Resampling needs soxr: pip install "peft-listen[audio]"') from error
     spoken, sampling_rate = synthesizer.speak(utterance.text, **utterance.settings)
     spoken = soxr.resample(spoken, sampling_rate, SAMPLING_RATE)
-    heard = np.flatnonzero(np.abs(spoken) > SILENCE * np.abs(spoken).max())
-    spoken = spoken[heard[0] : heard[-1] + 1]
+    audible = np.flatnonzero(np.abs(spoken) > SILENCE * np.abs(spoken).max())
+    spoken = spoken[audible[0] : audible[-1] + 1]
     shortest, longest = (round(seconds * SAMPLING_RATE) for seconds in SPEECH_LIMITS)
     if spoken.size > longest:
         seconds = spoken.size / SAMPLING_RATE
         raise RuntimeError(
-            f"{utterance.text!r} takes {seconds:.1f} s with {utterance.settings}, more than {SPEECH_LIMITS[1]} s: say "
-            "less or faster."
+            f"{utterance.text!r} takes {seconds:.1f} s with {utterance.settings}, more than {SPEECH_LIMITS[1]} s. Shorten "
+            "the text or raise the rate."
         )
     before = min(round(rng.uniform(0.02, 0.12) * SAMPLING_RATE), longest - spoken.size)
     after = min(round(0.05 * SAMPLING_RATE), longest - spoken.size - before)
@@ -382,25 +395,25 @@ def _level(samples: np.ndarray, loudness: str, rng: np.random.Generator) -> np.n
 
 
 def make_data(folder: str | Path, sizes: Mapping[str, int] | None = None, seed: int = 0) -> Path:
-    """Write the benchmark's WAV files and `train.jsonl`, `validation.jsonl`, `test.jsonl`, or reuse them.
+    """
+    Writes the benchmark's WAV files and `train.jsonl`, `validation.jsonl` and `test.jsonl`, or reuses them.
 
     Each line is `{"audio": path relative to the folder, "instruction", "answer", "task", "sentences", "voices",
-    "sounds", ...}`; the first four are what `peft_listen.data.read_examples` reads. The tasks alternate. The folder
-    appears only when it is complete; a call that was interrupted is taken up by the next equal one; the same arguments
-    and library versions give the same bytes.
+    "sounds", ...}`, of which `peft_listen.data.read_examples` reads the first four. The tasks alternate. See
+    [`write_dataset`] for interrupted calls and existing folders. The same arguments and library versions give the same bytes.
 
     Args:
-        folder: Folder of the data set.
-        sizes: Clips of each of the six tasks by split; `SIZES` when None. `SMOKE_SIZES` is a few of each.
-        seed: Of all random choices.
+        folder (`str` or `Path`): folder of the data set.
+        sizes (`Mapping[str, int]`, *optional*): clips per task, by split; `SIZES` if not given. `SMOKE_SIZES` is for tests.
+        seed (`int`, defaults to 0): seed of the data set.
 
     Returns:
-        The folder.
+        `Path`: the folder.
 
     Raises:
-        FileExistsError: If the folder exists but was not made by this function.
-        ImportError: If `espeakng-loader`, `soundfile` or `soxr` is missing.
-        ValueError: If a split is missing or unknown, a count is below 1 or the seed below 0.
+        FileExistsError: if the folder exists and was not written by this function.
+        ImportError: if espeakng-loader, soundfile or soxr is not installed.
+        ValueError: if a split is missing or unknown, a count is below 1, or the seed is below 0.
     """
     sizes = SIZES if sizes is None else sizes
     if set(sizes) != set(SPLITS):
@@ -417,12 +430,12 @@ def make_data(folder: str | Path, sizes: Mapping[str, int] | None = None, seed: 
 
 
 def _make_renderer() -> Callable[[Clip], np.ndarray]:
-    synthesizer = EspeakSynthesizer()  # what it speaks depends on what it spoke before
+    synthesizer = EspeakSynthesizer()  # a new one for each part, because its samples depend on earlier calls
     return lambda clip: render_clip(clip, synthesizer)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the data of the benchmark: six tasks of short WAV files.")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="folder of the data set")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="a few clips of each task only")

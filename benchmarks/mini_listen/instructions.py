@@ -1,4 +1,4 @@
-"""Wordings of the instructions; those of training, validation and test are different.
+"""Wordings of the instructions. They differ between training, validation and test.
 
 The instructions of "sqa" are the questions themselves: see `questions.WORDINGS`.
 """
@@ -67,7 +67,16 @@ INSTRUCTIONS: dict[str, dict[str, list[str]]] = {
 
 
 def reworded(examples: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
-    """Examples with the instructions of another split, in turn; those of "sqa" are left out."""
+    """
+    Replaces the instructions of examples by those of another split, which are used in turn.
+
+    Args:
+        examples (`Iterable[dict]`): examples of any tasks.
+        split (`str`): split whose wordings are used.
+
+    Returns:
+        `list[dict]`: the changed examples, without those of "sqa", whose instructions are questions about the clip.
+    """
     turns = dict.fromkeys(INSTRUCTIONS, 0)
     rows = []
     for example in examples:

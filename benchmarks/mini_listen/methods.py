@@ -1,7 +1,7 @@
-"""The methods that are compared: each puts its adapter on the base model, and says how it is trained.
+"""The compared methods: each adds its adapter to the base model and specifies how it is trained.
 
 With embeddings of size 576, a pool of 400 keys and values has as many parameters as LoRA of rank 8 on `q_proj` and
-`v_proj` of SmolLM2-135M: 460 800. The projector is trained by every method and not counted.
+`v_proj` of SmolLM2-135M: 460 800. Every method also trains the projector, which is not counted.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from peft_listen.training import ListenCallback, chat_template_token_ids
 
 
 PROJECTOR = "multi_modal_projector"
-# Whisper has projections of these names too.
+# Whisper has projections of the same names.
 LANGUAGE_MODEL_PROJECTIONS = r".*language_model\..*\.(q_proj|v_proj)"
 
 
 @dataclass
 class Adapted:
     """
-    A model that is ready to be trained.
+    A model that is ready for training.
 
     Args:
         model (`torch.nn.Module`): the base model with its adapter.
-        callbacks (`list[TrainerCallback]`): what the trainer needs for it.
-        value_rate (`float`): learning rate of the chosen values, relative to that of soft prompts.
+        callbacks (`list[TrainerCallback]`, defaults to `[]`): callbacks of its trainer.
+        value_rate (`float`, defaults to 1.0): learning rate of the pool's values, relative to that of soft prompts.
     """
 
     model: torch.nn.Module
@@ -39,7 +39,7 @@ class Adapted:
     value_rate: float = 1.0
 
     def num_adapter_parameters(self) -> int:
-        """Trainable parameters outside the projector."""
+        """Number of trainable parameters outside the projector."""
         return sum(
             parameter.numel()
             for name, parameter in self.model.named_parameters()
@@ -52,7 +52,7 @@ METHODS: dict[str, Method] = {}
 
 
 def register_method(name: str) -> Callable[[Method], Method]:
-    """Decorator that makes a function `(base, processor, seed, **options) -> Adapted` the method `name`."""
+    """Decorator that registers a function `(base, processor, seed, **options) -> Adapted` as the method `name`."""
 
     def register(function: Method) -> Method:
         METHODS[name] = function
@@ -61,9 +61,9 @@ def register_method(name: str) -> Callable[[Method], Method]:
     return register
 
 
-@register_method("connector")
-def connector(base: AudioListenForCausalLM, processor: AudioListenProcessor, seed: int) -> Adapted:
-    """The projector alone."""
+@register_method("projector")
+def projector(base: AudioListenForCausalLM, processor: AudioListenProcessor, seed: int) -> Adapted:
+    """No adapter: the projector alone is trained."""
     return Adapted(base)
 
 
@@ -88,8 +88,14 @@ def soft_prompt(
     """
     One soft prompt for all inputs, as in prompt tuning (Lester et al., arXiv 2104.08691).
 
-    It stands where the pool's prompts stand: PEFT's own `PromptTuningConfig` prepends before the padding. The pool of
-    one prompt that comes with it is the least there can be.
+    It is inserted at the position of the pool's prompts, whereas PEFT's own `PromptTuningConfig` prepends before the padding.
+    It is made of shared prompts and a pool of the smallest possible size, one prompt.
+
+    Args:
+        base ([`AudioListenForCausalLM`]): the base model.
+        processor ([`AudioListenProcessor`]): its processor.
+        seed (`int`): seed of the initialization.
+        prompt_length (`int`, defaults to 40): number of prompts.
     """
     config = ListenConfig(
         pool_size=1,
@@ -111,22 +117,29 @@ def listen(
     seed: int,
     init_keys_at_steps: list[int] | None = None,
     ignore_template: bool = False,
+    paper_form: bool = False,
     lora_rank: int | None = None,
     value_rate: float = 1.0,
     **config: Any,
 ) -> Adapted:
     """
-    Dynamic prompt selection, with options of [`ListenConfig`].
+    Dynamic prompt selection.
 
     Args:
-        init_keys_at_steps: steps before which the keys are started from real queries.
-        ignore_template: leave the tokens of the chat template out of the query.
-        lora_rank: put LoRA of this rank beside the pool.
-        value_rate: learning rate of the values, relative to that of soft prompts.
+        base ([`AudioListenForCausalLM`]): the base model.
+        processor ([`AudioListenProcessor`]): its processor.
+        seed (`int`): seed of the initialization and of the prompt lengths.
+        init_keys_at_steps (`list[int]`, *optional*): optimizer steps before which the keys are initialized from queries.
+        ignore_template (`bool`, defaults to `False`): exclude the tokens of the chat template from the query.
+        paper_form (`bool`, defaults to `False`): use the paper's form, [`ListenConfig.paper`].
+        lora_rank (`int`, *optional*): rank of a LoRA adapter beside the pool.
+        value_rate (`float`, defaults to 1.0): learning rate of the values, relative to that of soft prompts.
+        config: options of [`ListenConfig`].
     """
     if ignore_template:
         config["query_ignored_token_ids"] = chat_template_token_ids(processor)
-    listen_config = ListenConfig(**config, modules_to_save=[PROJECTOR], task_type="CAUSAL_LM", seed=seed)
+    make_config = ListenConfig.paper if paper_form else ListenConfig
+    listen_config = make_config(**config, modules_to_save=[PROJECTOR], task_type="CAUSAL_LM", seed=seed)
     model = get_peft_model(base, listen_config)
     if lora_rank is not None:
         lora_config = LoraConfig(

@@ -1,11 +1,11 @@
-"""Questions about the sentences of the grammar, with answers of one or two words that occur in the sentence."""
+"""Questions about the sentences of the grammar. Their answers are one or two words of the sentence."""
 
 from collections.abc import Callable
 
 from .sentences import PEOPLE, Sentence
 
 
-# For each kind of question its wordings, those of training, validation and test being different.
+# The wordings of each kind of question; they differ between training, validation and test.
 WORDINGS: dict[str, dict[str, list[str]]] = {
     "who": {
         "train": ["Who {action}?", "Tell me who {action}."],
@@ -49,7 +49,7 @@ WORDINGS: dict[str, dict[str, list[str]]] = {
     },
 }
 
-# What can be asked about a sentence of each pattern.
+# The kinds of questions that fit the sentences of each pattern.
 KINDS: dict[str, list[str]] = {
     "counted": ["who", "what", "how many"],
     "coloured": ["who", "what", "colour"],
@@ -71,15 +71,19 @@ ANSWERS: dict[str, Callable[[Sentence], str]] = {
 
 
 def ask(sentence: Sentence, kind: str, wording: str) -> tuple[str, str]:
-    """A question about a sentence, and its answer.
+    """
+    A question about a sentence, and its answer.
 
     Args:
-        sentence: What the question is about.
-        kind: One of `KINDS[sentence.pattern]`.
-        wording: One of `WORDINGS[kind]`, of any split.
+        sentence ([`Sentence`]): sentence that the question is about.
+        kind (`str`): one of `KINDS[sentence.pattern]`.
+        wording (`str`): one of `WORDINGS[kind]`, of any split.
+
+    Returns:
+        `tuple[str, str]`: question and answer.
 
     Raises:
-        ValueError: If that kind of question does not fit the sentence.
+        ValueError: if this kind of question does not fit the sentence.
     """
     if kind not in KINDS[sentence.pattern]:
         raise ValueError(

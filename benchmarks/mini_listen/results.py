@@ -1,44 +1,37 @@
-"""Tables and plots of the stored runs; needs neither models nor data.
+"""Makes tables and plots from the stored runs, without models or data.
 
     python -m benchmarks.mini_listen.results [--results FOLDER] [--write benchmarks/RESULTS.md] [--plots FOLDER]
 
-With `--write`, the tables replace what stands between the markers of that file. `peft-listen report
-FOLDER/selections.safetensors` makes the page on the selections of one run.
+`--write` replaces the text between the markers of a Markdown file. `peft-listen report RUN.safetensors` makes the report on
+the selections of one run.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from peft_listen.files import atomic_path
 
 from .experiments import GROUPS, Experiment
 from .run import add_settings, settings_of
 from .settings import TASKS, RunSettings
+from .storage import Run, read_results
 
 
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
-Run = dict[str, Any]
 
-
-def stored_run(settings: RunSettings, results_dir: Path) -> Run | None:
-    """What a run has left, or `None` if it has not been run."""
-    path = results_dir / settings.name / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def load_runs(experiment: Experiment, results_dir: Path) -> list[Run]:
-    """The stored results of an experiment's runs; those that have not been run are left out."""
-    runs = (stored_run(settings, results_dir) for settings in experiment.runs())
-    return [run for run in runs if run is not None]
+def load_runs(experiment: Experiment, stored: Mapping[str, Run]) -> list[Run]:
+    """The stored runs of an experiment."""
+    return [stored[settings.name] for settings in experiment.runs() if settings.name in stored]
 
 
 def spread(values: Iterable[float]) -> str:
-    """Mean and, of several values, their standard deviation, times 100."""
+    """Mean of some values times 100, with the standard deviation if there are several."""
     values = [100 * value for value in values]
     mean = statistics.fmean(values)
     return f"{mean:.1f}" if len(values) < 2 else f"{mean:.1f} ± {statistics.stdev(values):.1f}"
@@ -50,7 +43,7 @@ def task_means(runs: list[Run]) -> dict[str, float]:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table in Markdown."""
+    """Renders a Markdown table."""
     lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
 
@@ -61,15 +54,25 @@ HEADER = (
 )
 
 
-def group_table(group: str, experiments: list[Experiment], results_dir: Path) -> str:
-    """One table: a line an experiment, a column a task. A group of which nothing has been run yet is one line."""
+def group_table(group: str, experiments: list[Experiment], stored: Mapping[str, Run]) -> str:
+    """
+    The table of one group of experiments: one row per experiment, one column per task.
+
+    Args:
+        group (`str`): name of the group.
+        experiments (`list[Experiment]`): its experiments.
+        stored (`Mapping[str, dict]`): the stored runs by name.
+
+    Returns:
+        `str`: title and table in Markdown, or a single line if none of the group's runs is stored.
+    """
     title = f"**{group}**: {(GROUPS[group].__doc__ or '').strip().splitlines()[0]}"
-    stored = [(experiment, load_runs(experiment, results_dir)) for experiment in experiments]
-    if not any(runs for _, runs in stored):
+    lines = [(experiment, load_runs(experiment, stored)) for experiment in experiments]
+    if not any(runs for _, runs in lines):
         return f"{title} *Not run yet: {'; '.join(experiment.label for experiment in experiments)}.*"
     rows = [
         _cells(experiment, runs) if runs else [experiment.label, "not run", *[""] * (len(HEADER) - 2)]
-        for experiment, runs in stored
+        for experiment, runs in lines
     ]
     return f"{title}\n\n{markdown_table(HEADER, rows)}"
 
@@ -93,21 +96,21 @@ def _cells(experiment: Experiment, runs: list[Run]) -> list[str]:
 
 
 def mean_loss(runs: list[Run], split: str) -> float:
-    """Loss on examples of a split, mean over tasks and runs."""
+    """Loss on the examples of a split, averaged over tasks and runs."""
     return statistics.fmean(statistics.fmean(run[f"{split}_loss"].values()) for run in runs)
 
 
 def mean_of(rows: list[dict[str, Any]], name: str) -> float:
-    """Mean of one number of several rows."""
+    """Mean of one field over several rows."""
     return statistics.fmean(row[name] for row in rows)
 
 
-def sweep_table(experiments: list[Experiment], results_dir: Path) -> str:
-    """Mean loss of the right answers to the validation clips at each prompt length."""
+def sweep_table(experiments: list[Experiment], stored: Mapping[str, Run]) -> str:
+    """Table of the mean validation loss at each prompt length; empty if no run was evaluated at several lengths."""
     header: list[str] = []
     rows = []
     for experiment in experiments:
-        for run in load_runs(experiment, results_dir):
+        for run in load_runs(experiment, stored):
             if losses := run.get("losses_by_prompt_length"):
                 header = header or ["validation loss at k =", *losses]
                 means = (f"{statistics.fmean(by_task.values()):.3f}" for by_task in losses.values())
@@ -115,137 +118,130 @@ def sweep_table(experiments: list[Experiment], results_dir: Path) -> str:
     return markdown_table(header, rows) if rows else ""
 
 
-def wordings_table(experiments: Iterable[Experiment], results_dir: Path) -> str:
-    """Mean loss on the validation clips with their own wordings, which no training clip has, and with those of training;
-    of all runs that know both, each once."""
+def wordings_table(experiments: Iterable[Experiment], stored: Mapping[str, Run]) -> str:
+    """
+    Table of the mean validation loss with unseen wordings of the instructions and with those of the training split.
+
+    Args:
+        experiments (`Iterable[Experiment]`): experiments of any groups; a run that several of them share is listed once.
+        stored (`Mapping[str, dict]`): the stored runs by name.
+
+    Returns:
+        `str`: the table in Markdown, or an empty string if no stored run has both losses.
+    """
     planned: dict[str, tuple[str, RunSettings]] = {}
     for experiment in experiments:
         for settings in experiment.runs():
             planned.setdefault(settings.name, (experiment.label, settings))
     rows = []
     for label, settings in planned.values():
-        run = stored_run(settings, results_dir) or {}
+        run = stored.get(settings.name, {})
         if known := run.get("validation_loss_training_wordings"):
             new = {task: run["validation_loss"][task] for task in known}
             means = (f"{statistics.fmean(losses.values()):.3f}" for losses in (new, known))
             rows.append([label, f"{settings.learning_rate:g}", str(settings.seed), *means])
-    header = ("validation loss without sqa", "learning rate", "seed", "new wordings", "wordings of training")
+    header = ("validation loss without sqa", "learning rate", "seed", "unseen wordings", "training wordings")
     return markdown_table(header, rows) if rows else ""
 
 
 def tasks_won(runs: list[Run], reference: list[Run]) -> list[str]:
-    """The tasks on which runs are, in the mean over the seeds, at or above others."""
+    """The tasks on which the mean score of some runs is at or above that of the reference runs."""
     ours, theirs = task_means(runs), task_means(reference)
     return [task for task in TASKS if ours[task] >= theirs[task]]
 
 
 def on_common_seeds(*groups: list[Run]) -> list[list[Run]]:
-    """Of several lists of runs, those whose seeds are in all of them: a seed is luck that all methods share."""
+    """Restricts several lists of runs to the seeds that all of them contain, so that means are over the same seeds."""
     seeds = set.intersection(*({run["settings"]["seed"] for run in runs} for runs in groups))
     return [[run for run in runs if run["settings"]["seed"] in seeds] for runs in groups]
 
 
-def by_role(experiments: Iterable[Experiment]) -> dict[str, Experiment]:
-    """The experiments of a group that compares methods, by their role; empty for another group."""
-    return {experiment.role: experiment for experiment in experiments if experiment.role is not None}
+def reference_of(experiments: Iterable[Experiment]) -> Experiment | None:
+    """The experiment of a group that the others are compared with, or `None` if the group compares no methods."""
+    return next((experiment for experiment in experiments if experiment.is_reference), None)
 
 
-def wins(experiments: list[Experiment], results_dir: Path) -> list[str]:
-    """For each experiment, on how many tasks it is at or above the reference (LoRA)."""
-    reference = by_role(experiments)["reference"]
-    reference_runs = load_runs(reference, results_dir)
+def wins(experiments: list[Experiment], reference: Experiment, stored: Mapping[str, Run]) -> list[str]:
+    """
+    Counts for each experiment the tasks on which it is at or above the reference.
+
+    Args:
+        experiments (`list[Experiment]`): experiments of one group.
+        reference ([`Experiment`]): the one to compare the others with.
+        stored (`Mapping[str, dict]`): the stored runs by name.
+
+    Returns:
+        `list[str]`: a Markdown list item for each experiment with stored runs.
+    """
+    reference_runs = load_runs(reference, stored)
     lines = []
     for experiment in experiments:
         if experiment is reference:
             continue
-        runs, theirs = on_common_seeds(load_runs(experiment, results_dir), reference_runs)
+        runs, theirs = on_common_seeds(load_runs(experiment, stored), reference_runs)
         if runs:
             won = tasks_won(runs, theirs)
             names = f" ({', '.join(won)})" if won else ""
-            seeds = "one seed" if len(runs) == 1 else f"{len(runs)} seeds"
+            seeds = "one common seed" if len(runs) == 1 else f"{len(runs)} common seeds"
             lines.append(
                 f"- {experiment.label}: at or above {reference.label} on {len(won)} of {len(TASKS)} tasks{names}, "
-                f"by {seeds} that both have."
+                f"over {seeds}."
             )
     return lines
 
 
-def goals(experiments: list[Experiment], results_dir: Path) -> str:
-    """What our form is held to, what was measured, and whether that is enough; of a group that compares methods."""
-    roles = by_role(experiments)
-    ours, lora, soft_prompt = (load_runs(roles[role], results_dir) for role in ("ours", "reference", "baseline"))
-    if not ours:
-        return ""
-    selections = [run["selections"] for run in ours if "selections" in run]
-    overlap, silhouette = mean_of(selections, "mean_overlap"), mean_of(selections, "silhouette")
-    live = mean_of(selections, "live_prompts") / selections[0]["pool_size"]
-    rows = [
-        ("overlap of the tasks' top 10 at most 0.5", f"{overlap:.2f}", overlap <= 0.5),
-        ("silhouette of the queries at least 0.3", f"{silhouette:.2f}", silhouette >= 0.3),
-        ("at least 80 % of the pool in use", f"{live:.0%}", live >= 0.8),
-    ]
-    if all(paired := on_common_seeds(ours, soft_prompt)):
-        means = [[100 * statistics.fmean(task_means([run]).values()) for run in runs] for runs in paired]
-        gain = statistics.fmean(means[0]) - statistics.fmean(means[1])
-        enough = all(len(values) > 1 for values in means) and gain > sum(map(statistics.stdev, means))
-        rows.append(("better than the soft prompt beyond the seeds' spread", f"{gain:+.1f} in the mean", enough))
-    if all(paired := on_common_seeds(ours, lora)):
-        won = len(tasks_won(*paired))
-        rows.append((f"at or above LoRA on 5 of {len(TASKS)} tasks", f"{won}", won >= 5))
-    header = (f"goal of {roles['ours'].label}", "measured", "reached")
-    return markdown_table(header, ((goal, value, "yes" if reached else "no") for goal, value, reached in rows))
-
-
-def stored_test_sizes(results_dir: Path) -> str:
-    """How many test examples the stored runs were evaluated on."""
-    sizes = {json.loads(path.read_text(encoding="utf-8"))["test_size"] for path in results_dir.glob("*/run.json")}
+def stored_test_sizes(stored: Mapping[str, Run]) -> str:
+    """Number of test examples on which the stored runs were evaluated."""
+    sizes = {run["test_size"] for run in stored.values()}
     return " or ".join(map(str, sorted(sizes))) or "no"
 
 
 def report(arguments: argparse.Namespace) -> str:
-    """All tables in Markdown."""
-    base = settings_of(arguments)
+    """Renders all tables in Markdown."""
+    base, stored = settings_of(arguments), read_results(arguments.results)
     parts = [
         f"{base.steps} steps of {base.batch_size} clips; learning rate {base.learning_rate:g}, of soft prompts and "
-        f"values {base.value_learning_rate:g}; {stored_test_sizes(arguments.results)} test examples. Scores times 100, "
-        "mean ± standard deviation over the seeds: word accuracy (asr), chrF (en2zh), right answers (er, sv, sqa), "
-        "ROUGE-L (acap). Loss: mean over the tasks, of a token of the right answer, on clips that were trained on and on "
-        "as many validation clips. Overlap: share of the ten most chosen prompts that two tasks have in common, mean "
-        "over pairs, times 100. Minutes: of training."
+        f"values {base.value_learning_rate:g}; {stored_test_sizes(stored)} test examples. Scores times 100, "
+        "mean ± standard deviation over the seeds: word accuracy (asr), chrF (en2zh), accuracy (er, sv, sqa), "
+        "ROUGE-L (acap). Loss: per token of the reference answer, mean over the tasks, on clips of the training split and on "
+        "as many validation clips. Overlap: share of the ten most selected prompts that two tasks have in common, mean "
+        "over pairs of tasks, times 100. Minutes: training time."
     ]
     groups = {group: list(GROUPS[group](base)) for group in arguments.groups}
     for group, experiments in groups.items():
-        parts.append(group_table(group, experiments, arguments.results))
-        if by_role(experiments):
-            parts.append("\n".join(wins(experiments, arguments.results)))
-            parts.append(goals(experiments, arguments.results))
+        parts.append(group_table(group, experiments, stored))
+        if reference := reference_of(experiments):
+            parts.append("\n".join(wins(experiments, reference, stored)))
         if all(experiment.settings.prompt_lengths for experiment in experiments):
-            parts.append(sweep_table(experiments, arguments.results))
+            parts.append(sweep_table(experiments, stored))
     whole = (e for experiments in groups.values() for e in experiments if e.settings.steps == base.steps)
-    if table := wordings_table(whole, arguments.results):
-        parts.append(f"**All runs of {base.steps} steps**: what new wordings of the instructions cost.\n\n{table}")
+    if table := wordings_table(whole, stored):
+        parts.append(
+            f"**All runs of {base.steps} steps**: validation loss with unseen wordings of the instructions.\n\n{table}"
+        )
     return "\n\n".join(part for part in parts if part)
 
 
 def plot(arguments: argparse.Namespace, folder: Path) -> list[Path]:
-    """Training loss and scores by task of the groups that compare methods, as SVG files."""
+    """Draws training loss and scores per task of the groups that compare methods, as SVG files; returns their paths."""
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "mini_listen"  # the same runs give the same files
+    matplotlib.rcParams["svg.hashsalt"] = "mini_listen"  # makes the files reproducible
     import matplotlib.pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
+    stored = read_results(arguments.results)
     paths = []
     for group in GROUPS:
         experiments = list(GROUPS[group](settings_of(arguments)))
-        if not by_role(experiments):
+        if reference_of(experiments) is None:
             continue
-        stored = [(e.label, runs) for e in experiments if (runs := load_runs(e, arguments.results))]
+        lines = [(e.label, runs) for e in experiments if (runs := load_runs(e, stored))]
         for name, draw in (("training_loss", _draw_losses), ("scores", _draw_scores)):
-            if stored:
+            if lines:
                 figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
-                draw(axes, stored, arguments.results)
+                draw(axes, lines)
                 axes.spines[["top", "right"]].set_visible(False)
                 axes.legend(frameon=False, ncols=2)
                 paths.append(folder / f"{group}_{name}.svg")
@@ -254,22 +250,20 @@ def plot(arguments: argparse.Namespace, folder: Path) -> list[Path]:
     return paths
 
 
-def _draw_losses(axes: Any, stored: list[tuple[str, list[Run]]], results_dir: Path) -> None:
-    for label, runs in stored:
-        folder = results_dir / RunSettings(**runs[0]["settings"]).name
-        log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-        points = [(row["step"], row["loss"]) for row in log if "loss" in row]
+def _draw_losses(axes: Any, lines: list[tuple[str, list[Run]]]) -> None:
+    for label, runs in lines:
+        points = [(row["step"], row["loss"]) for row in runs[0]["log"] if "loss" in row]
         axes.plot(*zip(*points, strict=True), label=label)
     axes.set(xlabel="optimizer step", ylabel="training loss, seed 0 (with the key loss)", yscale="log")
     axes.set_yticks([1, 2, 3, 4, 5, 6], list("123456"))
     axes.minorticks_off()
 
 
-def _draw_scores(axes: Any, stored: list[tuple[str, list[Run]]], results_dir: Path) -> None:
-    width = 0.8 / len(stored)
-    for number, (label, runs) in enumerate(stored):
+def _draw_scores(axes: Any, lines: list[tuple[str, list[Run]]]) -> None:
+    width = 0.8 / len(lines)
+    for number, (label, runs) in enumerate(lines):
         means = task_means(runs)
-        places = [index + (number - (len(stored) - 1) / 2) * width for index in range(len(TASKS))]
+        places = [index + (number - (len(lines) - 1) / 2) * width for index in range(len(TASKS))]
         heights = [100 * means[task] for task in TASKS]
         spreads = [100 * statistics.pstdev(run["test"][task]["score"] for run in runs) for task in TASKS]
         axes.bar(places, heights, width, yerr=spreads, error_kw={"lw": 1}, label=f"{label} ({len(runs)})")
@@ -278,15 +272,19 @@ def _draw_scores(axes: Any, stored: list[tuple[str, list[Run]]], results_dir: Pa
 
 
 def write_between_markers(path: Path, content: str) -> None:
-    """Replaces what stands between the markers of a Markdown file."""
+    """
+    Replaces the text between the markers of a Markdown file.
+
+    Raises:
+        ValueError: if the file lacks one of the markers.
+    """
     text = path.read_text(encoding="utf-8")
     before, marker, rest = text.partition(BEGIN)
     _, end_marker, after = rest.partition(END)
     if not marker or not end_marker:
-        raise ValueError(f"{path} has no place for the tables: expected the lines {BEGIN} and {END}.")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(f"{before}{BEGIN}\n\n{content}\n\n{END}{after}", encoding="utf-8")
-    temporary.replace(path)
+        raise ValueError(f"{path} has no place for the tables. Add the lines {BEGIN} and {END}.")
+    with atomic_path(path) as temporary:
+        temporary.write_text(f"{before}{BEGIN}\n\n{content}\n\n{END}{after}", encoding="utf-8")
 
 
 def main() -> None:

@@ -1,18 +1,16 @@
-"""Runs the benchmark: data, base model and features once, then every run that has no result yet.
+"""Runs the benchmark: prepares data, base model and features once, then performs every run that has no stored result.
 
     python -m benchmarks.mini_listen.run [--groups methods remedies ...] [--steps 600] [--seeds 0 1 2]
 
-A run that is interrupted goes on from its last checkpoint when the same command is given again; a run that has a result
-is never run again. The command may be given several times at once: each process takes runs that no other is at. On few
-cores, two processes with `--threads 1` are faster than one with two threads. `python -m benchmarks.mini_listen.results`
-makes the tables of what is there.
+When the same command is repeated, an interrupted run continues from its last checkpoint and a stored run is skipped. The
+command may be started several times in parallel: each process takes runs that no other process is working on. With few
+cores, two processes with `--threads 1` are faster than one process with two threads.
+`python -m benchmarks.mini_listen.results` makes the tables from the stored results.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import platform
 import shutil
 import time
@@ -29,6 +27,7 @@ from filelock import FileLock, Timeout
 import peft_listen
 from peft_listen import AudioListenForCausalLM, AudioListenProcessor
 from peft_listen.analysis import SelectionRecords, summarize
+from peft_listen.metrics import get_metric
 from peft_listen.training import AudioListenCollator, FeatureCache
 
 from .evaluation import Evaluator, score
@@ -36,23 +35,21 @@ from .experiments import GROUPS, Experiment
 from .instructions import reworded
 from .methods import METHODS, Adapted
 from .settings import TASKS, RunSettings
+from .storage import RESULTS, Run, answers_by_task, read_results, result_file_name, write_result
 from .training import build_features, first_of_each_task, read_split, train
-
-
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass
 class Material:
     """
-    What all runs share.
+    Data and models that all runs share.
 
     Args:
         base_dir (`Path`): folder of the base model.
         data_dir (`Path`): folder of the data set.
-        processor ([`AudioListenProcessor`])
-        features ([`FeatureCache`]): of all clips.
-        train, validation, test (`list[dict]`): the examples that runs are evaluated on.
+        processor ([`AudioListenProcessor`]): processor of the base model.
+        features ([`FeatureCache`]): encoder outputs of all clips.
+        train, validation, test (`list[dict]`): examples that every run is evaluated on.
     """
 
     base_dir: Path
@@ -64,16 +61,25 @@ class Material:
     test: list[dict[str, Any]]
 
 
-def run(settings: RunSettings, material: Material, work_dir: Path, results_dir: Path) -> Path:
+def run(settings: RunSettings, material: Material, work_dir: Path, results_dir: Path, file_name: str) -> Run:
     """
-    One run, from its last checkpoint if there is one. What it leaves is written at its end, as a whole.
+    Trains and evaluates one run, starting from its last checkpoint if there is one, and stores its result.
+
+    The result file appears only when the run has finished. A run that is stored already is not repeated.
+
+    Args:
+        settings ([`RunSettings`]): settings of the run.
+        material ([`Material`]): data and models that all runs share.
+        work_dir (`Path`): folder for checkpoints.
+        results_dir (`Path`): folder of the result files.
+        file_name (`str`): name of the result file.
 
     Returns:
-        Folder of the result: `run.json`, `log.jsonl`, `predictions.jsonl` and, of a pool, `selections.safetensors`.
+        `dict`: content of the result file.
     """
-    result_dir = results_dir / settings.name
-    if result_dir.is_dir():
-        return result_dir
+    stored = read_results(results_dir)
+    if settings.name in stored:
+        return stored[settings.name]
     start = time.perf_counter()
     torch.manual_seed(settings.seed)
     base = AudioListenForCausalLM.from_pretrained(material.base_dir)
@@ -87,6 +93,7 @@ def run(settings: RunSettings, material: Material, work_dir: Path, results_dir: 
     evaluator = Evaluator(adapted.model, material.processor, collator)
     answers, records = evaluator.answers(material.test)
     result = {
+        "settings_hash": settings.hash,
         "settings": settings.as_json(),
         "adapter_parameters": adapted.num_adapter_parameters(),
         "training_seconds": round(training_seconds),
@@ -110,31 +117,22 @@ def run(settings: RunSettings, material: Material, work_dir: Path, results_dir: 
     if settings.method == "listen":
         tasks, instructions = ([example[name] for example in material.test] for name in ("task", "instruction"))
         selections = SelectionRecords.from_records(records, adapted.model, tasks, instructions)
-        # Not the folder on this machine, which says nothing to others.
+        # A description in place of a folder on this machine.
         config = {
             **selections.config,
             "base_model_name_or_path": "SmolLM2-135M-Instruct, Whisper tiny.en, small BEATs",
         }
         selections = replace(selections, config=config)
         result["selections"] = summarize(selections).to_dict()
-        result["losses_by_prompt_length"] = _sweep(adapted, evaluator, settings, material.validation)
-    selected = [row.tolist() for record in records for row in record.indices] or [None] * len(answers)
-    predictions = [
-        {
-            **{name: example[name] for name in ("task", "instruction", "answer")},
-            "generated": answer,
-            "selected": chosen,
-        }
-        for example, answer, chosen in zip(material.test, answers, selected, strict=True)
-    ]
-    _write_result(result_dir, result, log, predictions, selections)
+        result["losses_by_prompt_length"] = _losses_by_prompt_length(adapted, evaluator, settings, material.validation)
+    result["log"] = log
+    result["answers"] = answers_by_task(material.test, answers)
+    write_result(results_dir, file_name, result, selections)
     shutil.rmtree(checkpoints, ignore_errors=True)
-    return result_dir
+    return result
 
 
 def _equal_error_rate(evaluator: Evaluator, examples: list[dict[str, Any]]) -> float | None:
-    from peft_listen.metrics import get_metric
-
     truths = [int(example["answer"].strip(".").lower() == "yes") for example in examples]
     if len(set(truths)) < 2:
         return None
@@ -142,10 +140,10 @@ def _equal_error_rate(evaluator: Evaluator, examples: list[dict[str, Any]]) -> f
     return get_metric("eer").compute(predictions=scores, references=truths)["eer"]
 
 
-def _sweep(
+def _losses_by_prompt_length(
     adapted: Adapted, evaluator: Evaluator, settings: RunSettings, examples: list[dict[str, Any]]
 ) -> dict[str, dict[str, float]]:
-    """Loss of the right answers at each prompt length, task by task."""
+    """Loss of the reference answers per prompt length and task."""
     losses = {}
     for k in settings.prompt_lengths:
         if k <= settings.options["pool_size"]:
@@ -154,49 +152,77 @@ def _sweep(
     return losses
 
 
-def _write_result(
-    folder: Path,
-    result: dict[str, Any],
-    log: list[Any],
-    predictions: list[dict[str, Any]],
-    selections: SelectionRecords | None,
-) -> None:
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    (temporary / "run.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    for name, rows in (("log.jsonl", log), ("predictions.jsonl", predictions)):
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-        (temporary / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    if selections is not None:
-        selections.save(temporary / "selections.safetensors")
-    temporary.rename(folder)
-
-
 def prepare(folder: Path, base_dir: Path, data_dir: Path, per_task: dict[str, int]) -> Material:
-    """The processor, the features of the clips that are used, and the examples to evaluate on; `per_task` says how many
-    examples of each task there are of each split."""
+    """
+    Loads the processor, computes the encoder outputs of all clips, and reads the examples to evaluate on.
+
+    Args:
+        folder (`Path`): receives the folder `features`.
+        base_dir (`Path`): folder of the base model.
+        data_dir (`Path`): folder of the data set.
+        per_task (`dict[str, int]`): number of examples per task, by split.
+
+    Returns:
+        [`Material`]: what all runs share.
+    """
     processor = AudioListenProcessor.from_pretrained(base_dir)
     model = AudioListenForCausalLM.from_pretrained(base_dir)
     splits = {split: read_split(data_dir, split, TASKS, count) for split, count in per_task.items()}
     features = build_features(
         model, processor, [*splits["train"], *splits["validation"], *splits["test"]], folder / "features"
     )
-    # As many as are validated on: what a method has learned of clips that it was trained on.
+    # The training loss is measured on as many clips as the validation loss.
     train_examples = first_of_each_task(splits["train"], TASKS, per_task["validation"])
     return Material(base_dir, data_dir, processor, features, train_examples, splits["validation"], splits["test"])
 
 
-def chosen_experiments(groups: list[str], base: RunSettings, seeds: list[int] | None) -> Iterator[Experiment]:
-    """The experiments of some groups, with only those of their seeds that are asked for."""
+@dataclass(frozen=True)
+class PlannedRun:
+    """
+    A run of an experiment.
+
+    Args:
+        settings ([`RunSettings`]): its settings.
+        label (`str`): label of its experiment.
+        file_name (`str`): name of its result file.
+    """
+
+    settings: RunSettings
+    label: str
+    file_name: str
+
+
+def select_experiments(group: str, base: RunSettings, seeds: list[int] | None = None) -> Iterator[Experiment]:
+    """The experiments of a group, restricted to the given seeds."""
+    for experiment in GROUPS[group](base):
+        kept = experiment.seeds if seeds is None else tuple(seed for seed in experiment.seeds if seed in seeds)
+        yield replace(experiment, seeds=kept)
+
+
+def plan_runs(groups: list[str], base: RunSettings, seeds: list[int] | None = None) -> dict[str, PlannedRun]:
+    """
+    The runs of some groups of experiments, without those whose options no longer exist.
+
+    Args:
+        groups (`list[str]`): names of the groups.
+        base ([`RunSettings`]): settings that all experiments share.
+        seeds (`list[int]`, *optional*): restricts the runs to these seeds.
+
+    Returns:
+        `dict[str, PlannedRun]`: each run once, by its name, although several groups may contain it.
+    """
+    differs = base != RunSettings(method=base.method)
+    planned: dict[str, PlannedRun] = {}
     for group in groups:
-        for experiment in GROUPS[group](base):
-            wanted = experiment.seeds if seeds is None else tuple(seed for seed in experiment.seeds if seed in seeds)
-            yield replace(experiment, seeds=wanted)
+        for experiment in select_experiments(group, base, seeds):
+            for settings in experiment.runs() if experiment.is_runnable else ():
+                file_name = result_file_name(group, experiment.label, settings, with_hash=differs)
+                planned.setdefault(settings.name, PlannedRun(settings, experiment.label, file_name))
+    return planned
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Options that say which runs are meant."""
+    """Adds the options that select runs."""
     parser.add_argument("--groups", nargs="+", choices=sorted(GROUPS), default=list(GROUPS), help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, help="only these seeds (default: all of each experiment)")
     parser.add_argument("--steps", type=int, default=RunSettings.steps)
@@ -208,7 +234,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 def settings_of(arguments: argparse.Namespace) -> RunSettings:
     """The settings that all runs share."""
     return RunSettings(
-        method="connector",
+        method="projector",
         steps=arguments.steps,
         batch_size=arguments.batch_size,
         train_per_task=arguments.train_per_task,
@@ -227,16 +253,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    experiments = list(chosen_experiments(arguments.groups, settings_of(arguments), arguments.seeds))
-    # Some runs are in several groups.
-    planned = {
-        settings.name: (settings, experiment.label) for experiment in experiments for settings in experiment.runs()
-    }
-    # All experiments get their first seed before any gets its second.
-    missing = sorted(
-        (one for name, one in planned.items() if not (arguments.results / name).is_dir()),
-        key=lambda item: item[0].seed,
-    )
+    planned = plan_runs(arguments.groups, settings_of(arguments), arguments.seeds)
+    stored = read_results(arguments.results)
+    # The first seed of all experiments comes before the second seed of any.
+    missing = sorted((one for name, one in planned.items() if name not in stored), key=lambda one: one.settings.seed)
     print(f"{len(planned)} runs, {len(planned) - len(missing)} of them stored in {arguments.results}", flush=True)
     if not missing:
         return
@@ -248,17 +268,17 @@ def main() -> None:
     with FileLock(checkpoints / "material.lock"):
         base_dir, data_dir = make_base(arguments.folder)
         material = prepare(arguments.folder, base_dir, data_dir, per_task)
-    for number, (settings, label) in enumerate(missing, start=1):
-        print(f"\n== {number} of {len(missing)}: {label}, seed {settings.seed} ({settings.name})", flush=True)
+    for number, one in enumerate(missing, start=1):
+        settings = one.settings
+        print(f"\n== {number} of {len(missing)}: {one.label}, seed {settings.seed} ({settings.name})", flush=True)
         start = time.perf_counter()
         try:
-            # The system drops the lock of a process that dies.
+            # The operating system releases the lock of a process that dies.
             with FileLock(checkpoints / f"{settings.name}.lock", blocking=False):
-                result_dir = run(settings, material, checkpoints, arguments.results)
+                result = run(settings, material, checkpoints, arguments.results, one.file_name)
         except Timeout:
-            print("another process is at it", flush=True)
+            print("running in another process", flush=True)
             continue
-        result = json.loads((result_dir / "run.json").read_text(encoding="utf-8"))
         scores = {task: round(values["score"], 3) for task, values in result["test"].items()}
         print(f"{scores} ({time.perf_counter() - start:.0f} s)", flush=True)
 

@@ -8,8 +8,8 @@ Every sentence fills the slots of one of five patterns, so that questions can be
 - "acting": the boy sings in the park
 - "timed": my uncle works every day
 
-The words were chosen among those that a small speech recogniser understands when eSpeak NG says them, and the Chinese
-among short words, since small English tokenizers spend two or three tokens on a character.
+The words are those that a small speech recognizer understands when eSpeak NG speaks them. Their Chinese translations are
+short, because small English tokenizers need two or three tokens per character.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class Verb(NamedTuple):
 
 
 class Noun(NamedTuple):
-    """A noun, its plural, its translation, and the Chinese measure word it is counted with."""
+    """A noun, its plural, its translation, and its Chinese measure word."""
 
     singular: str
     plural: str
@@ -100,16 +100,17 @@ TIMES = {"today": "今天", "tonight": "今晚", "at noon": "中午", "every day
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence and what fills its slots; a slot that its pattern lacks is empty.
+    """
+    One sentence and the words in its slots. A slot that its pattern lacks is empty.
 
     Attributes:
-        pattern: "counted", "coloured", "located", "acting" or "timed".
-        english: The words in lower case, without punctuation.
-        chinese: Its translation, without punctuation.
-        subject: Who or what it is about, such as "my sister"; in "located" also a thing, "the horse".
-        verb: What is done.
-        noun: What it is done to.
-        number, colour, place, time: As they are said, such as "three", "red", "garden", "every day".
+        pattern (`str`): `"counted"`, `"coloured"`, `"located"`, `"acting"` or `"timed"`.
+        english (`str`): the words in lower case, without punctuation.
+        chinese (`str`): the translation, without punctuation.
+        subject (`str`): subject with its article or pronoun, such as "my sister"; in `"located"` also a thing, "the horse".
+        verb ([`Verb`], *optional*): verb.
+        noun ([`Noun`], *optional*): object of the verb.
+        number, colour, place, time (`str`): words of the sentence, such as "three", "red", "garden" and "every day".
     """
 
     pattern: str
@@ -212,17 +213,21 @@ PATTERNS: dict[str, Callable[[], tuple[Sentence, ...]]] = {
 
 
 def sentences_of(pattern: str, split: str, seed: int = 0) -> list[Sentence]:
-    """The sentences of one pattern that belong to one split, in random order.
+    """
+    The sentences of one pattern and one split, in random order.
 
-    The splits share words but no sentence: 70 % of each pattern are for training, 10 % for validation, 20 % for test.
+    The splits share words but no sentence: 70 % of each pattern are in training, 10 % in validation and 20 % in test.
 
     Args:
-        pattern: One of `PATTERNS`.
-        split: "train", "validation" or "test".
-        seed: Of the partition and the order.
+        pattern (`str`): one of `PATTERNS`.
+        split (`str`): `"train"`, `"validation"` or `"test"`.
+        seed (`int`, defaults to 0): seed of the partition and the order.
+
+    Returns:
+        `list[Sentence]`: the sentences.
 
     Raises:
-        ValueError: If there is no such pattern or split, or the seed is below 0.
+        ValueError: for an unknown pattern or split, or a seed below 0.
     """
     for name, value, known in (("pattern", pattern, PATTERNS), ("split", split, SPLITS)):
         if value not in known:

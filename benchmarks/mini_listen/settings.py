@@ -1,4 +1,4 @@
-"""What one run of the benchmark is: everything that its result depends on, and nothing else."""
+"""Settings of one benchmark run: everything that its result depends on, and nothing else."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ class RunSettings:
     Args:
         method (`str`): a name registered in `methods.py`.
         options (`dict`): the method's own options, as its function takes them.
-        seed (`int`): of the initialisation, the order of the data and the prompt lengths.
-        steps (`int`): optimizer steps.
-        batch_size (`int`): clips of one step.
-        learning_rate (`float`): of the projector, of LoRA, and of the keys.
-        value_learning_rate (`float`): of soft prompts, and of the values of the pool unless the method says otherwise.
-        tasks (`tuple[str, ...]`): the tasks that are trained; all are evaluated.
-        train_per_task (`int`): examples of each task that are trained on, the first ones of the file.
-        prompt_lengths (`tuple[int, ...]`): prompt lengths to evaluate besides the method's own.
+        seed (`int`, defaults to 0): seed of the initialization, the order of the data and the prompt lengths.
+        steps (`int`, defaults to 300): number of optimizer steps.
+        batch_size (`int`, defaults to 8): clips per step.
+        learning_rate (`float`, defaults to 5e-4): learning rate of the projector, of LoRA and of the keys.
+        value_learning_rate (`float`, defaults to 5e-3): learning rate of soft prompts, and of the pool's values unless the
+            method scales it.
+        tasks (`tuple[str, ...]`): tasks to train on; all tasks are evaluated.
+        train_per_task (`int`, defaults to 800): training examples per task, taken from the beginning of the file.
+        prompt_lengths (`tuple[int, ...]`): additional prompt lengths at which the trained pool is evaluated.
     """
 
     method: str
@@ -41,11 +42,16 @@ class RunSettings:
     prompt_lengths: tuple[int, ...] = ()
 
     @property
-    def name(self) -> str:
-        """Name of the run's folder: the method, the seed and a hash of all else, so that no two runs share one."""
+    def hash(self) -> str:
+        """Hash of all settings, 8 hexadecimal digits."""
         content = json.dumps(asdict(self), sort_keys=True)
-        return f"{self.method}-seed{self.seed}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+        return hashlib.sha256(content.encode()).hexdigest()[:8]
+
+    @property
+    def name(self) -> str:
+        """Identifier of the run: method, seed and hash. No two runs share one."""
+        return f"{self.method}-seed{self.seed}-{self.hash}"
 
     def as_json(self) -> dict[str, Any]:
-        """The settings as they are stored in a run's folder."""
+        """The settings as they are stored in a run's result file."""
         return json.loads(json.dumps(asdict(self)))

@@ -1,4 +1,4 @@
-"""Training of one run: the HF Trainer on the mixture of tasks, resumable."""
+"""Training of one run: a resumable Trainer on a balanced mixture of the tasks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from transformers import Trainer, TrainingArguments, get_cosine_schedule_with_warmup
 from transformers.trainer_utils import get_last_checkpoint
 
+from peft_listen import AudioListenForCausalLM, AudioListenProcessor
 from peft_listen.data import read_examples
 from peft_listen.training import AudioListenCollator, FeatureCache, parameter_groups
 
@@ -24,28 +25,49 @@ WARM_UP_SHARE = 0.05
 def read_split(
     data_dir: Path, split: str, tasks: tuple[str, ...], per_task: int | None = None
 ) -> list[dict[str, Any]]:
-    """Examples of some tasks of a split, the first `per_task` of each, in the file's order."""
+    """
+    Reads examples of a split.
+
+    Args:
+        data_dir (`Path`): folder of the data set.
+        split (`str`): name of the split.
+        tasks (`tuple[str, ...]`): tasks to read.
+        per_task (`int`, *optional*): number of examples per task, from the beginning of the file; all if not given.
+
+    Returns:
+        `list[dict]`: the examples in the order of the file.
+    """
     return first_of_each_task(map(dict, read_examples(data_dir / f"{split}.jsonl")), tasks, per_task)
 
 
 def first_of_each_task(
     examples: Iterable[dict[str, Any]], tasks: tuple[str, ...], per_task: int | None
 ) -> list[dict[str, Any]]:
-    """The first `per_task` examples of each of some tasks, or all of them, in their order."""
+    """The first `per_task` examples of each task, or all of them if it is `None`, in their order."""
     counts = dict.fromkeys(tasks, 0)
-    chosen = []
+    kept = []
     for example in examples:
         task = example["task"]
         if task in counts and (per_task is None or counts[task] < per_task):
             counts[task] += 1
-            chosen.append(example)
-    return chosen
+            kept.append(example)
+    return kept
 
 
 def mixture(examples: list[dict[str, Any]], batch_size: int, steps: int, seed: int) -> list[dict[str, Any]]:
     """
-    A stream of examples in which every task comes equally often: tasks take turns, each in an order of its own that is
-    drawn anew for every pass. All methods with one seed see the same batches.
+    A stream of examples in which all tasks are equally frequent. All methods see the same batches for the same seed.
+
+    The tasks alternate in random order. The examples of a task are shuffled again in every pass over them.
+
+    Args:
+        examples (`list[dict]`): training examples of all tasks.
+        batch_size (`int`): examples per optimizer step.
+        steps (`int`): number of optimizer steps.
+        seed (`int`): seed of the order.
+
+    Returns:
+        `list[dict]`: `batch_size * steps` examples.
     """
     by_task: dict[str, list[dict[str, Any]]] = {}
     for example in examples:
@@ -64,7 +86,7 @@ def mixture(examples: list[dict[str, Any]], batch_size: int, steps: int, seed: i
 
 
 class StreamTrainer(Trainer):
-    """A Trainer that takes its examples in the order in which they come."""
+    """A Trainer that keeps the order of its training examples."""
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> torch.utils.data.Sampler:
         return torch.utils.data.SequentialSampler(self.train_dataset)
@@ -78,10 +100,17 @@ def train(
     work_dir: Path,
 ) -> list[dict[str, Any]]:
     """
-    Trains a method's model, from the last checkpoint in `work_dir` if there is one.
+    Trains a model, starting from the last checkpoint in `work_dir` if there is one.
+
+    Args:
+        adapted ([`Adapted`]): the model with its adapter.
+        collator ([`AudioListenCollator`]): collator with the cache of encoder outputs.
+        examples (`list[dict]`): training examples.
+        settings ([`RunSettings`]): settings of the run.
+        work_dir (`Path`): folder for checkpoints.
 
     Returns:
-        The Trainer's log history.
+        `list[dict]`: the Trainer's log history.
     """
     groups = parameter_groups(
         adapted.model,
@@ -114,8 +143,22 @@ def train(
     return trainer.state.log_history
 
 
-def build_features(model: Any, processor: Any, examples: list[dict[str, Any]], folder: Path) -> FeatureCache:
-    """What the frozen encoders make of the clips of some examples, on disk."""
+def build_features(
+    model: AudioListenForCausalLM, processor: AudioListenProcessor, examples: list[dict[str, Any]], folder: Path
+) -> FeatureCache:
+    """
+    Computes the encoder outputs of all clips of some examples, on the GPU if there is one, and stores them on disk.
+
+    Args:
+        model ([`AudioListenForCausalLM`]): the base model.
+        processor ([`AudioListenProcessor`]): its processor.
+        examples (`list[dict]`): examples whose clips are encoded.
+        folder (`Path`): folder of the cache.
+
+    Returns:
+        [`FeatureCache`]: the cache.
+    """
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     cache = FeatureCache(folder, model)
     cache.build(model, processor, [example["audio"] for example in examples])
     return cache

@@ -1,8 +1,8 @@
-"""Answers of a trained adapter to a data file, as JSON lines, and their scores.
+"""Generates the answers of a trained adapter to the examples of a data file, and scores them.
 
     accelerate launch -m benchmarks.paper.answer ADAPTER_DIR DATA.jsonl PREDICTIONS.jsonl [--batch-size 8]
 
-Each process answers its share of the examples; examples that the predictions file holds already are not asked again.
+Each process answers its share of the examples and skips those whose answers are in the predictions file.
 """
 
 from __future__ import annotations
@@ -15,19 +15,32 @@ from typing import Any
 from accelerate import PartialState
 from transformers import pipeline
 
-import peft_listen  # noqa: F401 - makes the pipeline known
+import peft_listen  # noqa: F401 - registers the pipeline
 from peft_listen.data import read_examples
 from peft_listen.metrics import get_metric
 
 
-# What each of the paper's tasks is measured by; others by exact match.
+# The metric of each of the paper's tasks. Other tasks are scored by exact match.
 METRICS = {"asr": "wer", "en2zh": "bleu", "er": "accuracy", "sv": "accuracy", "acap": "rouge_l"}
 
 
 def answer(
     model: str, data_file: Path, output_file: Path, batch_size: int = 8, max_new_tokens: int = 128
 ) -> list[dict[str, Any]]:
-    """Answer this process' share of a data file; returns its answers, those of an interrupted run included."""
+    """
+    Answers this process' share of a data file.
+
+    Args:
+        model (`str`): folder of an adapter or of a model.
+        data_file (`Path`): JSON lines of examples.
+        output_file (`Path`): JSON lines of examples with their field `generated`; appended to after an interruption.
+            With several processes, the process index is inserted into its name.
+        batch_size (`int`, defaults to 8): examples per batch.
+        max_new_tokens (`int`, defaults to 128): maximum length of an answer.
+
+    Returns:
+        `list[dict]`: the examples with their answers, including those of an interrupted run.
+    """
     state = PartialState()
     if state.num_processes > 1:
         output_file = output_file.with_suffix(f".{state.process_index}.jsonl")
@@ -47,7 +60,7 @@ def answer(
 
 
 def _read_finished(path: Path) -> list[dict[str, Any]]:
-    """The answers of an interrupted run; a line that it did not finish is taken away."""
+    """Reads the answers of an interrupted run and removes an incomplete last line from the file."""
     if not path.is_file():
         return []
     whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
@@ -56,7 +69,15 @@ def _read_finished(path: Path) -> list[dict[str, Any]]:
 
 
 def scores(answers: list[dict[str, Any]]) -> dict[str, float]:
-    """The metric of each task."""
+    """
+    Computes the metric of each task.
+
+    Args:
+        answers (`list[dict]`): examples with their field `generated`.
+
+    Returns:
+        `dict[str, float]`: values by `<task>/<metric>`.
+    """
     result = {}
     for task in sorted({row["task"] for row in answers}):
         rows = [row for row in answers if row["task"] == task]

@@ -1,9 +1,9 @@
-"""LiSTEN on the paper's own models: Whisper large-v2, BEATs iter3+, Llama-3-8B, a pool of 400.
+"""Trains LiSTEN on the paper's models: Whisper large-v2, BEATs iter3+, Llama-3-8B and a pool of 400 prompts.
 
     accelerate launch -m benchmarks.paper.train OUTPUT_DIR [--config benchmarks/paper/config.json] [--set NAME=VALUE ...]
 
 `--set` overrides a value of the configuration, e.g. `--set training.max_steps=100 --set llm=Qwen/Qwen2.5-0.5B-Instruct`.
-Interrupted, the same command goes on from the last checkpoint.
+If the training is interrupted, the same command resumes it from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -28,10 +28,17 @@ CONFIG = Path(__file__).parent / "config.json"
 
 def read_config(path: Path, overrides: list[str]) -> dict[str, Any]:
     """
-    The configuration with its overrides.
+    Reads the configuration and applies overrides.
+
+    Args:
+        path (`Path`): JSON file.
+        overrides (`list[str]`): `NAME=VALUE` each, with a dotted name; values are parsed as JSON where possible.
+
+    Returns:
+        `dict`: the configuration.
 
     Raises:
-        ValueError: for an override that is not `NAME=VALUE`, or names nothing that the configuration has.
+        ValueError: for an override that is not `NAME=VALUE`, or whose name is not in the configuration.
     """
     config = json.loads(path.read_text(encoding="utf-8"))
     for override in overrides:
@@ -40,7 +47,7 @@ def read_config(path: Path, overrides: list[str]) -> dict[str, Any]:
         section = config
         for part in path_to:
             section = section.get(part, {}) if isinstance(section, dict) else {}
-        # Options of the adapter and of the Trainer need not be in the file.
+        # The file lists only some options of the adapter and of the Trainer; all of them may be set.
         if (
             not equals
             or not isinstance(section, dict)
@@ -57,7 +64,16 @@ def read_config(path: Path, overrides: list[str]) -> dict[str, Any]:
 
 
 def train(config: dict[str, Any], output_dir: Path) -> Trainer:
-    """Train the adapter and the projector, and save both to `output_dir/adapter`."""
+    """
+    Trains the adapter and the projector, and saves both to `output_dir/adapter`.
+
+    Args:
+        config (`dict`): configuration as [`read_config`] returns it.
+        output_dir (`Path`): receives `base` (projector and references to the frozen parts), `checkpoints` and `adapter`.
+
+    Returns:
+        [`~transformers.Trainer`]: the trainer after training.
+    """
     parts = {name: config[name] for name in ("speech", "sound", "llm")}
     processor = AudioListenProcessor.from_sub_models_pretrained(**parts)
     base_dir = output_dir / "base"
@@ -73,7 +89,7 @@ def train(config: dict[str, Any], output_dir: Path) -> Trainer:
             base.save_pretrained(base_dir, save_frozen=False)
             processor.save_pretrained(base_dir)
     base = AudioListenForCausalLM.from_pretrained(base_dir)
-    listen = ListenConfig(
+    listen = ListenConfig.paper(
         **config["listen"], modules_to_save=["multi_modal_projector"], task_type="CAUSAL_LM", seed=arguments.seed
     )
     model = get_peft_model(base, listen)

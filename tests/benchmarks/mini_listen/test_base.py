@@ -9,7 +9,7 @@ from benchmarks.mini_listen import base as base_module
 from benchmarks.mini_listen.base import build_base, make_base
 from benchmarks.mini_listen.beats import BeatsTraining
 from benchmarks.mini_listen.data import SMOKE_SIZES
-from examples.demo import small_models
+from offline import small_models
 from peft_listen import AudioListenForCausalLM, AudioListenProcessor
 from peft_listen.models.beats import BeatsModel
 

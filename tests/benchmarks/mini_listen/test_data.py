@@ -28,8 +28,8 @@ from benchmarks.mini_listen.data import (
 from benchmarks.mini_listen.instructions import INSTRUCTIONS
 from benchmarks.mini_listen.sentences import SPLITS
 from benchmarks.mini_listen.settings import TASKS
-from examples.demo.dataset_folder import SAMPLING_RATE
-from examples.demo.speech_synthesis import EspeakSynthesizer
+from offline.dataset_folder import SAMPLING_RATE
+from offline.speech_synthesis import EspeakSynthesizer
 from peft_listen.data import check_examples, read_examples
 
 
@@ -105,17 +105,17 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(small_data: 
 KILLED_RUN = """
 import os, sys
 from benchmarks.mini_listen.data import make_data
-from examples.demo import dataset_folder
-write, written = dataset_folder.write_atomically, 0
+from offline import dataset_folder
+write, written = dataset_folder.write_file, 0
 def dying_write(path, data):
     global written
     written += 1
     if written == int(sys.argv[2]):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_name(f".{path.name}.part").write_bytes(data[: len(data) // 2])
+        path.with_name(f".{path.name}.0123.tmp").write_bytes(data[: len(data) // 2])
         os._exit(9)
     write(path, data)
-dataset_folder.write_atomically = dying_write
+dataset_folder.write_file = dying_write
 make_data(sys.argv[1], {"train": 3, "validation": 1, "test": 2})
 """
 
@@ -138,7 +138,7 @@ def test_a_folder_whose_code_was_edited_without_effect_keeps_its_files(
     before = {path: path.stat().st_ino for path in folder.rglob("*.wav")}
     capsys.readouterr()
     make_data(folder, SMALL)
-    assert "making it anew" in capsys.readouterr().out
+    assert "is generated again" in capsys.readouterr().out
     assert contents(folder) == contents(small_data)
     assert {path: path.stat().st_ino for path in folder.rglob("*.wav")} == before
     make_data(folder, SMALL)
@@ -274,7 +274,7 @@ def test_two_utterances_have_a_pause_of_at_least_0_4_seconds_between_them(synthe
 def test_speech_that_does_not_fit_is_an_error(synthesizer: EspeakSynthesizer) -> None:
     utterance = Utterance("My mother painted seven pictures.", {"voice": "en-us", "variant": "f3", "rate": 80})
     clip = Clip("", "test", "", "", "asr", (utterance,), {}, seed=0)
-    with pytest.raises(RuntimeError, match=r"takes \d\.\d s .*more than 2\.4 s: say less or faster"):
+    with pytest.raises(RuntimeError, match=r"takes \d\.\d s .*more than 2\.4 s\. Shorten the text or raise the rate"):
         render_clip(clip, synthesizer)
 
 

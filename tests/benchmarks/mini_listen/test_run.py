@@ -1,27 +1,28 @@
-"""The benchmark in its smoke form: every method trains, answers and leaves a result, once; tables come from the results."""
+"""A tiny form of the benchmark: every method is trained, evaluated and stored once, and tables are made of the results."""
 
+import inspect
 import json
-import shutil
 import statistics
 import sys
 from argparse import Namespace
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from filelock import FileLock
 
 from benchmarks.mini_listen import run as run_module
+from benchmarks.mini_listen.evaluation import score
 from benchmarks.mini_listen.experiments import GROUPS, IMPROVED, PAPER, Experiment
 from benchmarks.mini_listen.instructions import INSTRUCTIONS, reworded
 from benchmarks.mini_listen.methods import METHODS
 from benchmarks.mini_listen.results import (
     BEGIN,
     END,
-    goals,
     group_table,
     load_runs,
     plot,
+    reference_of,
     report,
     stored_test_sizes,
     sweep_table,
@@ -29,10 +30,18 @@ from benchmarks.mini_listen.results import (
     wordings_table,
     write_between_markers,
 )
-from benchmarks.mini_listen.run import chosen_experiments, prepare, run
+from benchmarks.mini_listen.run import plan_runs, prepare, run, select_experiments
 from benchmarks.mini_listen.settings import TASKS, RunSettings
+from benchmarks.mini_listen.storage import (
+    RESULTS,
+    TEST_EXAMPLES,
+    read_results,
+    selections_path,
+    to_json,
+    write_result,
+)
 from benchmarks.mini_listen.training import mixture
-from peft_listen import AudioListenForCausalLM, AudioListenProcessor
+from peft_listen import AudioListenForCausalLM, AudioListenProcessor, ListenConfig
 from peft_listen.analysis import SelectionRecords, summarize
 
 
@@ -46,7 +55,7 @@ ANSWERS = {
 }
 SMALL_POOL = {"pool_size": 20, "prompt_length": 5, "num_shared_prompts": 5, "selector_kwargs": {"num_groups": 5}}
 OPTIONS = {
-    "connector": {},
+    "projector": {},
     "lora": {"rank": 2},
     "soft_prompt": {"prompt_length": 4},
     "listen": {**IMPROVED, **SMALL_POOL, "init_keys_at_steps": [2]},
@@ -77,7 +86,7 @@ def material(tmp_path_factory, parts, clips):
 
 @pytest.fixture(scope="module")
 def settings():
-    return RunSettings(method="connector", steps=3, batch_size=6, train_per_task=2)
+    return RunSettings(method="projector", steps=3, batch_size=6, train_per_task=2)
 
 
 @pytest.fixture(scope="module")
@@ -85,26 +94,21 @@ def results(tmp_path_factory, material, settings):
     folder = tmp_path_factory.mktemp("results")
     for method, options in OPTIONS.items():
         lengths = (1, 4) if method == "listen" else ()
-        run(
-            replace(settings, method=method, options=options, prompt_lengths=lengths),
-            material,
-            folder / "work",
-            folder,
-        )
+        perform(replace(settings, method=method, options=options, prompt_lengths=lengths), material, folder)
     both = {**OPTIONS["listen"], "lora_rank": 2}
-    run(replace(settings, method="listen", options=both), material, folder / "work", folder)
+    perform(replace(settings, method="listen", options=both), material, folder)
     return folder
 
 
+def perform(settings, material, folder):
+    return run(settings, material, folder / "work", folder, f"{settings.name}.json")
+
+
 def read(folder, settings):
-    return json.loads((folder / settings.name / "run.json").read_text())
+    return json.loads((folder / f"{settings.name}.json").read_text())
 
 
-def predictions(folder, settings):
-    return [json.loads(line) for line in (folder / settings.name / "predictions.jsonl").read_text().splitlines()]
-
-
-def test_every_method_leaves_a_result(results, settings):
+def test_every_method_stores_a_result(results, settings):
     assert set(OPTIONS) == set(METHODS)
     for method, options in OPTIONS.items():
         lengths = (1, 4) if method == "listen" else ()
@@ -114,12 +118,10 @@ def test_every_method_leaves_a_result(results, settings):
         assert set(result["test"]) == set(result["train_loss"]) == set(result["validation_loss"]) == set(TASKS)
         assert all(0 <= values["score"] <= 1 for values in result["test"].values())
         assert 0 <= result["test"]["sv"]["eer"] <= 1
-        folder = results / settings_of_method.name
-        answered = predictions(results, settings_of_method)
-        assert len(answered) == 12
-        assert (answered[0]["selected"] is not None) == (method in ("listen", "soft_prompt"))
-        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        assert any("train_loss" in row for row in log)
+        assert result["settings_hash"] == settings_of_method.hash
+        assert {task: len(answers) for task, answers in result["answers"].items()} == dict.fromkeys(TASKS, 2)
+        assert ("selections" in result) == (method == "listen")
+        assert any("train_loss" in row for row in result["log"])
         assert not (results / "work" / settings_of_method.name).exists()
 
 
@@ -129,27 +131,26 @@ def test_selections_and_the_sweep_of_prompt_lengths_are_kept(results, settings):
     assert 3 <= result["selections"]["live_prompts"] <= 20
     assert len(result["selections"]["overlap"]) == 15
     assert set(result["losses_by_prompt_length"]) == {"1", "4"}
-    records = SelectionRecords.load(results / listen.name / "selections.safetensors")
-    assert records.tasks == [example["task"] for example in predictions(results, listen)]
+    records = SelectionRecords.load(selections_path(results / f"{listen.name}.json"))
+    assert records.tasks == [task for task in TASKS for _ in result["answers"][task]]
     assert records.config["base_model_name_or_path"].startswith("SmolLM2")
-    assert records.indices.tolist() == [example["selected"] for example in predictions(results, listen)]
     assert summarize(records).mean_overlap == pytest.approx(result["selections"]["mean_overlap"])
     assert result["adapter_parameters"] == (2 * 20 + 5) * 32
 
 
-def test_the_sweep_is_a_table_of_its_own(results, settings):
+def test_losses_at_several_prompt_lengths_are_a_separate_table(results, settings):
     listen = replace(settings, method="listen", options=OPTIONS["listen"], prompt_lengths=(1, 4))
     losses = read(results, listen)["losses_by_prompt_length"]
-    header, _, line = sweep_table([Experiment("k = 4 in training", listen, (0,))], results).splitlines()
+    header, _, line = sweep_table([Experiment("k = 4 in training", listen, (0,))], read_results(results)).splitlines()
     assert header == "| validation loss at k = | 1 | 4 |"
     means = [f"{statistics.fmean(by_task.values()):.3f}" for by_task in losses.values()]
     assert line == f"| k = 4 in training | {means[0]} | {means[1]} |"
     lora = replace(settings, method="lora", options={"rank": 2})
-    assert sweep_table([Experiment("LoRA", lora, (0,))], results) == ""
+    assert sweep_table([Experiment("LoRA", lora, (0,))], read_results(results)) == ""
 
 
-def test_methods_are_tuned_at_the_rates_that_were_tried():
-    base = RunSettings(method="connector")
+def test_tuned_methods_have_rates_that_were_tried():
+    base = RunSettings(method="projector")
     tried = [experiment.settings for experiment in GROUPS["learning_rates"](base)]
     tuned = [experiment.settings for experiment in GROUPS["tuned_methods"](base)]
     assert [settings.method for settings in tuned] == ["lora", "listen", "soft_prompt", "listen"]
@@ -157,7 +158,7 @@ def test_methods_are_tuned_at_the_rates_that_were_tried():
     assert all(settings.value_learning_rate == 10 * settings.learning_rate for settings in tuned + tried)
 
 
-def test_clips_are_given_wordings_of_another_split_in_turn():
+def test_examples_get_the_wordings_of_another_split_in_turn():
     examples = [{"task": task, "instruction": "old"} for task in ("asr", "sqa", "er", "asr", "asr")]
     rows = reworded(examples, "validation")
     assert [row["task"] for row in rows] == ["asr", "er", "asr", "asr"]
@@ -166,15 +167,15 @@ def test_clips_are_given_wordings_of_another_split_in_turn():
     assert examples[0]["instruction"] == "old"
 
 
-def test_what_new_wordings_cost_is_a_table_of_the_runs_that_know(results, settings, tmp_path):
+def test_the_loss_with_unseen_wordings_is_a_table_of_the_runs_that_have_it(results, settings, tmp_path):
     lora = Experiment("LoRA", replace(settings, method="lora", options={"rank": 2}), (0,))
-    (line,) = wordings_table([lora, replace(lora, label="the same again")], results).splitlines()[2:]
+    (line,) = wordings_table([lora, replace(lora, label="the same again")], read_results(results)).splitlines()[2:]
     result = read(results, lora.settings)
     known = result["validation_loss_training_wordings"]
     assert set(known) == set(TASKS) - {"sqa"}
     expected = [statistics.fmean(losses[task] for task in known) for losses in (result["validation_loss"], known)]
     assert line == f"| LoRA | {settings.learning_rate:g} | 0 | {expected[0]:.3f} | {expected[1]:.3f} |"
-    assert wordings_table([lora], tmp_path) == ""
+    assert wordings_table([lora], {}) == ""
 
 
 def test_lora_beside_the_pool_is_trained(results, settings):
@@ -185,22 +186,22 @@ def test_lora_beside_the_pool_is_trained(results, settings):
 
 
 def test_a_run_that_has_a_result_is_not_run_again(results, settings, monkeypatch):
-    monkeypatch.setattr(run_module, "train", lambda *args: pytest.fail("it was run again"))
+    monkeypatch.setattr(run_module, "train", lambda *args: pytest.fail("the run was repeated"))
     lora = replace(settings, method="lora", options={"rank": 2})
-    assert run(lora, None, results / "work", results) == results / lora.name
+    assert run(lora, None, results / "work", results, "unused.json") == read(results, lora)
 
 
-def test_a_run_that_another_process_is_at_is_left_to_it(results, material, settings, tmp_path, monkeypatch, capsys):
-    lora, connector = (replace(settings, method=name, options=OPTIONS[name]) for name in ("lora", "connector"))
-    monkeypatch.setitem(GROUPS, "few", lambda base: [Experiment(one.method, one, (0,)) for one in (lora, connector)])
+def test_a_run_that_another_process_performs_is_skipped(results, material, settings, tmp_path, monkeypatch, capsys):
+    lora, projector = (replace(settings, method=name, options=OPTIONS[name]) for name in ("lora", "projector"))
+    monkeypatch.setitem(GROUPS, "few", lambda base: [Experiment(one.method, one, (0,)) for one in (lora, projector)])
     monkeypatch.setattr("benchmarks.mini_listen.base.make_base", lambda folder: (material.base_dir, material.data_dir))
     command = f"run --groups few --folder {tmp_path} --results {tmp_path / 'results'}".split()
     monkeypatch.setattr(sys, "argv", [*command, *"--test-per-task 1 --validation-per-task 1".split()])
     (tmp_path / "checkpoints").mkdir()
     with FileLock(tmp_path / "checkpoints" / f"{lora.name}.lock"):
         run_module.main()
-    assert "another process is at it" in capsys.readouterr().out
-    assert [path.name for path in (tmp_path / "results").iterdir()] == [connector.name]
+    assert "running in another process" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["few--projector--seed0.json"]
     run_module.main()
     assert len(list((tmp_path / "results").iterdir())) == 2
 
@@ -210,48 +211,41 @@ def test_a_run_that_another_process_is_at_is_left_to_it(results, material, setti
     assert capsys.readouterr().out.startswith("2 runs, 2 of them stored in ")
 
 
-def test_goals_say_what_was_reached(tmp_path):
-    experiments = list(GROUPS["methods"](RunSettings(method="connector")))
-    assert goals(experiments, tmp_path) == ""
-    for number, score in enumerate((0.5, 0.6, 0.4)):  # LoRA, ours, soft prompt
+def test_wins_are_counted_over_common_seeds():
+    experiments = list(GROUPS["methods"](RunSettings(method="projector")))
+    reference = reference_of(experiments)
+    assert reference is experiments[0]
+    assert wins(experiments, reference, {}) == []
+    stored = {}
+    for number, mean in enumerate((0.5, 0.6, 0.4)):  # LoRA, the pool, the soft prompt
         for one in experiments[number].runs():
-            folder = tmp_path / one.name
-            folder.mkdir()
-            scores = {task: {"score": score + one.seed / 100} for task in TASKS}
-            result = {"settings": one.as_json(), "test": scores, "test_size": 12}
-            if number == 1:
-                result["selections"] = {"pool_size": 400, "live_prompts": 300, "mean_overlap": 0.1, "silhouette": 0.4}
-            (folder / "run.json").write_text(json.dumps(result))
-    rows = [line.strip("| ").split(" | ")[1:] for line in goals(experiments, tmp_path).splitlines()[2:]]
-    assert rows == [["0.10", "yes"], ["0.40", "yes"], ["75%", "no"], ["+20.0 in the mean", "yes"], ["6", "yes"]]
-    assert stored_test_sizes(tmp_path) == "12"
+            scores = {task: {"score": mean + one.seed / 100} for task in TASKS}
+            stored[one.name] = {"settings": one.as_json(), "test": scores, "test_size": 12}
+    assert stored_test_sizes(stored) == "12"
 
     # A seed that only LoRA has does not count against the others.
     for number in (1, 2):
-        shutil.rmtree(tmp_path / experiments[number].runs()[0].name)
-    lora = tmp_path / experiments[0].runs()[0].name / "run.json"
-    better = {**json.loads(lora.read_text()), "test": {task: {"score": 1.0} for task in TASKS}}
-    lora.write_text(json.dumps(better))
-    rows = [line.strip("| ").split(" | ")[1:] for line in goals(experiments, tmp_path).splitlines()[2:]]
-    assert rows[3:] == [["+20.0 in the mean", "yes"], ["6", "yes"]]
-    assert wins(experiments, tmp_path)[0].endswith(
-        "6 of 6 tasks (asr, en2zh, er, sv, sqa, acap), by 2 seeds that both have."
-    )
+        del stored[experiments[number].runs()[0].name]
+    lora = experiments[0].runs()[0].name
+    stored[lora] = {**stored[lora], "test": {task: {"score": 1.0} for task in TASKS}}
+    pool, soft_prompt = wins(experiments, reference, stored)
+    assert pool.endswith("6 of 6 tasks (asr, en2zh, er, sv, sqa, acap), over 2 common seeds.")
+    assert soft_prompt.endswith("0 of 6 tasks, over 2 common seeds.")
 
 
-def test_an_interrupted_run_ends_where_the_uninterrupted_one_does(results, material, settings, tmp_path, monkeypatch):
+def test_an_interrupted_run_gives_the_result_of_an_uninterrupted_one(
+    results, material, settings, tmp_path, monkeypatch
+):
     listen = replace(settings, method="listen", options=OPTIONS["listen"], prompt_lengths=(1, 4))
     monkeypatch.setattr(run_module.Evaluator, "answers", _interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run(listen, material, tmp_path / "work", tmp_path / "results")
+        run(listen, material, tmp_path / "work", tmp_path / "results", "run.json")
     assert not list(tmp_path.glob("results/*"))
     monkeypatch.undo()
     (checkpoint,) = (tmp_path / "work" / listen.name).glob("checkpoint-*")
     assert checkpoint.name == "checkpoint-3"
-    run(listen, material, tmp_path / "work", tmp_path / "results")
-    assert read(tmp_path / "results", listen)["validation_loss"] == pytest.approx(
-        read(results, listen)["validation_loss"], rel=1e-4
-    )
+    resumed = run(listen, material, tmp_path / "work", tmp_path / "results", "run.json")
+    assert resumed["validation_loss"] == pytest.approx(read(results, listen)["validation_loss"], rel=1e-4)
 
 
 def _interrupt(*args):
@@ -268,19 +262,72 @@ def test_all_methods_see_the_same_balanced_batches():
     assert len({example["id"] for example in stream[:10]}) == 10
 
 
-def test_no_two_runs_share_a_folder(settings):
-    experiments = list(chosen_experiments(list(GROUPS), replace(settings, steps=600), None))
+def test_no_two_runs_share_a_name_or_a_file(settings):
+    base = replace(settings, steps=600)
+    experiments = [experiment for group in GROUPS for experiment in select_experiments(group, base)]
     names: dict[str, RunSettings] = {}
     for experiment in experiments:
         for one in experiment.runs():
             assert names.setdefault(one.name, one) == one
     assert len(names) > 40
-    assert [e.seeds for e in chosen_experiments(["methods"], settings, [1])] == [(1,)] * 3 + [()] * 3
+    for common in (base, RunSettings(method="projector")):
+        files = [planned.file_name for planned in plan_runs(list(GROUPS), common).values()]
+        assert len(set(files)) == len(files) > 40
+    assert [e.seeds for e in select_experiments("methods", settings, [1])] == [(1,)] * 3 + [()] * 3
     assert PAPER["paper_form"]
 
 
+def test_runs_whose_options_were_removed_are_shown_and_not_planned():
+    base = RunSettings(method="projector")
+    experiments = [experiment for group in GROUPS for experiment in GROUPS[group](base)]
+    removed = [one for one in experiments if not one.is_runnable]
+    assert {one.label for one in removed} == {
+        *("standardized", "balanced usage", "reseeding", "exploration", "DPS, P = 380, half left out")
+    }
+    stored, planned = read_results(RESULTS), plan_runs(list(GROUPS), base)
+    assert all(load_runs(one, stored) and one.runs()[0].name not in planned for one in removed)
+    known = {field.name for field in fields(ListenConfig)} | set(inspect.signature(METHODS["listen"]).parameters)
+    for one in planned.values():
+        assert one.settings.method != "listen" or set(one.settings.options) <= known
+
+
+def test_every_published_run_is_stored_under_the_name_that_is_planned_for_it():
+    planned, stored = plan_runs(list(GROUPS), RunSettings(method="projector")), read_results(RESULTS)
+    assert set(planned) <= set(stored)
+    for name, one in planned.items():
+        run = json.loads((RESULTS / one.file_name).read_text())
+        assert run == stored[name]
+        assert run["settings_hash"] == one.settings.hash
+
+
+def test_stored_answers_have_the_stored_scores():
+    examples = [json.loads(line) for line in TEST_EXAMPLES.read_text().splitlines()]
+    for stored in read_results(RESULTS).values():
+        assert stored["test_size"] == len(examples)
+        by_task = {task: iter(answers) for task, answers in stored["answers"].items()}
+        pairs = [(one, next(by_task[one["task"]])) for one in examples]
+        for task in ("er", "sv", "sqa"):
+            rows = [(one, answer) for one, answer in pairs if one["task"] == task]
+            scores = score([one for one, _ in rows], [answer for _, answer in rows])
+            assert scores[task]["score"] == pytest.approx(stored["test"][task]["score"])
+
+
+def test_results_are_written_as_json_with_a_line_for_each_short_list(tmp_path):
+    content = {
+        "settings": {"tasks": ["asr", "er"]},
+        "log": [{"step": 1}, {"step": 2}],
+        "answers": ["中" * 400],
+        "x": [],
+    }
+    text = to_json(content)
+    assert json.loads(text) == content
+    assert text.splitlines()[1:5] == [' "settings": {', '  "tasks": ["asr", "er"]', " },", ' "log": [']
+    write_result(tmp_path / "results", "run.json", content)
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["run.json"]
+
+
 def test_studies_take_a_third_of_the_steps_and_share_one_run():
-    base = RunSettings(method="connector", steps=600)
+    base = RunSettings(method="projector", steps=600)
     studies = {
         name: list(GROUPS[name](base)) for name in ("selectors", "remedies", "prompt_lengths", "key_loss", "tasks")
     }
@@ -294,23 +341,23 @@ def test_studies_take_a_third_of_the_steps_and_share_one_run():
 def test_tables_name_what_was_run_and_what_was_not(results, settings, tmp_path):
     lora = Experiment("LoRA", replace(settings, method="lora", options={"rank": 2}), seeds=(0, 1))
     missing = Experiment("missing", replace(settings, method="lora", options={"rank": 3}))
-    assert len(load_runs(lora, results)) == 1
-    table = group_table("methods", [lora, missing], results)
+    assert len(load_runs(lora, read_results(results))) == 1
+    table = group_table("methods", [lora, missing], read_results(results))
     assert "| LoRA | 1 of 2 |" in table
     assert "| missing | not run |" in table
-    assert group_table("selectors", [missing, missing], results).endswith("*Not run yet: missing; missing.*")
+    assert group_table("selectors", [missing, missing], read_results(results)).endswith(
+        "*Not run yet: missing; missing.*"
+    )
 
-    shutil.copytree(results, tmp_path / "results")
     listen = replace(settings, method="listen", options=OPTIONS["listen"], prompt_lengths=(1, 4))
-    selections = json.loads((results / listen.name / "run.json").read_text())["selections"]
+    selections = read(results, listen)["selections"]
     for experiment in GROUPS["methods"](settings):
-        # Stands in for the stored run of an experiment, whatever it has measured.
+        # The same measurements for each experiment of the group.
         for one in experiment.runs()[:2]:
-            folder = tmp_path / "results" / one.name
-            shutil.copytree(results / lora.runs()[0].name, folder, dirs_exist_ok=True)
+            run = {**read(results, lora.runs()[0]), "settings": one.as_json()}
             if one.method == "listen":
-                stored = json.loads((folder / "run.json").read_text())
-                (folder / "run.json").write_text(json.dumps({**stored, "selections": selections}))
+                run["selections"] = selections
+            write_result(tmp_path / "results", f"{one.name}.json", run)
     arguments = Namespace(groups=["methods"], steps=3, batch_size=6, train_per_task=2, results=tmp_path / "results")
     text = report(arguments)
     assert "at or above LoRA, r = 8 on q, v on 6 of 6 tasks" in text

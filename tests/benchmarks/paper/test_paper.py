@@ -1,4 +1,4 @@
-"""The paper's configuration runs through with tiny stand-ins, is resumed, and refuses what it does not know."""
+"""The paper's configuration trains tiny models, resumes an interrupted training, and rejects unknown overrides."""
 
 import json
 
@@ -25,24 +25,24 @@ def config(parts, data_file):
     return read_config(CONFIG, [*overrides, "dtype=float32", "listen.pool_size=20", "training.use_cpu=true"])
 
 
-def test_the_papers_configuration_trains_and_answers_with_stand_ins(config, data_file, tmp_path):
+def test_the_papers_configuration_trains_and_answers_with_tiny_models(config, data_file, tmp_path):
     trainer = train(config, tmp_path)
     assert trainer.state.global_step == 3
     assert any("eval_loss" in row for row in trainer.state.log_history)
     adapter = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert adapter["paper_form"] and not adapter["center_queries"] and adapter["key_loss_reduction"] == "sum"
+    assert not adapter["center_queries"] and adapter["key_loss_reduction"] == "sum"
 
     predictions = tmp_path / "predictions.jsonl"
     answers = answer(str(tmp_path / "adapter"), data_file, predictions, batch_size=3, max_new_tokens=4)
     assert [row["task"] for row in answers] == ["asr", "sounds", "asr", "sounds"]
     assert set(scores(answers)) == {"asr/wer", "sounds/exact_match"}
-    # An unfinished run is taken up behind its last whole line.
+    # An interrupted run continues after its last complete line.
     lines = predictions.read_text().splitlines(keepends=True)
     predictions.write_text("".join(lines[:3]) + lines[3][:10])
     assert answer(str(tmp_path / "adapter"), data_file, predictions, batch_size=3, max_new_tokens=4) == answers
 
 
-def test_an_interrupted_training_goes_on(config, tmp_path):
+def test_an_interrupted_training_is_resumed(config, tmp_path):
     config["training"]["max_steps"] = 2
     train(config, tmp_path)
     config["training"]["max_steps"] = 3
@@ -52,12 +52,12 @@ def test_an_interrupted_training_goes_on(config, tmp_path):
 
 def test_the_file_holds_the_papers_pool():
     config = read_config(CONFIG, [])
-    listen = ListenConfig(**config["listen"])
+    listen = ListenConfig.paper(**config["listen"])
     assert (listen.pool_size, listen.max_train_prompt_length, listen.center_queries) == (400, None, False)
     assert 2 * listen.pool_size * 4096 == 3_276_800
 
 
 @pytest.mark.parametrize("override", ["steps=3", "training", "data.trial=x", "speech.name=x"])
-def test_an_override_of_nothing_is_refused(override):
+def test_an_override_of_an_unknown_name_is_rejected(override):
     with pytest.raises(ValueError, match=r"expected NAME=VALUE with a name that"):
         read_config(CONFIG, [override])

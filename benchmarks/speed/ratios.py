@@ -1,0 +1,110 @@
+"""Times two calls in turns in one process, so that variations of the machine's speed affect both, and reports ratios."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import transformers
+
+import peft_listen
+
+
+Call = Callable[[], object]
+
+
+@dataclass
+class Ratio:
+    """
+    One row of a table.
+
+    Args:
+        name (`str`): the compared calls, as call / peer.
+        values (`list[float]`): the ratio of each turn.
+        goal (`float`, *optional*): upper limit of the median.
+    """
+
+    name: str
+    values: list[float]
+    goal: float | None = None
+
+    def line(self) -> str:
+        """The row in Markdown: median, quartiles and, if there is a goal, whether it is met."""
+        first, median, third = statistics.quantiles(self.values, n=4) if len(self.values) > 1 else self.values * 3
+        cells = [self.name, f"{median:.3f}", f"{first:.3f} to {third:.3f}"]
+        if self.goal is not None:
+            verdict = "yes" if median <= self.goal else f"no, by {median / self.goal - 1:.0%}"
+            cells += [f"≤ {self.goal}", verdict]
+        return f"| {' | '.join(cells)} |"
+
+
+def header(*, goals: bool) -> str:
+    """The header of a table of ratios, with or without columns for goals."""
+    return (
+        "| ratio | median | quartiles | goal | met |\n|---|---|---|---|---|"
+        if goals
+        else ("| ratio | median | quartiles |\n|---|---|---|")
+    )
+
+
+def time_in_turns(
+    call: Call,
+    peer: Call,
+    *,
+    repeats: int,
+    warm_up: int,
+    device: torch.device | str = "cpu",
+    before: tuple[Call, Call] | None = None,
+) -> list[tuple[float, float]]:
+    """
+    Times two calls in turns. The first call of a turn alternates, so that neither always runs with warm caches.
+
+    Args:
+        call (`Callable`): measured call.
+        peer (`Callable`): call to compare it with.
+        repeats (`int`): number of measured turns.
+        warm_up (`int`): number of turns before them that are not measured.
+        device (`torch.device` or `str`, defaults to `"cpu"`): device of both calls; CUDA is synchronized.
+        before (`tuple[Callable, Callable]`, *optional*): preparations for `call` and `peer`, run before each turn and not
+            measured.
+
+    Returns:
+        `list[tuple[float, float]]`: seconds of `call` and of `peer` in each turn.
+    """
+    turns = []
+    for turn in range(warm_up + repeats):
+        for prepare in before or ():
+            prepare()
+        if turn % 2 == 0:
+            seconds = (_seconds(call, device), _seconds(peer, device))
+        else:
+            peer_seconds = _seconds(peer, device)
+            seconds = (_seconds(call, device), peer_seconds)
+        if turn >= warm_up:
+            turns.append(seconds)
+    return turns
+
+
+def _seconds(call: Call, device: torch.device | str) -> float:
+    _synchronize(device)
+    start = time.perf_counter()
+    call()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def _synchronize(device: torch.device | str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def describe_machine(device: torch.device | str) -> str:
+    """Describes machine and versions, for the line above a table."""
+    on_cuda = torch.device(device).type == "cuda"
+    where = torch.cuda.get_device_name() if on_cuda else f"{platform.machine()} CPU"
+    return (
+        f"{where}, {torch.get_num_threads()} threads; Python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, peft-listen {peft_listen.__version__}"
+    )

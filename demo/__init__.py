@@ -1,0 +1,1 @@
+"""The demo behind `make demo`: data set, base model, training and evaluation."""

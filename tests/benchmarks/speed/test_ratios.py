@@ -1,0 +1,44 @@
+import time
+
+import pytest
+
+from benchmarks.speed.ratios import Ratio, describe_machine, header, time_in_turns
+
+
+def test_calls_take_turns_and_who_goes_first_alternates():
+    log = []
+    turns = time_in_turns(
+        lambda: log.append("call"),
+        lambda: log.append("peer"),
+        repeats=2,
+        warm_up=1,
+        before=(lambda: log.append("-"), lambda: None),
+    )
+    assert log == ["-", "call", "peer", "-", "peer", "call", "-", "call", "peer"]
+    assert len(turns) == 2
+
+
+def test_what_comes_before_a_turn_is_not_timed():
+    ((seconds, peer_seconds),) = time_in_turns(
+        lambda: time.sleep(0.02), lambda: None, repeats=1, warm_up=0, before=(lambda: time.sleep(0.2), lambda: None)
+    )
+    assert 0.02 <= seconds < 0.2
+    assert peer_seconds < 0.02
+
+
+@pytest.mark.parametrize(
+    ("ratio", "line"),
+    [
+        (Ratio("a / b", [1.0, 2.0, 3.0]), "| a / b | 2.000 | 1.000 to 3.000 |"),
+        (Ratio("a / b", [0.5]), "| a / b | 0.500 | 0.500 to 0.500 |"),
+        (Ratio("a / b", [1.0, 1.0], goal=1.02), "| a / b | 1.000 | 1.000 to 1.000 | ≤ 1.02 | yes |"),
+        (Ratio("a / b", [2.0, 2.0], goal=1.6), "| a / b | 2.000 | 2.000 to 2.000 | ≤ 1.6 | no, by 25% |"),
+    ],
+)
+def test_a_line_has_the_cells_of_its_head(ratio, line):
+    assert ratio.line() == line
+    assert header(goals=ratio.goal is not None).splitlines()[0].count("|") == line.count("|")
+
+
+def test_the_machine_is_described_with_its_versions():
+    assert "CPU" in describe_machine("cpu") and "torch 2" in describe_machine("cpu")
