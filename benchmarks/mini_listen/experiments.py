@@ -102,9 +102,7 @@ class Experiment:
 
 # Options that lost and no longer exist. Runs that use them were measured with commit 3368f81, the last one that had these
 # options; their stored results stay in the tables, but they cannot be run again.
-REMOVED_OPTIONS = frozenset(
-    {"standardize_queries", "usage_balance", "reseed_every", "exploration", "exploration_steps", "query_dropout"}
-)
+REMOVED_OPTIONS = frozenset({"usage_balance", "reseed_every", "exploration", "exploration_steps", "query_dropout"})
 
 
 # Prompt lengths at which a trained pool is evaluated in addition to its own.
