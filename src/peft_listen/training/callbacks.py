@@ -136,6 +136,7 @@ class ListenCallback(TrainerCallback):
         if tuner is None or logs is None or "loss" not in logs or not self._recent_queries:
             return
         pool = self._pool
+        pool.warn_of_skipped_rows()
         selected = 0 if self._is_selected is None else int(self._is_selected.sum())
         extra: dict[str, Any] = {"prompt_length": self._prompt_length, "live_prompts": selected}
         if tuner.key_loss is not None:

@@ -5,8 +5,10 @@ import json
 import pickle
 from pathlib import Path
 
+import peft
 import pytest
 import torch
+from packaging.version import Version
 from peft import (
     AutoPeftModelForCausalLM,
     LoraConfig,
@@ -22,6 +24,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from peft_listen import ListenConfig, ListenModel
 
 
+PEFT = Version(peft.__version__)
+needs_renaming_by_peft = pytest.mark.skipif(
+    PEFT < Version("0.21"), reason="PEFT below 0.21 does not let a method look at the tensors that it loads"
+)
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "adapter_v0"
 PATH = "base_model.model.model.prompt_pool"
 LORA = {"r": 2, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
@@ -192,6 +198,7 @@ def test_modules_to_save_are_trained_and_saved(build, attach, tokens, tmp_path):
     assert f"{PATH}.listen_pools.keys" in load_file(tmp_path / "adapter_model.safetensors")
 
 
+@needs_renaming_by_peft
 def test_an_adapter_for_another_size_is_refused(build, attach, tmp_path):
     attach(build()).save_pretrained(tmp_path)
     sizes = {"vocab_size": 61, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -200,6 +207,7 @@ def test_an_adapter_for_another_size_is_refused(build, attach, tmp_path):
         PeftModel.from_pretrained(larger, tmp_path)
 
 
+@needs_renaming_by_peft
 def test_an_adapter_for_another_architecture_is_refused(build, attach, tmp_path):
     attach(build()).save_pretrained(tmp_path)
     with pytest.raises(
@@ -208,6 +216,7 @@ def test_an_adapter_for_another_architecture_is_refused(build, attach, tmp_path)
         PeftModel.from_pretrained(build("opt"), tmp_path)
 
 
+@needs_renaming_by_peft
 def test_an_adapter_saved_by_the_first_version_still_loads():
     facts = json.loads((FIXTURE / "expected.json").read_text())
     base = AutoModelForCausalLM.from_pretrained(FIXTURE / "base").eval()
@@ -429,6 +438,7 @@ def test_prompts_and_lora_are_trained_and_saved_together_by_transformers_add_ada
     assert listen and not [name for name in listen if "lora" in name]
 
 
+@pytest.mark.skipif(PEFT < Version("0.21"), reason="PEFT below 0.21 freezes the pool when it injects LoRA")
 def test_prompts_and_lora_are_trained_and_saved_together_by_injecting_lora_under_a_peft_model(
     build, attach, tokens, tmp_path
 ):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from transformers import DynamicCache, GenerationConfig, StaticCache
 
 
@@ -138,6 +139,8 @@ def test_embeddings_of_the_user_continue_as_their_tokens_do(architecture, build,
 
 @pytest.mark.parametrize("side", [None, "left"])
 def test_a_chunked_prefill_chooses_by_the_whole_input(architecture, side, build, attach, padded, tokens):
+    if architecture in ("qwen2-vl", "qwen3-vl") and Version(transformers.__version__) < Version("5.20"):
+        pytest.skip("older versions of transformers compute the positions of each chunk from the whole input")
     model = attach(build(architecture))
     batch = {"input_ids": tokens(2, 9)}
     if side is not None:

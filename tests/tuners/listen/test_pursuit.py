@@ -66,20 +66,6 @@ def test_copies_hold_no_tensors(draw):
         check(duplicate, query, keys)
 
 
-def test_a_bias_is_added_to_the_cosines(draw):
-    query, keys = draw(0, pool_size=12)
-    bias = torch.zeros(12).index_fill(0, torch.tensor([7]), 10.0)
-    for step_size in (0.0, 0.5, 1.0):
-        pursuit = MatchingPursuit(step_size)
-        indices, scores = pursuit(query, keys, 12, bias)
-        assert (indices[:, 0] == 7).all()
-        torch.testing.assert_close(
-            scores[:, 0], torch.nn.functional.cosine_similarity(query, keys[7:8], dim=-1)
-        )  # without the bias
-        assert torch.equal(pursuit(query, keys, 12, bias - 10.0)[0], indices)
-        assert (pursuit(query, keys, 12, -bias)[0][:, -1] == 7).all()
-
-
 def test_a_query_that_is_explained_leaves_scores_finite():
     keys = torch.eye(4)
     indices, scores = MatchingPursuit()(keys[2:3] * 3, keys, 4)

@@ -301,3 +301,12 @@ def test_two_processes_count_as_one(kind, model, tokens, tmp_path):
         assert found["lengths"].tolist() == expected
         assert int(found["step"]) == STEPS
         torch.testing.assert_close(found["mean"], means[-1], atol=1e-5, rtol=1e-5)
+
+
+def test_no_optimizer_is_observed_before_a_training_begins():
+    code = """
+import torch, peft_listen
+from torch.optim.optimizer import _global_optimizer_post_hooks as hooks
+assert not hooks
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

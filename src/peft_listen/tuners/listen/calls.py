@@ -82,14 +82,40 @@ class GenerateCall:
             Whether the inputs of `generate` contain the prompts already; then the hooks do not change the inputs.
         placement ([`PromptPlacement`], *optional*):
             If the prompts are inserted: their position in the prefill, to strip them from its output.
-        caches (`list`): if the prompts are inserted: the caches of this call, marked for the hooks.
+        marked_caches (`list`): if the prompts are inserted: the caches of this call, marked for the hooks.
+        prefill_cache: the cache of the first forward pass.
+        prefill_embeds (`torch.FloatTensor` of shape `(batch_size, length, embedding_size)`, *optional*):
+            the input of the first forward pass, if it has no cache.
     """
 
     query_mask: torch.Tensor | None = None
     prompts: torch.Tensor | None = None
     prompts_are_inserted: bool = False
     placement: PromptPlacement | None = None
-    caches: list[Any] = field(default_factory=list)
+    marked_caches: list[Any] = field(default_factory=list)
+    has_begun: bool = False
+    prefill_cache: Any = None
+    prefill_embeds: torch.Tensor | None = None
+
+    def owns(self, cache: Any, inputs_embeds: torch.Tensor | None) -> bool:
+        """
+        Whether a forward pass inside this `generate` continues its sequences. Some logits processors call the model with
+        other inputs in between, such as the negative prompt of classifier-free guidance.
+
+        Args:
+            cache: the cache of the forward pass, or `None`.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch_size, length, embedding_size)`, *optional*): its input.
+        """
+        if not self.has_begun:
+            self.has_begun, self.prefill_cache = True, cache
+            self.prefill_embeds = inputs_embeds if cache is None else None
+            return True
+        if cache is not self.prefill_cache or self.prefill_embeds is None or inputs_embeds is None:
+            return cache is self.prefill_cache
+        # Without a cache, each forward pass repeats the input.
+        rows, length = self.prefill_embeds.shape[:2]
+        begins_alike = inputs_embeds.shape[0] == rows and inputs_embeds.shape[1] >= length
+        return begins_alike and torch.equal(inputs_embeds[:, :length], self.prefill_embeds)
 
     def query_mask_for(self, batch_size: int, length: int) -> torch.Tensor | None:
         """The query's positions in an input of this shape: rows repeated for beams, generated tokens excluded."""

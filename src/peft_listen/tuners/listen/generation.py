@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
 
@@ -107,6 +106,7 @@ class PromptGeneration:
                 "LISTEN does not support assisted decoding from a filled cache. Leave the assistant out, or start "
                 "from an empty cache."
             )
+        self._check_positions(call)
         generate_call = GenerateCall(query_mask=self._query_mask(call, query_mask))
         if is_filled:
             call, generate_call = self._continued(call)
@@ -116,6 +116,16 @@ class PromptGeneration:
             generate_call.prompts = self._prompts_for_chunks(call, generate_call)
         with self._hooks.generating(generate_call):
             return original(**call)
+
+    def _check_positions(self, call: dict[str, Any]) -> None:
+        inputs = self._input_ids(call) if call.get("inputs_embeds") is None else call["inputs_embeds"]
+        if inputs is None:
+            return
+        max_new_tokens, max_length = (self._setting(call, name) for name in ("max_new_tokens", "max_length"))
+        if max_new_tokens is None and max_length:
+            max_new_tokens = max(max_length - inputs.shape[1], 0)
+        num_prompts = self._hooks.layer.num_prompts
+        self._hooks.position_limit.check_generation(num_prompts, inputs.shape[1], max_new_tokens)
 
     def _setting(self, call: dict[str, Any], name: str) -> Any:
         for source in (call, call.get("generation_config"), getattr(self._model, "generation_config", None)):
@@ -208,6 +218,7 @@ class PromptGeneration:
             call["input_ids"] = inputs["input_ids"]
         self._count_new_tokens(call, length)
         self._check_cache_size(call, prompts.shape[1], length)
+        self._hooks.position_limit.check(prompts.shape[1], 0, length, inputs.get("attention_mask"))
         placement = placement.repeat_rows(batch_size)
         return call, GenerateCall(prompts=prompts, prompts_are_inserted=True, placement=placement)
 
@@ -299,9 +310,3 @@ class PromptGeneration:
             )
         _, prompts = self._select(inputs, generate_call)
         return repeat_rows(prompts, len(prompts) * self._copies(call))
-
-
-def has_generate(model: nn.Module) -> bool:
-    """Whether the model can generate, so that [`PromptGeneration`] has a method to wrap."""
-    can_generate = getattr(model, "can_generate", None)
-    return can_generate is not None and bool(can_generate()) and hasattr(type(model), "generate")

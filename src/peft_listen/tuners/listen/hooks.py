@@ -34,6 +34,7 @@ from .calls import GenerateCall, LanguageModelCall, repeat_rows
 from .key_loss import add_key_loss
 from .layer import ListenLayer
 from .placement import PromptPlacement, positions_from_mask
+from .position_limit import PositionLimit
 from .query import NO_GROUPS, TokenGroups, placeholder_token_ids, token_positions
 from .validation import check_cache_matches_adapter, check_supported
 
@@ -74,7 +75,11 @@ class PromptHooks:
         self._backbone_arguments = list(inspect.signature(backbone.forward).parameters)
         self._language_model_arguments = list(inspect.signature(language_model.forward).parameters)
         self.cache_name = cache_argument(self._backbone_arguments)
+        self.position_limit = PositionLimit(backbone)
+        # Labels of a classification head say nothing of where a prompt ends.
+        self._labels_are_answers = has_generate(language_model)
         self._warned_without_labels = False
+        self._calls_to_check_for_padding = 16
         self._handles: list[RemovableHandle] = [
             language_model.register_forward_pre_hook(self.before_language_model, with_kwargs=True),
             backbone.register_forward_pre_hook(self.before_backbone, with_kwargs=True),
@@ -97,7 +102,7 @@ class PromptHooks:
             yield
         finally:
             thread.generate_call = before
-            for cache in call.caches:
+            for cache in call.marked_caches:
                 delattr(cache, _INSERTED_ATTRIBUTE)
 
     def backbone_inputs(self, **inputs: Any) -> tuple[dict[str, Any], TokenGroups]:
@@ -148,6 +153,7 @@ class PromptHooks:
         call.groups = self._token_groups(named)
         if "listen_query_mask" not in kwargs:
             self._warn_without_labels(call)
+            self._warn_of_padding_in_query(call, named)
             return None
         kwargs = dict(kwargs)
         call.query_mask = kwargs.pop("listen_query_mask")
@@ -169,7 +175,9 @@ class PromptHooks:
 
     def _warn_without_labels(self, call: LanguageModelCall) -> None:
         pool = self.layer.active_pool
-        if call.labels is not None or self._warned_without_labels or pool is None or not pool.is_training_step:
+        if call.labels is not None or not self._labels_are_answers or self._warned_without_labels:
+            return
+        if pool is None or not pool.is_training_step:
             return
         self._warned_without_labels = True
         warnings.warn(
@@ -179,6 +187,33 @@ class PromptHooks:
             UserWarning,
             stacklevel=2,
         )
+
+    def _warn_of_padding_in_query(self, call: LanguageModelCall, named: dict[str, Any]) -> None:
+        # Evaluation harnesses pad on the right and pass neither mask nor labels. Looking at every such call would
+        # synchronize each time; a harness shows itself in the first ones.
+        input_ids, pad = named.get("input_ids"), getattr(self.language_model.config, "pad_token_id", None)
+        pool = self.layer.active_pool
+        if pool is None or pool.is_training_step or self.layer.thread.generate_call is not None:
+            return
+        if (
+            call.labels is not None
+            or named.get("attention_mask") is not None
+            or named.get(self.cache_name) is not None
+        ):
+            return
+        if self._calls_to_check_for_padding == 0 or pad is None or not torch.is_tensor(input_ids):
+            return
+        self._calls_to_check_for_padding -= 1
+        if input_ids.ndim == 2 and input_ids.shape[1] > 1 and bool((input_ids[:, -1] == pad).any()):
+            self._calls_to_check_for_padding = 0
+            warnings.warn(
+                "The input ends with padding, and the model got neither `attention_mask` nor `labels`. Padding and any "
+                "continuation to be scored are then in the query, and the selected prompts depend on them. Pass "
+                "`attention_mask`, and name the context with `listen_query_mask` (1 for its tokens), as the documentation "
+                "shows for evaluation harnesses.",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def after_language_model(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -192,13 +227,15 @@ class PromptHooks:
         cache, generate_call = kwargs.get(self.cache_name), thread.generate_call
         if cache is not None and generate_call is not None and generate_call.prompts_are_inserted:
             setattr(cache, _INSERTED_ATTRIBUTE, True)  # the next forward passes are decoding steps
-            generate_call.caches.append(cache)
-        if call is None or output is None or call.labels is None or call.key_loss_per_row is None:
+            generate_call.marked_caches.append(cache)
+        if call is None or output is None or call.key_loss_per_row is None:
             return output
         pool = self.layer.active_pool
         assert pool is not None
         weighted = pool.config.key_loss_weight * call.key_loss_per_row
-        return add_key_loss(output, weighted, call.labels, call.num_items_in_batch)
+        if not self._labels_are_answers:
+            return add_key_loss(output, weighted)
+        return output if call.labels is None else add_key_loss(output, weighted, call.labels, call.num_items_in_batch)
 
     # ---------------------------------------------------------------------------------------------------- backbone
 
@@ -220,11 +257,11 @@ class PromptHooks:
         if thread.captures_backbone_call:
             self._embed(arguments)
             raise _BackboneCallCaptured(arguments, thread.call.groups)
-        generate_call = thread.generate_call
+        cache = arguments.get(self.cache_name)
+        generate_call = self._own_generate_call(arguments, cache)
         if generate_call is not None and generate_call.prompts_are_inserted:
             thread.call.placement, generate_call.placement = generate_call.placement, None
             return None
-        cache = arguments.get(self.cache_name)
         past_length = 0 if cache is None else int(cache.get_seq_length())
         is_on = self.layer.active_pool is not None
         if past_length > 0:
@@ -234,10 +271,18 @@ class PromptHooks:
             return None
         check_supported(arguments, past_length)
         if past_length == 0:
-            self._prefill(arguments, thread.call)
+            self._prefill(arguments, thread.call, generate_call)
         else:
             self._continue(arguments, cache, past_length)
         return (), arguments
+
+    def _own_generate_call(self, arguments: dict[str, Any], cache: Any) -> GenerateCall | None:
+        """The running `generate`, if this forward pass continues its sequences."""
+        generate_call = self.layer.thread.generate_call
+        if generate_call is None:
+            return None
+        inputs_embeds = self._embed(dict(arguments)) if cache is None else None
+        return generate_call if generate_call.owns(cache, inputs_embeds) else None
 
     def _embed(self, arguments: dict[str, Any]) -> torch.Tensor:
         if arguments.get("inputs_embeds") is None:
@@ -247,9 +292,11 @@ class PromptHooks:
         inputs_embeds: torch.Tensor = arguments["inputs_embeds"]
         return inputs_embeds
 
-    def _prefill(self, arguments: dict[str, Any], call: LanguageModelCall) -> None:
+    def _prefill(self, arguments: dict[str, Any], call: LanguageModelCall, generate_call: GenerateCall | None) -> None:
         inputs_embeds = self._embed(arguments)
-        prompts = self._prompts_for(inputs_embeds, arguments.get("attention_mask"), call)
+        attention_mask = arguments.get("attention_mask")
+        prompts = self._prompts_for(inputs_embeds, attention_mask, call, generate_call)
+        self.position_limit.check(prompts.shape[1], 0, inputs_embeds.shape[1], attention_mask)
         call.placement = self.insert(arguments, prompts)
         # Stripping needs names; a caller who asked for a tuple gets one afterwards.
         return_dict = arguments.get("return_dict")
@@ -259,14 +306,17 @@ class PromptHooks:
             arguments["return_dict"] = True
 
     def _prompts_for(
-        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, call: LanguageModelCall
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        call: LanguageModelCall,
+        generate_call: GenerateCall | None,
     ) -> torch.Tensor:
         batch_size, length = inputs_embeds.shape[:2]
-        thread = self.layer.thread
-        generate_call = thread.generate_call
         if generate_call is None:
-            output = self.layer.select(inputs_embeds, attention_mask, call.labels, call.query_mask, call.groups)
-            call.key_loss_per_row = thread.key_loss_per_row = output.key_loss_per_row
+            labels = call.labels if self._labels_are_answers else None
+            output = self.layer.select(inputs_embeds, attention_mask, labels, call.query_mask, call.groups)
+            call.key_loss_per_row = self.layer.thread.key_loss_per_row = output.key_loss_per_row
             return output.prompts
         if generate_call.prompts is None:
             query_mask = generate_call.query_mask_for(batch_size, length)
@@ -322,8 +372,11 @@ class PromptHooks:
                     f"{past_length - prompt_length} tokens (and {prompt_length} prompts, which the mask must not "
                     f"count) and {length} are new. Pass a mask over all tokens, cached and new."
                 )
+            self.position_limit.check(prompt_length, past_length - prompt_length, length, attention_mask)
             placement = PromptPlacement(prompt_length, attention_mask)
             attention_mask = arguments["attention_mask"] = placement.insert_mask(attention_mask)
+        else:
+            self.position_limit.check(prompt_length, past_length - prompt_length, length)
         if position_ids is not None:
             arguments["position_ids"] = position_ids + prompt_length
         elif attention_mask is not None and "position_ids" in self._backbone_arguments:
@@ -357,6 +410,12 @@ class PromptHooks:
         if cache is not None:
             setattr(cache, CACHE_ATTRIBUTE, placement.prompt_length)
         return output.to_tuple() if call.wants_tuple else output
+
+
+def has_generate(model: nn.Module) -> bool:
+    """Whether the model can generate text, and its labels therefore are answers."""
+    can_generate = getattr(model, "can_generate", None)
+    return can_generate is not None and bool(can_generate()) and hasattr(type(model), "generate")
 
 
 def cache_argument(names: Sequence[str]) -> str:

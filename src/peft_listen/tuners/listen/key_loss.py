@@ -8,7 +8,9 @@ import torch
 from transformers.utils import ModelOutput
 
 
-def batch_key_loss(per_row: torch.Tensor, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+def batch_key_loss(
+    per_row: torch.Tensor, labels: torch.Tensor | None = None, num_items_in_batch: Any = None
+) -> torch.Tensor:
     """
     Key loss of a batch from that of its rows.
 
@@ -18,13 +20,13 @@ def batch_key_loss(per_row: torch.Tensor, labels: torch.Tensor, num_items_in_bat
 
     Args:
         per_row (`torch.FloatTensor` of shape `(batch_size,)`): key loss of each row.
-        labels (`torch.LongTensor` of shape `(batch_size, length)`): -100 where not supervised.
+        labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): -100 where not supervised.
         num_items_in_batch (`int` or `torch.Tensor`, *optional*): supervised tokens of the whole optimizer step.
 
     Returns:
         `torch.FloatTensor`, a scalar.
     """
-    if num_items_in_batch is None:
+    if labels is None or num_items_in_batch is None:
         return per_row.mean()
     supervised = (labels[:, 1:] != -100).sum(dim=-1).to(per_row)  # the first token is never a target
     if torch.is_tensor(num_items_in_batch):
@@ -32,14 +34,16 @@ def batch_key_loss(per_row: torch.Tensor, labels: torch.Tensor, num_items_in_bat
     return (per_row * supervised).sum() / num_items_in_batch
 
 
-def add_key_loss(output: Any, per_row: torch.Tensor, labels: torch.Tensor, num_items_in_batch: Any = None) -> Any:
+def add_key_loss(
+    output: Any, per_row: torch.Tensor, labels: torch.Tensor | None = None, num_items_in_batch: Any = None
+) -> Any:
     """
     Adds the key loss to the output of a causal language model.
 
     Args:
         output ([`~transformers.utils.ModelOutput`] or `tuple`): with the loss; returned unchanged without one.
         per_row (`torch.FloatTensor` of shape `(batch_size,)`): weighted key loss of each row.
-        labels (`torch.LongTensor` of shape `(batch_size, length)`): -100 where not supervised.
+        labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): -100 where not supervised.
         num_items_in_batch (`int` or `torch.Tensor`, *optional*): supervised tokens of the whole optimizer step.
 
     Returns:

@@ -136,6 +136,16 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         pool: PromptPool = self.listen_pools[self.resolve_adapter(adapter_name)]  # type: ignore[assignment]
         return pool
 
+    @property
+    def num_prompts(self) -> int:
+        """Number of prompts that a row gets outside training, shared ones included; 0 if no adapter is active."""
+        name = self.active_adapter_name
+        if name is None:
+            return 0
+        config = self.pool_of(name).config
+        selected = self.thread.prompt_lengths.get(name, config.prompt_length)
+        return selected if config.adds_shared_prompts else selected + config.num_shared_prompts
+
     def select(
         self,
         inputs_embeds: torch.Tensor,

@@ -16,8 +16,8 @@ from .backbone import find_backbone
 from .calls import SelectionRecord
 from .checkpoints import check_fits, name_recent_queries, rename_former_keys
 from .config import ListenConfig, check_prompt_length
-from .generation import PromptGeneration, has_generate
-from .hooks import PromptHooks
+from .generation import PromptGeneration
+from .hooks import PromptHooks, has_generate
 from .layer import ListenLayer
 
 

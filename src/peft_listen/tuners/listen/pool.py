@@ -86,6 +86,8 @@ class PromptPool(nn.Module):
         self._sums = StepSums()
         self._observer: StepObserver | None = None  # created by the first forward pass in training
         self._batches_to_check = 16
+        self._is_checked = False  # that keys and values are finite
+        self._warned_of_skipped_rows = False
 
     def extra_repr(self) -> str:
         return (
@@ -124,6 +126,44 @@ class PromptPool(nn.Module):
             self.recent_queries = recent_queries.to(self.query_mean.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._step_is_read_from = None
+        self._is_checked = False
+        self.check_finite("loaded")
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.check_finite("saved")
+        self.warn_of_skipped_rows()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def check_finite(self, purpose: str) -> None:
+        """
+        Checks that the pool holds no NaN or infinite value: with one in the query mean, every input selects the same
+        prompts.
+
+        Args:
+            purpose (`str`): what the pool cannot be, for the message: `"saved"`, `"loaded"` or `"used"`.
+
+        Raises:
+            ValueError: if it does; the message names the tensor.
+        """
+        for name, tensor in (*self.named_parameters(), *self.named_buffers()):
+            local = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # of a DTensor
+            if local.device.type != "meta" and local.is_floating_point() and not bool(local.isfinite().all()):
+                raise ValueError(
+                    f"The prompt pool cannot be {purpose}: `{name}` holds NaN or infinite values. The training has diverged, "
+                    "or the checkpoint is damaged. Go back to an earlier checkpoint, and lower the learning rate."
+                )
+
+    def warn_of_skipped_rows(self) -> None:
+        """Warns, once, if queries with NaN or infinite values were left out of the running statistics."""
+        if self._warned_of_skipped_rows or self._sums.num_skipped == 0:
+            return
+        self._warned_of_skipped_rows = True
+        warnings.warn(
+            f"{self._sums.num_skipped} rows whose embeddings hold NaN or infinite values were left out of the running "
+            "statistics of the queries. Look for broken inputs: their loss is not finite either.",
+            UserWarning,
+            stacklevel=2,
+        )
 
     def begin_step(self, step: int | None) -> None:
         """
@@ -141,6 +181,8 @@ class PromptPool(nn.Module):
         """As in `torch.nn.Module`. A new optimizer may follow a switch to training."""
         if mode and not self.training and self._observer is not None:
             self._observer.expect_new_optimizer()
+        if self.training and not mode:
+            self.warn_of_skipped_rows()
         super().train(mode)
         return self
 
@@ -200,6 +242,9 @@ class PromptPool(nn.Module):
         Returns:
             [`PoolOutput`]
         """
+        if not self._is_checked:
+            self.check_finite("used")  # whatever way its tensors were loaded; once, since it waits for the device
+            self._is_checked = True
         is_training_step = self.is_training_step
         if is_training_step:
             self._count_step()
@@ -227,6 +272,10 @@ class PromptPool(nn.Module):
             key_loss = None
             if is_training_step:
                 self._sums.add(query.detach(), self.query_mean.to(query))
+                if (
+                    device.type == "cpu"
+                ):  # elsewhere it would wait for the device; see `train` and `_save_to_state_dict`
+                    self.warn_of_skipped_rows()
                 key_loss = self._key_loss(normalized, keys.float(), selection)
             if torch.is_grad_enabled() and keys.requires_grad:
                 # Keeps the keys in the graph of any loss: DistributedDataParallel requires every parameter in it. The sum
@@ -304,6 +353,7 @@ class PromptPool(nn.Module):
             if self.query_variance is not None and len(queries) > 1:
                 self.query_variance.copy_(queries.var(dim=0, correction=0))
             queries = self.normalize_query(queries)
+        self._is_checked = False
         self.keys.copy_(self.selector.initial_keys(queries, self.keys.shape[0], seed=self.config.seed))
 
     @torch.no_grad()

@@ -109,7 +109,7 @@ def prompt_positions(
         that had none, of shape `(batch_size,)`, for which the first real token is used.
 
     Raises:
-        ValueError: if `query_mask` has another shape than the input.
+        ValueError: if `query_mask` or `labels` has another shape than the input.
     """
     positions = torch.arange(sequence_length, device=device).expand(batch_size, -1)
     if attention_mask is None:
@@ -124,6 +124,11 @@ def prompt_positions(
             )
         prompt = real & query_mask.to(device=device, dtype=torch.bool)
     elif labels is not None:
+        if tuple(labels.shape) != (batch_size, sequence_length):
+            raise ValueError(
+                f"`labels` must have one entry per token, in the shape of the input, {(batch_size, sequence_length)}, got "
+                f"{tuple(labels.shape)}."
+            )
         supervised = labels.to(device) != -100
         end = torch.where(supervised.any(dim=-1), supervised.long().argmax(dim=-1), sequence_length)
         prompt = real & (positions < end.unsqueeze(-1))

@@ -33,6 +33,12 @@ class StepSums:
 
     def __init__(self) -> None:
         self._total: torch.Tensor | None = None
+        self._num_skipped: torch.Tensor | None = None
+
+    @property
+    def num_skipped(self) -> int:
+        """Number of queries that were left out so far, in this process. Reading it waits for the device."""
+        return 0 if self._num_skipped is None else int(self._num_skipped)
 
     @property
     def is_empty(self) -> bool:
@@ -49,6 +55,10 @@ class StepSums:
             running_mean (`torch.FloatTensor` of shape `(embedding_size,)`): of the queries of earlier steps.
         """
         is_finite = query.isfinite().all(dim=-1, keepdim=True)  # [batch, 1]
+        num_skipped = (~is_finite).sum()
+        self._num_skipped = (
+            num_skipped if self._num_skipped is None else self._num_skipped.to(query.device) + num_skipped
+        )
         squares = (query - running_mean).square().masked_fill(~is_finite, 0.0).sum(dim=0)
         sums = query.masked_fill(~is_finite, 0.0).sum(dim=0)
         # In float32, whatever the model is cast to: float16 would overflow.

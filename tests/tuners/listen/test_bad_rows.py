@@ -1,0 +1,153 @@
+"""Rows with NaN or infinite values affect no other row, and no statistic."""
+
+import warnings
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from peft_listen import available_selectors
+
+
+BAD = {"nan": torch.nan, "inf": torch.inf, "-inf": -torch.inf}
+
+
+def supervised(input_ids, prompt=3):
+    return input_ids.masked_fill(torch.arange(input_ids.shape[1]) < prompt, -100)
+
+
+def step(model, optimizer, embeds, labels):
+    loss = model(inputs_embeds=embeds, labels=labels).loss
+    loss.nan_to_num(0.0, 0.0, 0.0).backward()
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.nan_to_num_(0.0, 0.0, 0.0)  # as a loop that skips what is not finite
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize("rows", [[1], [0, 1]], ids=["one row", "all rows"])
+@pytest.mark.parametrize("value", BAD)
+def test_the_statistics_are_those_of_the_other_rows(value, rows, standardize, build, attach, tokens):
+    settings = {"center_queries": True, "standardize_queries": standardize, "stochastic_prompt_length": False}
+    model, plain = (attach(build(), **settings).train() for _ in range(2))
+    optimizer, other = (torch.optim.SGD(m.base_model.layer.pool_of().parameters(), lr=0.0) for m in (model, plain))
+    for number in range(3):
+        input_ids = tokens(2, seed=number)
+        embeds = model.get_input_embeddings()(input_ids).detach()
+        bad = embeds.clone()
+        bad[rows, 2, 5] = BAD[value]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            step(model, optimizer, bad, supervised(input_ids))
+        kept = [row for row in range(2) if row not in rows]
+        if kept:
+            step(plain, other, embeds[kept], supervised(input_ids[kept]))
+    pool, expected = model.base_model.layer.pool_of(), plain.base_model.layer.pool_of()
+    torch.testing.assert_close(pool.query_mean, expected.query_mean, atol=1e-6, rtol=1e-5)
+    if standardize:
+        torch.testing.assert_close(pool.query_variance, expected.query_variance, atol=1e-6, rtol=1e-5)
+    assert pool._sums.num_skipped == 3 * len(rows)
+    model.eval()(input_ids=tokens()), plain.eval()(input_ids=tokens())
+    assert torch.equal(model.base_model.last_selection.indices, plain.base_model.last_selection.indices)
+
+
+def test_they_are_warned_of_once(build, attach, tokens):
+    model = attach(build(), stochastic_prompt_length=False).train()
+    embeds = model.get_input_embeddings()(tokens()).detach()
+    embeds[1, 2] = torch.nan
+    with pytest.warns(UserWarning, match=r"1 rows whose embeddings hold NaN or infinite values were left out"):
+        model(inputs_embeds=embeds, labels=supervised(tokens()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(inputs_embeds=embeds, labels=supervised(tokens()))
+
+
+@pytest.mark.parametrize("selector", available_selectors())
+def test_other_rows_of_the_batch_get_what_they_get_alone(selector, build, attach, tokens):
+    model = attach(build(), selector=selector)
+    embeds = model.get_input_embeddings()(tokens(3)).detach()
+    expected = model(inputs_embeds=embeds[[0, 2]]).logits
+    embeds[1, 2] = torch.nan
+    torch.testing.assert_close(model(inputs_embeds=embeds).logits[[0, 2]], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_infinite_keys_do_not_reach_rows_that_do_not_select_them(build, attach, tokens):
+    model = attach(build()).train()
+    pool = model.base_model.layer.pool_of()
+    expected = model.eval()(tokens()).logits
+    free = next(i for i in range(12) if i not in set(model.last_selection.indices.flatten().tolist()))
+    with torch.no_grad():
+        pool.keys[free] = torch.tensor(3e38)  # its square, and the sum of all keys, are infinite
+    logits = model.train()(input_ids=tokens(), labels=supervised(tokens())).logits
+    assert logits.isfinite().all()
+    assert expected.isfinite().all()
+
+
+def test_under_gradient_scaling_one_step_is_skipped_and_no_other(build, attach, tokens):
+    model = attach(build(), center_queries=True, stochastic_prompt_length=False).train()
+    optimizer = torch.optim.AdamW(model.base_model.layer.pool_of().parameters(), lr=1e-3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    losses = []
+    for number in range(4):
+        embeds = model.get_input_embeddings()(tokens(seed=number)).detach()
+        if number == 1:
+            embeds[0, 1] = torch.nan
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loss = model(inputs_embeds=embeds, labels=supervised(tokens(seed=number))).loss
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        losses.append(bool(loss.isfinite()))
+    assert losses == [True, False, True, True]
+    assert model.base_model.layer.pool_of().step == 3
+
+
+TENSORS = ["keys", "values", "shared_values", "query_mean", "query_variance"]
+SETTINGS = {"num_shared_prompts": 2, "center_queries": True, "standardize_queries": True}
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("name", TENSORS)
+def test_a_pool_that_is_not_finite_is_not_saved(name, value, build, attach, tmp_path):
+    model = attach(build(), **SETTINGS)
+    with torch.no_grad():
+        getattr(model.base_model.layer.pool_of(), name).view(-1)[3] = BAD[value]
+    with pytest.raises(ValueError, match=f"cannot be saved: `{name}` holds NaN or infinite values"):
+        model.save_pretrained(tmp_path)
+    assert not (tmp_path / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("load", ["PEFT", "transformers"])
+@pytest.mark.parametrize("name", TENSORS)
+def test_a_pool_that_is_not_finite_is_not_used(name, load, build, attach, tokens, tmp_path):
+    attach(build(), **SETTINGS).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    (key,) = (key for key in tensors if key.endswith(f".{name}"))
+    tensors[key].view(-1)[3] = torch.nan
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"cannot be (loaded|used): `{name}` holds NaN or infinite values"):
+        if load == "PEFT":
+            PeftModel.from_pretrained(build(), tmp_path)
+        else:
+            model = build()
+            model.load_adapter(str(tmp_path))
+            model(tokens())
+
+
+def test_keys_from_queries_do_not_depend_on_their_order(build, attach):
+    queries = torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
+    queries = torch.cat([queries, queries[:7]])
+    found = []
+    for seed in range(3):
+        model = attach(build(), center_queries=True)
+        order = torch.randperm(len(queries), generator=torch.Generator().manual_seed(seed))
+        model.init_keys_from(queries[order])
+        found.append(model.base_model.layer.pool_of().keys.detach().clone())
+    for keys in found[1:]:
+        torch.testing.assert_close(keys, found[0])
