@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__ as __version__
+from .compatibility import check_audio_is_supported
 from .registration import register
 from .tuners.listen import (
     ListenConfig,
@@ -75,6 +76,8 @@ _LAZY_NAMES = {
 def __getattr__(name: str) -> Any:
     if name not in _LAZY_NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name != "load_audio":
+        check_audio_is_supported()
     value = getattr(importlib.import_module(_LAZY_NAMES[name], __name__), name)
     globals()[name] = value
     return value

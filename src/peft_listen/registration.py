@@ -30,7 +30,7 @@ from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_M
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .compatibility import audio_is_supported, warn_about_untested_versions
+from .compatibility import audio_is_supported, check_audio_is_supported, warn_about_untested_versions
 
 
 MODEL_TYPES = ("audio_listen", "beats")
@@ -169,6 +169,7 @@ def register_models_lazily() -> None:
 
 def register_pipelines() -> None:
     """Imports the pipeline and registers it with transformers as `pipeline("audio-text-to-text")`."""
+    check_audio_is_supported()
     from .pipelines import AudioTextToTextPipeline
 
     if isinstance(PIPELINE_REGISTRY.supported_tasks.get(PIPELINE_TASK, _LazyTask()), _LazyTask):

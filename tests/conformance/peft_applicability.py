@@ -23,7 +23,6 @@ OTHER_CONFIGS: list[dict[str, Any]] = [
         **CONFIG,
         "selector": "residual",
         "num_shared_prompts": 2,
-        "usage_balance": 0.1,
         "standardize_queries": True,
         "max_train_prompt_length": 4,
     },

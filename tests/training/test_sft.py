@@ -62,7 +62,7 @@ def test_the_loss_equals_that_of_the_model(make_adapted, processor, collator, ex
     )
     trainer.train()
     # With `num_items_in_batch` the key loss weights rows by their number of tokens, otherwise equally.
-    per_row = expected.base_model.layer.key_loss_per_row
+    per_row = expected.base_model.layer.thread.key_loss_per_row
     tokens = (collator(examples)["labels"] != -100).sum(-1)
     difference = 0.1 * float(((per_row * tokens).sum() / tokens.sum() - per_row.mean()).detach())
     assert trainer.state.log_history[0]["loss"] == pytest.approx(float(loss.detach()) + difference, abs=2e-3)
@@ -91,7 +91,9 @@ def test_a_collator_with_supervised_logits_only_raises(make_adapted, processor, 
         processing_class=processor,
         callbacks=[ListenCallback()],
     )
-    with pytest.raises(ValueError, match=r"`SFTTrainer` has a head of its own.*supervised_logits_only=False"):
+    with pytest.raises(
+        ValueError, match=r"The head of `SFTTrainer` skips unsupervised positions itself.*supervised_logits_only=False"
+    ):
         trainer.train()
 
 

@@ -12,8 +12,8 @@ from peft_listen import (
     BeatsFeatureExtractor,
     BeatsForAudioClassification,
     BeatsModel,
-    relative_position_bucket,
 )
+from peft_listen.models.beats import relative_position_bucket
 
 
 VARIANTS = ["iter3plus", "finetuned", "postnorm_nogate", "prenorm"]
