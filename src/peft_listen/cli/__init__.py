@@ -1,6 +1,7 @@
 """The `peft-listen` command. Each sub-command is a file with a `HELP`, its arguments, and what to do with them."""
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -33,6 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         `int`, the exit code: 0 if all is well, 1 if a check found problems, 2 for wrong arguments or bad input, which is
         explained on stderr.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Characters that the console's encoding lacks are escaped, and do not end the output.
+            stream.reconfigure(errors="backslashreplace")
     arguments = build_parser().parse_args(argv)
     try:
         exit_code: int = arguments.run(arguments)

@@ -5,6 +5,7 @@ import os
 
 from ..analysis import SelectionRecords, format_summary, record_dataset, save_report
 from ..data import read_examples
+from ..files import check_output_file
 from .argument_types import positive_integer
 from .model_loading import load_pipeline
 
@@ -37,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    for path in filter(None, (arguments.output, arguments.save_records)):
+        check_output_file(path)
     records = _records(arguments)
     if arguments.save_records:
         records.save(arguments.save_records)
