@@ -157,5 +157,5 @@ def test_a_file_name_that_is_not_utf8_can_be_reported(pipe, rows, tmp_path) -> N
 
 @pytest.mark.parametrize("task", ["\ud83d", "a\udfff", "\ude00\ud83d"])
 def test_a_task_that_is_not_unicode_is_refused_before_anything_is_written(pipe, rows, task) -> None:
-    with pytest.raises(ValueError, match=r"The task of row 1 is .*, which contains half a surrogate pair"):
+    with pytest.raises(ValueError, match=r"The task of row 1 contains half a surrogate pair"):
         record_dataset(pipe, [rows[0], {**rows[1], "task": task}])

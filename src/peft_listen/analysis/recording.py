@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 from transformers import Pipeline
 
 from ..tuners.listen import SelectionRecord, find_listen_layer
-from .records import SelectionRecords, is_unicode
+from ..unicode import half_surrogate_problem
+from .records import SelectionRecords
 
 
 def record_dataset(
@@ -125,10 +126,8 @@ class _Names:
             task = row.get("task") if isinstance(row, Mapping) else None
             if not isinstance(task, str) or not task:
                 raise ValueError(f"Row {number} has no task: expected a mapping with a string `task`, got {row!r}.")
-            if not is_unicode(task):
-                raise ValueError(
-                    f"The task of row {number} is {task!r}, which contains half a surrogate pair. Remove it."
-                )
+            if problem := half_surrogate_problem(task):
+                raise ValueError(f"The task of row {number} {problem}")
             self.tasks.append(task)
             self.inputs.append(_describe(row))
             yield row

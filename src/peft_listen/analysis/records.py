@@ -18,6 +18,7 @@ from torch import nn
 
 from ..files import atomic_path, check_output_file
 from ..tuners.listen import SelectionRecord, find_listen_layer
+from ..unicode import half_surrogate_problem
 from .usage import PromptUsage
 
 
@@ -80,8 +81,8 @@ class SelectionRecords:
             for row, text in enumerate(texts):
                 if not isinstance(text, str):
                     raise ValueError(f"`{name}[{row}]` must be a string, got a {type(text).__name__}.")
-                if not is_unicode(text):
-                    raise ValueError(f"`{name}[{row}]` is {text!r}, which contains half a surrogate pair. Remove it.")
+                if problem := half_surrogate_problem(text):
+                    raise ValueError(f"`{name}[{row}]` {problem}")
         if not isinstance(self.config, Mapping) or not all(isinstance(name, str) for name in self.config):
             raise ValueError(
                 f"`config` must be a dictionary from names to values, got a {type(self.config).__name__} "
@@ -309,12 +310,3 @@ def _description(header: str | None) -> dict[str, Any]:
             f"the `records` of the metadata must be a JSON object with {sorted(names)}, got {reprlib.repr(found)}."
         )
     return description
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text can be written to a file, which half a surrogate pair prevents."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..audio import load_audio
+from ..unicode import half_surrogate_problem
 
 
 # Peak amplitude (-80 dB of full scale) below which a clip counts as silent.
@@ -190,17 +191,9 @@ def _parse_line(line: bytes, folder: Path) -> Example | str:
 def _text_problem(text: str, is_path: bool = False) -> str | None:
     if len(text) > MAX_TEXT_CHARACTERS:
         return f"has {len(text)} characters; expected at most {MAX_TEXT_CHARACTERS}. Shorten it: {_shortened(text)}."
-    try:
-        # Python writes the bytes of a file name that is not UTF-8 as half surrogate pairs, which are valid in a path.
-        text.encode(errors="surrogateescape" if is_path else "strict")
-    except UnicodeEncodeError as error:
-        return (
-            f"contains half a surrogate pair ({text[error.start]!r} at character {error.start + 1}), which is not a "
-            "character. Write the character itself or both halves of the pair."
-        )
     if is_path and "\0" in text:
         return f"contains a null character, which no path or URL can contain: {_shortened(text)}. Remove it."
-    return None
+    return half_surrogate_problem(text, is_path)
 
 
 def _shortened(value: Any) -> str:
