@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from peft_listen import files
 from peft_listen.files import atomic_path, check_output_file, remove_abandoned, temporary_path
+from tests.device_nodes import make_null_device
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path):
@@ -93,8 +94,8 @@ class TestTheTarget:
             check_output_file(special)
         assert self.state(tmp_path) == before
 
-    @pytest.mark.parametrize("device", ["/dev/null", "/dev/full", "/dev/zero"])
-    def test_a_device_is_refused_and_stays(self, device):
+    def test_a_device_is_refused_and_stays(self, tmp_path):
+        device = make_null_device(tmp_path / "device")
         with pytest.raises(OSError, match=f"{device} cannot be written: it is a character device"):
             with atomic_path(device):
                 pytest.fail("the block must not run")
@@ -104,7 +105,7 @@ class TestTheTarget:
         target = tmp_path / "page.html"
         with pytest.raises(OSError, match="symbolic link"), atomic_path(target) as temporary:
             temporary.write_text("page")
-            target.symlink_to("/dev/null")
+            target.symlink_to(tmp_path / "nothing")
         assert target.is_symlink()
         assert list(tmp_path.iterdir()) == [target]
 

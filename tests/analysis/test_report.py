@@ -4,12 +4,12 @@ import dataclasses
 import functools
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 import torch
 
 from peft_listen.analysis import SelectionRecords, format_summary, save_report, summarize
+from tests.device_nodes import make_null_device
 
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -207,7 +207,7 @@ def test_only_regular_files_are_written(make_records, tmp_path, kind) -> None:
     records, old, path = make_records(), tmp_path / "old.html", tmp_path / "page.html"
     old.write_text("old")
     if kind == "device":
-        path = Path("/dev/null")
+        make_null_device(path)
     elif kind == "folder":
         path.mkdir()
     elif kind == "missing folder":

@@ -18,6 +18,7 @@ from peft_listen import BeatsModel
 from peft_listen.cli import main
 from peft_listen.data import check_examples, read_examples, schema
 from peft_listen.models.beats.convert_beats_original_checkpoint import to_original_checkpoint
+from tests.device_nodes import make_null_device
 
 
 def line(**fields):
@@ -101,9 +102,9 @@ def test_a_line_without_end_is_not_read_into_memory(tmp_path, monkeypatch, end):
     assert second.line == 3
 
 
-@pytest.mark.parametrize("device", ["/dev/zero", "/dev/null"])
 @pytest.mark.parametrize("read", [read_examples, check_examples])
-def test_a_device_is_not_a_data_file(device, read):
+def test_a_device_is_not_a_data_file(tmp_path, read):
+    device = make_null_device(tmp_path / "device")
     with pytest.raises(OSError, match=f"{device} is a device; expected a data file"):
         read(device)
 
@@ -175,7 +176,9 @@ def test_errors_with_characters_that_the_console_lacks_are_shown(tmp_path, capsy
 def test_the_outputs_of_a_report_are_checked_before_the_model_is_loaded(tmp_path, capsys, name, kind):
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    paths = {"device": "/dev/null", "link": "link", "folder": "folder", "missing folder": "none/page.html"}
+    if kind == "device":
+        make_null_device(tmp_path / "device")
+    paths = {"device": "device", "link": "link", "folder": "folder", "missing folder": "none/page.html"}
     bad, good = str(tmp_path / paths[kind]), str(tmp_path / name)
     option, other = ("-o", "--save-records") if name == "page.html" else ("--save-records", "-o")
     (tmp_path / "data.jsonl").write_text(line())
@@ -192,7 +195,7 @@ def test_conversions_do_not_replace_devices_or_follow_links(tmp_path, capsys, be
     (tmp_path / "file").touch()
     output = tmp_path / "output"
     if kind == "device":
-        output = Path("/dev/null")
+        make_null_device(output)
     else:
         output.symlink_to(tmp_path / kind.rpartition(" ")[2])
     before = output.lstat()
