@@ -6,6 +6,7 @@ transformers. Sub-commands import them only when they run, which keeps `--help` 
 
 import argparse
 import importlib.metadata
+import io
 import platform
 import sys
 from collections.abc import Sequence
@@ -54,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         `int`, the exit code: 0 for success, 1 if a check found problems, 2 for wrong arguments or bad input, with an
         explanation on stderr.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Characters that the console's encoding lacks are escaped instead of ending the output.
+            stream.reconfigure(errors="backslashreplace")
     arguments = build_parser().parse_args(argv)
     try:
         exit_code: int = arguments.run(arguments)

@@ -43,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from peft_listen.analysis import format_summary, save_report
+    from peft_listen.files import check_output_file
 
+    for path in filter(None, (arguments.output, arguments.save_records)):
+        check_output_file(path)
     records = _records(arguments)
     if arguments.save_records:
         records.save(arguments.save_records)

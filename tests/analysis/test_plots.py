@@ -71,6 +71,21 @@ def test_records_of_any_size_can_be_plotted(plot, sizes, make_records, tmp_path)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.parametrize(
+    "tasks", [("_asr", "captions"), ("_", "__", "a_b"), ("_nolegend_", "_child0"), ("$_a$", "_任务")]
+)
+@pytest.mark.parametrize("plot", PLOTS)
+def test_every_task_is_named_whatever_its_name(plot, tasks, make_records, tmp_path) -> None:
+    figure = plot(make_records(tasks=tasks))
+    figure.savefig(tmp_path / "plot.svg")
+    labels = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    labels += [label.get_text() for label in figure.axes[0].get_yticklabels()] if plot is plot_prompt_heatmap else []
+    assert labels[: len(tasks)] == sorted(tasks)
+    if plot is not plot_prompt_heatmap:
+        assert len(labels) == len(figure.legends[0].legend_handles) == len(tasks) + 2
+
+
 @pytest.mark.parametrize("count", [1, 10, 11, 30])
 def test_every_task_has_a_distinct_color(count) -> None:
     colors = task_colors([str(number) for number in range(count)])

@@ -1,6 +1,7 @@
 """Recording a data set with a pipeline or a model, using tiny models and audio files."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from peft import get_peft_model
 from transformers import pipeline
 
 from peft_listen import ListenConfig
-from peft_listen.analysis import SelectionRecords, record_dataset
+from peft_listen.analysis import SelectionRecords, record_dataset, save_report
 from peft_listen.training import AudioListenCollator
 from peft_listen.tuners.listen import find_listen_layer
 
@@ -140,3 +141,21 @@ def test_records_with_different_prompt_lengths_raise(adapted, pipe, rows) -> Non
             pipe(rows[1], max_new_tokens=1)
     with pytest.raises(ValueError, match=r"different numbers of prompts, \[3, 5\]"):
         SelectionRecords.from_records(collected, adapted, ["one", "two"])
+
+
+def test_a_file_name_that_is_not_utf8_can_be_reported(pipe, rows, tmp_path) -> None:
+    name = f"{tmp_path}/\udcff.wav"
+    shutil.copy(rows[0]["audio"], name)
+    records = record_dataset(pipe, [{**rows[0], "audio": name}, {**rows[0], "audio": {"path": name}}])
+    assert records.inputs == [r"\udcff.wav · Which pitch?"] * 2
+    records.save(tmp_path / "selections.safetensors")
+    save_report(records, tmp_path / "page.html", title="Prompts of \udcff.safetensors")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert r"\udcff.wav · Which pitch?" in page
+    assert SelectionRecords.load(tmp_path / "selections.safetensors").inputs == records.inputs
+
+
+@pytest.mark.parametrize("task", ["\ud83d", "a\udfff", "\ude00\ud83d"])
+def test_a_task_that_is_not_unicode_is_refused_before_anything_is_written(pipe, rows, task) -> None:
+    with pytest.raises(ValueError, match=r"The task of row 1 contains half a surrogate pair"):
+        record_dataset(pipe, [rows[0], {**rows[1], "task": task}])

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from peft_listen.analysis import SelectionRecords
+from peft_listen.cli import main
 
 
 @pytest.fixture
@@ -128,3 +129,120 @@ def test_a_file_of_a_newer_version_raises(tmp_path) -> None:
     save_file({"indices": torch.zeros(2)}, tmp_path / "new", metadata={"peft_listen.selection_records": "2"})
     with pytest.raises(ValueError, match="newer version of peft-listen .format 2; this version reads formats up to 1"):
         SelectionRecords.load(tmp_path / "new")
+
+
+def description(**changes):
+    fields = {"tasks": ["speech", "sound", "sound"], "inputs": [], "config": {}}
+    return {name: value for name, value in (fields | changes).items() if value is not ...}
+
+
+MALFORMED = {
+    "format is a word": ({}, {"format": "one"}, r"its format is 'one', expected an integer from 1"),
+    "format is empty": ({}, {"format": ""}, r"its format is ''"),
+    "format is a fraction": ({}, {"format": "1.0"}, r"its format is '1\.0'"),
+    "format is negative": ({}, {"format": "-1"}, r"its format is '-1'"),
+    "format is huge": ({}, {"format": "9" * 5000}, r"its format is '9"),
+    "no records": ({}, {"records": None}, r"the metadata has no `records`"),
+    "records are not JSON": ({}, {"records": "{"}, r"not readable JSON"),
+    "records are nested": ({}, {"records": "[" * 100_000}, r"not readable JSON"),
+    "records hold a huge integer": ({}, {"records": "9" * 5_000}, r"not readable JSON"),
+    "records are a list": (
+        {},
+        {"records": "[]"},
+        r"must be a JSON object with \['config', 'inputs', 'tasks'\], got 'a list'",
+    ),
+    "records are null": ({}, {"records": "null"}, r"got 'a NoneType'"),
+    "records are a text": ({}, {"records": '"tasks"'}, r"got 'a str'"),
+    "no tasks": ({}, description(tasks=...), r"must be a JSON object with .*got \['config', 'inputs'\]"),
+    "an unknown field": ({}, description(rows=3), r"got \['config', 'inputs', 'rows', 'tasks'\]"),
+    "a field of the class": ({}, description(queries=[]), r"got \['config', 'inputs', 'queries', 'tasks'\]"),
+    "tasks are null": ({}, description(tasks=None), r"`tasks` must be a list with one string per row, got a NoneType"),
+    "tasks are a number": ({}, description(tasks=3), r"`tasks` must be a list .*got a int"),
+    "tasks are a text": ({}, description(tasks="abc"), r"`tasks` must be a list .*got a str"),
+    "tasks are an object": ({}, description(tasks={"a": 1, "b": 2, "c": 3}), r"`tasks` must be a list .*got a dict"),
+    "a task is null": ({}, description(tasks=["a", None, "b"]), r"`tasks\[1\]` must be a string, got a NoneType"),
+    "a task is a list": ({}, description(tasks=[["a"], "b", "c"]), r"`tasks\[0\]` must be a string, got a list"),
+    "a task is half a pair": (
+        {},
+        description(tasks=["a", "b", "\ud83d"]),
+        r"`tasks\[2\]` contains half a surrogate pair",
+    ),
+    "inputs are a number": ({}, description(inputs=1), r"`inputs` must be a list"),
+    "inputs are a text": ({}, description(inputs="abc"), r"`inputs` must be a list"),
+    "an input is a number": ({}, description(inputs=["a", "b", 3]), r"`inputs\[2\]` must be a string, got a int"),
+    "too few inputs": ({}, description(inputs=["a"]), r"3 tasks, but 1 inputs"),
+    "config is null": (
+        {},
+        description(config=None),
+        r"`config` must be a dictionary from names to values, got a NoneType",
+    ),
+    "config is a list": ({}, description(config=["selector"]), r"`config` must be a dictionary .*got a list"),
+    "config is a text": ({}, description(config="selector"), r"`config` must be a dictionary .*got a str"),
+    "no keys": ({"keys": None}, {}, r"it has no \['keys'\]"),
+    "indices are fractions": ({"indices": torch.ones(3, 2)}, {}, r"`indices` must contain integers, got .*float32"),
+    "indices are booleans": ({"indices": torch.ones(3, 2).bool()}, {}, r"`indices` must contain integers, got .*bool"),
+    "queries are integers": (
+        {"queries": torch.ones(3, 3).long()},
+        {},
+        r"`queries` must contain floating-point numbers",
+    ),
+    "keys are one number": ({"keys": torch.tensor(1.0)}, {}, r"`keys` has the shape \(\), but two dimensions"),
+    "queries have three axes": ({"queries": torch.ones(3, 3, 1)}, {}, r"`queries` has the shape \(3, 3, 1\)"),
+    "an index is negative": ({"indices": torch.full((3, 2), -1)}, {}, r"`indices` run from -1 to -1"),
+    "NaN in the scores": ({"scores": torch.full((3, 2), torch.nan)}, {}, r"`scores` contains NaN or infinite"),
+    "NaN in the queries": ({"queries": torch.full((3, 3), torch.nan)}, {}, r"`queries` contains NaN or infinite"),
+    "infinity in the keys": ({"keys": torch.full((4, 3), -torch.inf)}, {}, r"`keys` contains NaN or infinite"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_malformed_file_raises_a_value_error_that_names_it(tmp_path, case, capsys) -> None:
+    changed, header, message = MALFORMED[case]
+    path = tmp_path / "selections.safetensors"
+    tiny().save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()} | changed
+    if "format" in header:
+        metadata["peft_listen.selection_records"] = header["format"]
+    elif "records" in header:
+        metadata["records"] = header["records"]
+    elif header:
+        metadata["records"] = json.dumps(header)
+    metadata = {name: text for name, text in metadata.items() if text is not None}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path, metadata=metadata)
+    with pytest.raises(ValueError, match=message) as caught:
+        SelectionRecords.load(path)
+    assert type(caught.value) is ValueError and str(path) in str(caught.value)
+    assert len(str(caught.value)) < 1000
+    assert main(["report", str(path), "-o", str(tmp_path / "page.html")]) == 2
+    assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": "abc"}, "`tasks` must be a list"),
+        ({"tasks": [1, 2, 3]}, r"`tasks\[0\]` must be a string, got a int"),
+        ({"tasks": ["a", "b", "\ud83d"]}, r"`tasks\[2\]` contains half a surrogate pair"),
+        ({"inputs": ["a", "b", "\udcff"]}, r"`inputs\[2\]` contains half a surrogate pair"),
+        ({"config": [1]}, "`config` must be a dictionary"),
+        ({"config": {1: 2}}, "`config` must be a dictionary from names to values"),
+        ({"indices": [[0, 1]] * 3}, "`indices` must be a tensor, got a list"),
+        ({"keys": None}, "`keys` must be a tensor, got a NoneType"),
+        ({"scores": torch.ones(3, 2, dtype=torch.complex64)}, "`scores` must contain floating-point numbers"),
+    ],
+)
+def test_fields_of_a_wrong_type_raise_a_value_error(changes, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny(**changes)
+
+
+@pytest.mark.parametrize("name", ["scores", "queries", "keys"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_records_that_became_infinite_are_not_saved(tmp_path, name, value) -> None:
+    records = tiny()
+    getattr(records, name)[0, 0] = value  # in place, as further training changes keys
+    with pytest.raises(ValueError, match=rf"selections\.safetensors was not written: `{name}` contains NaN or inf"):
+        records.save(tmp_path / "selections.safetensors")
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """The report: its contents, that it is self-contained, and that names are escaped."""
 
 import dataclasses
+import functools
 import sys
 from html.parser import HTMLParser
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from peft_listen.analysis import SelectionRecords, format_summary, save_report, summarize
+from tests.device_nodes import make_null_device
 
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -198,3 +200,25 @@ def test_without_jinja_a_report_raises_with_the_install_command(make_records, tm
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ImportError, match=r'A report needs jinja2: pip install "peft-listen\[analysis\]"'):
         save_report(make_records(), tmp_path / "report.html")
+
+
+@pytest.mark.parametrize("kind", ["device", "link to a file", "link to nothing", "folder", "missing folder"])
+def test_only_regular_files_are_written(make_records, tmp_path, kind) -> None:
+    records, old, path = make_records(), tmp_path / "old.html", tmp_path / "page.html"
+    old.write_text("old")
+    if kind == "device":
+        make_null_device(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "missing folder":
+        path = tmp_path / "missing" / "page.html"
+    else:
+        path.symlink_to(old if kind == "link to a file" else tmp_path / "nothing")
+    before = path.lstat() if path.is_symlink() or path.exists() else None
+    for write in (functools.partial(save_report, records), records.save):
+        with pytest.raises(OSError, match=rf"{path}( cannot be written: it is a |.* does not exist)|'{path}'"):
+            write(path)
+    if before is not None:
+        assert (path.lstat().st_ino, path.lstat().st_mode) == (before.st_ino, before.st_mode)
+    assert old.read_text() == "old"
+    assert not (tmp_path / "nothing").exists()

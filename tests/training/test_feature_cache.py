@@ -1,18 +1,27 @@
 """The feature cache equals the encoders' outputs, survives interruptions, and is separate for each set of encoders."""
 
+import multiprocessing
 import os
 import pickle
+import re
+import resource
 import shutil
+import signal
+import socket
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from peft_listen import AudioListenForCausalLM
-from peft_listen.training import AudioListenCollator, FeatureCache
+from peft_listen.files import temporary_path
+from peft_listen.training import AudioListenCollator, FeatureCache, feature_cache
 from peft_listen.training.feature_cache import encoder_fingerprint
 
 
@@ -210,3 +219,187 @@ def test_processes_divide_the_clips_even_if_one_writes_before_the_other_starts(
     assert cache.build(model, processor, clips) == 2
     assert added == [2]
     assert len(cache) == 4
+
+
+def replace_shard(cache, change, keep_metadata=True):
+    """Rewrites the only shard with changed features, under the metadata that it had."""
+    (path,) = shards(cache)
+    with safe_open(path, framework="pt") as shard:
+        metadata = shard.metadata() if keep_metadata else None
+        tensors = {name: shard.get_tensor(name).clone() for name in shard.keys()}
+    for name, tensor in tensors.items():
+        change(name, tensor)
+    save_file(tensors, path, metadata=metadata)
+    return path
+
+
+@pytest.mark.parametrize("feature", ["speech_features", "sound_features", "audio_features_mask"])
+def test_a_damaged_feature_is_refused_when_it_is_read(model, processor, cache, clips, feature):
+    cache.build(model, processor, clips[:1])
+    path = shards(cache)[0]
+    content = bytearray(path.read_bytes())
+    with safe_open(path, framework="pt") as shard:
+        (name,) = [name for name in shard.keys() if name.endswith(feature)]
+        value = shard.get_tensor(name).contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    position = content.index(value)
+    content[position] ^= 1  # the lowest bit of the first value
+    path.write_bytes(content)
+    damaged = FeatureCache(cache.folder.parent, model)
+    with pytest.raises(OSError, match=rf"clip0\.wav.*{path.name} do not match their checksum.*Delete it and build"):
+        damaged[clips[0]]
+    path.unlink()
+    assert damaged.build(model, processor, clips[:1]) == 1
+    torch.testing.assert_close(damaged[clips[0]][feature], FeatureCache(cache.folder.parent, model)[clips[0]][feature])
+
+
+def test_swapped_clips_are_refused(model, processor, cache, clips):
+    cache.build(model, processor, clips[:2])
+    path = shards(cache)[0]
+    with safe_open(path, framework="pt") as shard:
+        metadata, names = shard.metadata(), list(shard.keys())
+        tensors = {name: shard.get_tensor(name) for name in names}
+    first, second = sorted({name.partition("/")[0] for name in names})
+    swap = {first: second, second: first}
+    swapped = {f"{swap[name.partition('/')[0]]}/{name.partition('/')[2]}": tensors[name] for name in names}
+    save_file(swapped, path, metadata=metadata)
+    with pytest.raises(OSError, match="do not match their checksum"):
+        FeatureCache(cache.folder.parent, model)[clips[0]]
+
+
+def test_a_shard_without_checksums_can_be_read(model, processor, cache, clips):
+    cache.build(model, processor, clips[:1])
+    expected = cache[clips[0]]
+    replace_shard(cache, lambda name, tensor: None, keep_metadata=False)
+    features = FeatureCache(cache.folder.parent, model)[clips[0]]
+    torch.testing.assert_close(features, expected)
+
+
+@pytest.mark.parametrize("feature", ["speech_features", "sound_features"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+class TestValuesThatAreNotFinite:
+    def test_they_are_refused_when_the_cache_is_built(
+        self, model, processor, cache, clips, monkeypatch, feature, value
+    ):
+        encode, broken = cache._encode, cache.key(clips[1])
+
+        def spoiled(model, processor, batch):
+            for clip, features in zip(batch, encode(model, processor, batch), strict=True):
+                if cache.key(clip) == broken:
+                    features[feature][0, 0, 0] = value
+                yield features
+
+        monkeypatch.setattr(cache, "_encode", spoiled)
+        with pytest.raises(ValueError, match=rf"clip1\.wav.*contain NaN or infinite values in `{feature}`"):
+            cache.build(model, processor, clips, batch_size=1, shard_size=1)
+        assert clips[1] not in FeatureCache(cache.folder.parent, model)
+
+    @pytest.mark.parametrize("keep_metadata", [False, True])
+    def test_they_are_refused_when_a_clip_is_read(self, model, processor, cache, clips, feature, value, keep_metadata):
+        def spoil(name, tensor):
+            if name.endswith(feature):
+                tensor[0, 0, 0] = value
+
+        cache.build(model, processor, clips[:1])
+        path = replace_shard(cache, spoil, keep_metadata)
+        error = OSError if keep_metadata else ValueError
+        message = rf"clip0\.wav.*{path.name}.* contain NaN or infinite values in `{feature}`"
+        with pytest.raises(error, match=message):
+            FeatureCache(cache.folder.parent, model)[clips[0]]
+
+
+def test_a_build_removes_the_temporary_files_of_killed_builds(model, processor, cache, clips):
+    cache.build(model, processor, clips[:1])
+    name = temporary_path(cache.folder / "0123456789abcdef.safetensors").name
+    machine, _, _, random = name.split(".")[3].split("-")
+    abandoned = cache.folder / f".0123456789abcdef.safetensors.{machine}-999999999-1700000000-{random}.tmp"
+    abandoned.write_bytes(b"half a shard")
+    assert cache.build(model, processor, clips[:1]) == 0  # although there is nothing to write
+    assert list(cache.folder.iterdir()) == shards(cache)
+
+
+def test_a_full_disk_leaves_complete_shards_and_names_the_shard(model, processor, cache, clips):
+    cache.build(model, processor, clips[:1])
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"\.safetensors cannot be written: .*File too large"):
+            cache.build(model, processor, clips)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(cache.folder.iterdir()) == shards(cache)
+    assert cache.build(model, processor, clips) == 3
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_shard_that_is_not_a_file_is_refused(model, cache, make):
+    make(cache.folder / "shard.safetensors")
+    with pytest.raises(OSError, match=r"shard\.safetensors is not a regular file"):
+        FeatureCache(cache.folder.parent, model)
+
+
+def build_as_process(rank: int, port: int, folders: tuple[Path, ...], result: Path) -> None:
+    """Builds a cache of five clips as one of several processes and writes the outcome to a file."""
+    from accelerate import PartialState
+
+    torch.set_num_threads(1)
+    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(folders))}
+    os.environ.update(ranks, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    PartialState._reset_state()
+    PartialState(cpu=True)
+    feature_cache.encoder_fingerprint = lambda model: "encoders"
+    cache = FeatureCache(folders[rank], None)
+    cache._encode = lambda model, processor, clips: [{"speech_features": torch.ones(1, 2, 3)} for _ in clips]
+    clips = [{"array": np.full(160, index / 10, "f4"), "sampling_rate": 16_000} for index in range(5)]
+    try:
+        added = cache.build(None, SimpleNamespace(max_audio_seconds=None), clips)
+        result.write_text(f"added {added}, {len(cache)} in all")
+    except OSError as error:
+        result.write_text(f"OSError: {error}")
+    os._exit(0)  # gloo at times aborts when a process ends
+
+
+@pytest.mark.parametrize(
+    ("folders", "outputs"),
+    [
+        (("shared", "shared"), (r"added 3, 5 in all", r"added 2, 5 in all")),
+        (("shared", "shared", "other"), (r"OSError: .*process 2 on \S+ \(\S+other/encoders\) cannot see",) * 3),
+        (
+            ("first", "second"),
+            (r"OSError: The processes do not share the folder .*process 1 on .*all nodes share",) * 2,
+        ),
+    ],
+)
+def test_processes_that_do_not_share_the_folder_all_raise(tmp_path, folders, outputs):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    paths = tuple(tmp_path / folder for folder in folders)
+    results = [tmp_path / f"{rank}.txt" for rank in range(len(folders))]
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=build_as_process, args=(rank, port, paths, result))
+        for rank, result in enumerate(results)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+        process.kill()
+    for result, output in zip(results, outputs, strict=True):
+        assert re.match(output, result.read_text())
+    for folder in set(folders):
+        assert not list((tmp_path / folder / "encoders").glob("*.tmp"))
+
+
+def test_clips_that_another_process_did_not_add_are_named(model, processor, cache, clips, monkeypatch):
+    class Process:
+        num_processes, process_index, is_main_process = 2, 0, True
+
+        def wait_for_everyone(self):
+            pass
+
+    monkeypatch.setattr("accelerate.PartialState", Process)
+    with pytest.raises(OSError, match=r"2 of 4 clips are missing in .*among them: The clip .*clip\d\.wav"):
+        cache.build(model, processor, clips)

@@ -15,8 +15,10 @@ from .records import SelectionRecords
 
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 INK, FAINT_INK, RULE, IDLE = "#1d2433", "#6b7385", "#e3e6ec", "#c9ced8"
 
@@ -132,13 +134,10 @@ def plot_query_key_map(records: SelectionRecords, projection: Projection = "pca"
         for side in ("left", "bottom"):
             axes.spines[side].set_visible(False)
         axes.margins(0.04)
-        handles, labels = axes.get_legend_handles_labels()
-        unused, *shown = zip(handles, labels, strict=True)
+        unused, *shown = [(drawn, str(drawn.get_label())) for drawn in axes.collections]
         # The unused prompts are drawn first, below all others, but are listed last.
         entries = [*shown, unused] if not live.all() else shown
-        legend = figure.legend(
-            *zip(*entries, strict=True), loc="outside right upper", handletextpad=0.3, labelspacing=0.7
-        )
+        legend = _legend(figure, entries, handletextpad=0.3)
         for handle in legend.legend_handles:
             handle.set_sizes([34])  # type: ignore[union-attr]
     return figure
@@ -218,14 +217,19 @@ def plot_usage(records: SelectionRecords) -> Figure:
     even = records.prompt_length / records.pool_size
     with _figure(3.7) as figure:
         axes: Axes = figure.subplots()
+        entries: list[tuple[Artist, str]] = []
         edges = np.arange(records.pool_size + 1)
         axes.fill_between(edges, np.append(usage, usage[-1]), step="post", color="#dfe4ee", linewidth=0)
         if len(colors) > 1:
             for task, color in colors.items():
                 share = _descending(records.selection_rates(task))
-                axes.stairs(share[share > 0], color=color, linewidth=1.6, baseline=None, label=task)
-        axes.stairs(usage[:live], color=INK, linewidth=2.2, baseline=None, label="all inputs")
-        axes.axhline(even, color=FAINT_INK, linewidth=1, linestyle=(0, (4, 3)), label="even use of the pool")
+                curve = axes.stairs(share[share > 0], color=color, linewidth=1.6, baseline=None, label=task)
+                entries.append((curve, task))
+        total = axes.stairs(usage[:live], color=INK, linewidth=2.2, baseline=None, label="all inputs")
+        even_use = axes.axhline(
+            even, color=FAINT_INK, linewidth=1, linestyle=(0, (4, 3)), label="even use of the pool"
+        )
+        entries += [(total, "all inputs"), (even_use, "even use of the pool")]
         if live < records.pool_size:
             axes.axvspan(live, records.pool_size, color="#f3f4f7", zorder=0, linewidth=0)
             if records.pool_size - live >= 0.12 * records.pool_size:
@@ -244,8 +248,18 @@ def plot_usage(records: SelectionRecords) -> Figure:
         axes.set_ylabel("fraction of rows that select it")
         axes.grid(axis="y", color=RULE, linewidth=0.8)
         axes.set_axisbelow(True)
-        figure.legend(loc="outside right upper", handlelength=1.6, labelspacing=0.7)
+        _legend(figure, entries, handlelength=1.6)
     return figure
+
+
+def _legend(figure: Figure, entries: Sequence[tuple[Artist, str]], **style: float) -> Legend:
+    """Adds a legend of all entries; matplotlib itself leaves out labels that begin with an underscore."""
+    numbers = [str(number) for number in range(len(entries))]
+    handles = [handle for handle, _ in entries]
+    legend = figure.legend(handles, numbers, loc="outside right upper", labelspacing=0.7, **style)
+    for text, (_, label) in zip(legend.get_texts(), entries, strict=True):
+        text.set_text(label)
+    return legend
 
 
 def _descending(usage: torch.Tensor) -> np.ndarray:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import Pipeline
 
 from ..tuners.listen import SelectionRecord, find_listen_layer
+from ..unicode import half_surrogate_problem
 from .records import SelectionRecords
 
 
@@ -45,7 +46,7 @@ def record_dataset(
         [`SelectionRecords`] on the CPU.
 
     Raises:
-        ValueError: if `batch_size` is below 1, there are no rows, a row has no task, the model has no active LISTEN
+        ValueError: if `batch_size` is below 1, there are no rows, a row has no valid task, the model has no active LISTEN
             adapter, a model is passed without a collator, or a pipeline with one.
     """
     if batch_size < 1:
@@ -125,6 +126,8 @@ class _Names:
             task = row.get("task") if isinstance(row, Mapping) else None
             if not isinstance(task, str) or not task:
                 raise ValueError(f"Row {number} has no task: expected a mapping with a string `task`, got {row!r}.")
+            if problem := half_surrogate_problem(task):
+                raise ValueError(f"The task of row {number} {problem}")
             self.tasks.append(task)
             self.inputs.append(_describe(row))
             yield row
@@ -135,8 +138,10 @@ def _describe(row: Mapping[str, Any]) -> str:
     if isinstance(audio, Mapping):
         audio = audio.get("path")
     text = next((row[name] for name in ("instruction", "text") if isinstance(row.get(name), str)), None)
-    name = os.path.basename(os.fspath(audio)) if isinstance(audio, (str, os.PathLike)) else None
-    return " · ".join(part for part in (name, text) if part)
+    name = os.path.basename(os.fsdecode(audio)) if isinstance(audio, (str, os.PathLike)) else None
+    description = " · ".join(part for part in (name, text) if part)
+    # A file name that is not UTF-8 contains half surrogate pairs, which cannot be written to a file.
+    return description.encode(errors="backslashreplace").decode()
 
 
 def _length(rows: Iterable[Any]) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ..files import atomic_path
+from ..files import atomic_path, check_output_file
 from ..tuners.listen import SelectionRecord, find_listen_layer
+from ..unicode import half_surrogate_problem
 from .usage import PromptUsage
 
 
@@ -44,8 +46,8 @@ class SelectionRecords:
         config (`Mapping`, *optional*): configuration of the adapter, with JSON-serializable values.
 
     Raises:
-        ValueError: if the shapes do not match, there are no rows, an index is outside the pool, or a value is not
-            finite.
+        ValueError: if a field has the wrong type, the shapes do not match, there are no rows, an index is outside the
+            pool, a value is not finite, or a text is not valid Unicode.
     """
 
     indices: torch.Tensor
@@ -57,6 +59,37 @@ class SelectionRecords:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_types()
+        self._check_values()
+
+    def _check_types(self) -> None:
+        for name in _TENSORS:
+            value, is_indices = getattr(self, name), name == "indices"
+            if not isinstance(value, torch.Tensor):
+                raise ValueError(f"`{name}` must be a tensor, got a {type(value).__name__}.")
+            if value.is_floating_point() == is_indices or value.dtype == torch.bool or value.is_complex():
+                kind = "integers" if is_indices else "floating-point numbers"
+                raise ValueError(f"`{name}` must contain {kind}, got a tensor of dtype {value.dtype}.")
+            if value.ndim != 2:
+                raise ValueError(f"`{name}` has the shape {tuple(value.shape)}, but two dimensions are expected.")
+        for name in ("tasks", "inputs"):
+            texts = getattr(self, name)
+            if isinstance(texts, (str, bytes, Mapping)) or not (
+                hasattr(texts, "__len__") and hasattr(texts, "__iter__")
+            ):
+                raise ValueError(f"`{name}` must be a list with one string per row, got a {type(texts).__name__}.")
+            for row, text in enumerate(texts):
+                if not isinstance(text, str):
+                    raise ValueError(f"`{name}[{row}]` must be a string, got a {type(text).__name__}.")
+                if problem := half_surrogate_problem(text):
+                    raise ValueError(f"`{name}[{row}]` {problem}")
+        if not isinstance(self.config, Mapping) or not all(isinstance(name, str) for name in self.config):
+            raise ValueError(
+                f"`config` must be a dictionary from names to values, got a {type(self.config).__name__} "
+                f"({reprlib.repr(self.config)})."
+            )
+
+    def _check_values(self) -> None:
         num_rows, embedding_size = len(self.tasks), self.keys.shape[-1]
         expected = {
             "indices": (num_rows, *self.indices.shape[1:2]),
@@ -81,7 +114,7 @@ class SelectionRecords:
         for name in ("scores", "queries", "keys"):
             if not bool(getattr(self, name).isfinite().all()):
                 raise ValueError(f"`{name}` contains NaN or infinite values; check the inputs and the weights.")
-        if self.inputs and len(self.inputs) != num_rows:
+        if len(self.inputs) and len(self.inputs) != num_rows:
             raise ValueError(f"There are {num_rows} tasks, but {len(self.inputs)} inputs; pass one of each per row.")
 
     @classmethod
@@ -184,19 +217,22 @@ class SelectionRecords:
 
         Raises:
             OSError: if the file cannot be written; an existing file then remains unchanged.
+            ValueError: if a value has become invalid since the records were created, for instance NaN.
         """
+        check_output_file(path)
+        try:
+            self._check_values()
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)} was not written: {error}") from error
         description = {"tasks": list(self.tasks), "inputs": list(self.inputs), "config": dict(self.config)}
         metadata = {
             "format": "pt",
             _FORMAT: str(_VERSION),
-            "records": json.dumps(description, ensure_ascii=False, default=str),
+            "records": json.dumps(description, default=str),
         }
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
-        try:
-            with atomic_path(path) as temporary:
-                save_file(tensors, temporary, metadata=metadata)
-        except SafetensorError as error:
-            raise OSError(f"{os.fspath(path)} cannot be written: {error}") from error
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SelectionRecords:
@@ -211,7 +247,8 @@ class SelectionRecords:
 
         Raises:
             OSError: if the file cannot be read.
-            ValueError: if it does not contain selection records, or was written by a newer version of this library.
+            ValueError: if it does not contain selection records, or these are damaged or not finite (the message contains
+                the path), or it was written by a newer version of this library.
         """
         path = Path(path)
         if not path.is_file():
@@ -224,14 +261,52 @@ class SelectionRecords:
                         f"{path} does not contain selection records; expected a file written by "
                         "`SelectionRecords.save`."
                     )
-                if int(metadata[_FORMAT]) > _VERSION:
-                    raise ValueError(
-                        f"{path} was written by a newer version of peft-listen (format {metadata[_FORMAT]}; this "
-                        f"version reads formats up to {_VERSION}). Upgrade peft-listen."
-                    )
+                _check_version(path, metadata[_FORMAT])
+                missing = set(_TENSORS).difference(file.keys())
+                if missing:
+                    raise ValueError(f"{path} is damaged: it has no {sorted(missing)}. Record the selections again.")
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
         except SafetensorError as error:
             raise ValueError(
                 f"{path} is not a safetensors file, or is damaged ({error}). Record the selections again."
             ) from error
-        return cls(**tensors, **json.loads(metadata["records"]))
+        try:
+            return cls(**tensors, **_description(metadata.get("records")))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} does not contain valid selection records: {error} Record the selections again."
+            ) from error
+
+
+def _check_version(path: Path, text: str) -> None:
+    try:
+        version = int(text)
+    except ValueError:
+        version = 0
+    if version < 1:
+        raise ValueError(
+            f"{path} is damaged: its format is {reprlib.repr(text)}, expected an integer from 1. Record the selections "
+            "again."
+        )
+    if version > _VERSION:
+        raise ValueError(
+            f"{path} was written by a newer version of peft-listen (format {version}; this version reads formats up to "
+            f"{_VERSION}). Upgrade peft-listen."
+        )
+
+
+def _description(header: str | None) -> dict[str, Any]:
+    """Parses the tasks, inputs and configuration, of which [`SelectionRecords`] checks the types."""
+    if header is None:
+        raise ValueError("the metadata has no `records`, which describe the rows.")
+    try:
+        description = json.loads(header)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the `records` of the metadata are not readable JSON ({error}).") from error
+    names = {"tasks", "inputs", "config"}
+    if not isinstance(description, dict) or description.keys() != names:
+        found = sorted(description) if isinstance(description, dict) else f"a {type(description).__name__}"
+        raise ValueError(
+            f"the `records` of the metadata must be a JSON object with {sorted(names)}, got {reprlib.repr(found)}."
+        )
+    return description

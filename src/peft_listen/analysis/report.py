@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from ..files import atomic_path
+from ..files import atomic_path, check_output_file
 from .findings import rate
 from .plots import plot_prompt_heatmap, plot_query_key_map, plot_usage, task_colors
 from .query_space import Projection
@@ -73,10 +73,12 @@ def save_report(
         ValueError: if `top` is below 1, or `projection` is neither of these.
         ImportError: if a library of the extra `analysis` is not installed.
     """
+    check_output_file(path)
     summary = summarize(records, top)
     html = _render(records, summary, title or "Prompts selected by each task", projection)
     with atomic_path(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+        # Half surrogate pairs, as in a title from a file name that is not UTF-8, are the only characters to replace.
+        temporary.write_text(html, encoding="utf-8", errors="xmlcharrefreplace")
     return summary
 
 

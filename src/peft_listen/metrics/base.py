@@ -8,6 +8,8 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from ..unicode import half_surrogate_problem
+
 
 try:
     import evaluate
@@ -179,6 +181,8 @@ class BaseMetric(evaluate.Metric):
         """Returns the prediction in the form that is stored; raises a `ValueError` that names it `name` if it is invalid."""
         if not isinstance(value, str):
             raise ValueError(f"`{name}` must be a string, got {value!r}.")
+        if problem := half_surrogate_problem(value):
+            raise ValueError(f"`{name}` {problem}")
         return value
 
     def _check_reference(self, value: Any, name: str) -> Any:
@@ -186,6 +190,8 @@ class BaseMetric(evaluate.Metric):
         if not isinstance(value, str):
             kinds = "a string or a list of strings" if self.takes_several_references else "a string"
             raise ValueError(f"`{name}` must be {kinds}, got {value!r}.")
+        if problem := half_surrogate_problem(value):
+            raise ValueError(f"`{name}` {problem}")
         return value
 
     @abstractmethod

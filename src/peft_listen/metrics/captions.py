@@ -6,6 +6,7 @@ wheel with Java programs, and aac-metrics depends on CLAP and sentence-transform
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
 
 from .base import BaseMetric
@@ -20,7 +21,7 @@ class RougeL(BaseMetric):
     ignored.
 
     Words are sequences of the letters a to z and digits, so the metric is meant for English. A reference without such a
-    word raises an error.
+    word, or with more other letters than these, raises an error.
 
     Args:
         use_stemmer (`bool`, defaults to `False`): whether to apply Porter's stemmer, so that "barks" matches "barking".
@@ -43,6 +44,12 @@ class RougeL(BaseMetric):
             raise ValueError(
                 f"`{name}` contains no word of letters a to z or digits ({value!r}). Leave the row out, or use "
                 "`chrf` for other languages."
+            )
+        letters = [character for character in value if unicodedata.category(character)[0] in "LM"]
+        if sum(not letter.isascii() for letter in letters) > len(letters) / 2:
+            raise ValueError(
+                f"Most letters of `{name}` are not among a to z ({value!r}), and ROUGE-L would ignore them. Use `chrf` for "
+                "other languages."
             )
         return value
 

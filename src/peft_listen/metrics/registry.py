@@ -115,7 +115,7 @@ def get_metric(name: str, **kwargs: Any) -> evaluate.Metric:
         ImportError: if a library of the extra `metrics` is not installed.
     """
     _import_built_in()
-    if name not in _METRICS:
+    if not isinstance(name, str) or name not in _METRICS:
         raise ValueError(
             f"There is no metric {name!r}; registered metrics: {', '.join(sorted(_METRICS))}. "
             "Add your own with `@register_metric`."

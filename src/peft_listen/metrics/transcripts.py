@@ -52,8 +52,8 @@ class Wer(_ErrorRate):
 class Cer(_ErrorRate):
     """
     Character error rate of the whole corpus: (substitutions + deletions + insertions) / number of reference characters,
-    including single spaces, after normalization. 0 is perfect; the value can exceed 1. `compute` also returns the three
-    counts and `hits`.
+    including single spaces, after normalization. A character is a Unicode code point, so a vowel sign counts as one.
+    0 is perfect; the value can exceed 1. `compute` also returns the three counts and `hits`.
 
     Args:
         normalizer (`str`, `Callable[[str], str]` or `None`, defaults to `"basic"`): see [`get_normalizer`].

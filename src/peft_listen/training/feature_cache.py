@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,17 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from ..audio import load_audio
-from ..files import atomic_path
+from ..files import atomic_path, remove_abandoned, temporary_path
 
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
+
     from ..models.audio_listen import AudioListenForCausalLM, AudioListenProcessor
+
+
+# Key in the metadata of a shard, followed by the key of a clip.
+_CHECKSUM = "sha256/"
 
 
 class FeatureCache:
@@ -29,7 +36,7 @@ class FeatureCache:
 
     The encoders are frozen, so each clip has to be encoded only once. Clips are identified by a hash of their samples.
     Each set of encoders has its own subfolder, named by a hash of their configuration and weights, so features of other
-    encoders are never read by mistake.
+    encoders are never read by mistake. Each clip has a checksum, which is verified when the clip is first read.
 
     Args:
         folder (`str` or `os.PathLike`): folder of the cache; created if it does not exist.
@@ -53,16 +60,23 @@ class FeatureCache:
         self._shard_of: dict[str, Path] = {}
         self._keys_of_files: dict[tuple[str, int, int], str] = {}
         self._open_shards: dict[Path, Any] = {}
+        self._verified: set[str] = set()
         self.refresh()
 
     def refresh(self) -> None:
         """
-        Reads the index of the folder again. Call it after another process has added clips.
+        Reads the index of the folder again. Call it after another process has added clips, or a shard was deleted.
 
         Raises:
             OSError: if a shard cannot be read.
         """
-        for path in sorted(self.folder.glob("*.safetensors")):
+        paths = sorted(self.folder.glob("*.safetensors"))
+        for deleted in set(self._shard_of.values()).difference(paths):
+            self._open_shards.pop(deleted, None)
+            keys = {key for key, path in self._shard_of.items() if path == deleted}
+            self._shard_of = {key: path for key, path in self._shard_of.items() if key not in keys}
+            self._verified -= keys
+        for path in paths:
             if path not in self._open_shards:
                 for name in self._open(path).keys():
                     self._shard_of[name.partition("/")[0]] = path
@@ -86,6 +100,8 @@ class FeatureCache:
 
         Raises:
             KeyError: if the clip is not in the cache.
+            OSError: if the shard of the clip cannot be read, or its content does not match the checksum.
+            ValueError: if the features are not finite.
         """
         key = self.key(clip)
         if key not in self._shard_of:
@@ -95,11 +111,34 @@ class FeatureCache:
             )
         shard = self._open(self._shard_of[key])
         names = [name for name in shard.keys() if name.startswith(key + "/")]
-        return {name.partition("/")[2]: shard.get_tensor(name) for name in names}
+        features = {name.partition("/")[2]: shard.get_tensor(name) for name in names}
+        if key not in self._verified:
+            self._verify(clip, key, features)
+            self._verified.add(key)
+        return features
+
+    def _verify(self, clip: Any, key: str, features: Mapping[str, torch.Tensor]) -> None:
+        path = self._shard_of[key]
+        infinite = _not_finite(features)
+        # Shards of versions before 0.1 have no checksums.
+        expected = (self._open(path).metadata() or {}).get(_CHECKSUM + key)
+        if expected is not None and expected != _checksum(features):
+            detail = f" and contain NaN or infinite values in {infinite}" if infinite else ""
+            raise OSError(
+                f"{_describe(clip)}: its features in {path} do not match their checksum{detail}, so the shard is "
+                "damaged. Delete it and build the cache again."
+            )
+        if infinite:
+            raise ValueError(
+                f"{_describe(clip)}: its features in {path} contain NaN or infinite values in {infinite}. Delete the "
+                "shard and build the cache again, with encoders that give finite features."
+            )
 
     def _open(self, path: Path) -> Any:
         if path not in self._open_shards:
             try:
+                if not path.is_file():  # opening a named pipe would wait for its writer
+                    raise OSError(f"{path} is not a regular file, so it is not a shard of features. Delete it.")
                 self._open_shards[path] = safe_open(path, framework="pt")
             except SafetensorError as error:
                 raise OSError(
@@ -136,8 +175,9 @@ class FeatureCache:
         """
         Runs the encoders on the clips that are not yet in the cache.
 
-        An interrupted build leaves only complete shards, and the next build continues from there. With several processes,
-        each encodes a part of the clips.
+        An interrupted build leaves only complete shards, and the next build continues from there; it also removes the
+        temporary files of builds that were killed. With several processes, each encodes a part of the clips, so all of
+        them must be able to access the folder: with several nodes, it must be on a file system that they share.
 
         Args:
             model ([`AudioListenForCausalLM`]): model whose encoders are run, on its device and in its dtype.
@@ -150,8 +190,10 @@ class FeatureCache:
             `int`: number of clips that this process has added.
 
         Raises:
-            OSError: if a clip cannot be read; the message names it.
-            ValueError: if a clip is empty or not finite (the message names it), or the processor truncates clips.
+            OSError: if a clip cannot be read (the message names it), a shard cannot be written, or the processes do not
+                share the folder.
+            ValueError: if a clip is empty or not finite, or its features are not finite (the message names the clip), or
+                the processor truncates clips.
         """
         from accelerate import PartialState
 
@@ -161,6 +203,8 @@ class FeatureCache:
                 "identifies a clip by all of its samples. Truncate the clips beforehand and set `max_audio_seconds=None`."
             )
         state = PartialState()
+        remove_abandoned(self.folder)
+        self._check_shared(state)
         self.refresh()
         pending: dict[str, Any] = {}
         for clip in clips:
@@ -177,6 +221,11 @@ class FeatureCache:
             for key, features in zip(
                 keys, self._encode(model, processor, [pending[key] for key in keys]), strict=True
             ):
+                if infinite := _not_finite(features):
+                    raise ValueError(
+                        f"{_describe(pending[key])}: the encoders' outputs contain NaN or infinite values in {infinite}. "
+                        "Check the weights of the encoders; in float16 they may overflow, so try bfloat16 or float32."
+                    )
                 shard.update({f"{key}/{name}": tensor for name, tensor in features.items()})
             progress.update(len(keys))
             in_shard = len({name.partition("/")[0] for name in shard})
@@ -186,7 +235,49 @@ class FeatureCache:
         progress.close()
         state.wait_for_everyone()
         self.refresh()
+        self._check_complete(state, pending)
         return len(share)
+
+    def _check_shared(self, state: PartialState) -> None:
+        """Raises in every process if one of them does not see a file that the main process has just created."""
+        if state.num_processes == 1:
+            return
+        from accelerate.utils import broadcast_object_list, gather_object
+
+        marker = temporary_path(self.folder / "shared")
+        if state.is_main_process:
+            marker.touch()
+        (name,) = broadcast_object_list([marker.name if state.is_main_process else None])
+        is_visible = name is None or (self.folder / name).exists()
+        process = f"process {state.process_index} on {platform.node()} ({self.folder.absolute()})"
+        apart = [] if is_visible else [process]
+        try:
+            apart = gather_object(apart)
+        except NotImplementedError:  # on TPU, a process reports only itself
+            pass
+        finally:
+            marker.unlink(missing_ok=True)
+        if apart:
+            raise OSError(
+                f"The processes do not share the folder of the feature cache: {', '.join(apart)} cannot see what the main "
+                "process writes, and would keep only a part of the features. Pass a folder on a file system that all "
+                "nodes share, or build the cache with one process."
+            )
+
+    def _check_complete(self, state: PartialState, pending: Mapping[str, Any]) -> None:
+        """Raises in every process if the main process does not see the clips that the others have encoded."""
+        if state.num_processes == 1:
+            return
+        from accelerate.utils import broadcast_object_list
+
+        missing = [clip for key, clip in pending.items() if key not in self._shard_of]
+        (names,) = broadcast_object_list([list(map(_describe, missing)) if state.is_main_process else None])
+        if names:
+            raise OSError(
+                f"{len(names)} of {len(pending)} clips are missing in {self.folder} after all processes have encoded "
+                f"their part, among them: {names[0]}. Make sure that all processes use the same folder, and build the "
+                "cache again: it continues with the missing clips."
+            )
 
     @torch.no_grad()
     def _encode(
@@ -209,8 +300,13 @@ class FeatureCache:
 
     def _write(self, shard: dict[str, torch.Tensor]) -> None:
         digest = hashlib.sha256("".join(sorted(shard)).encode()).hexdigest()[:16]
+        clips: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in shard.items():
+            key, _, feature = name.partition("/")
+            clips.setdefault(key, {})[feature] = tensor
+        metadata = {"format": "pt", **{_CHECKSUM + key: _checksum(features) for key, features in clips.items()}}
         with atomic_path(self.folder / f"{digest}.safetensors") as temporary:
-            save_file(shard, temporary)
+            save_file(shard, temporary, metadata=metadata)
 
     @staticmethod
     def batch(features: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -264,6 +360,20 @@ def encoder_fingerprint(model: AudioListenForCausalLM) -> str:
     settings = ("window_length", "window_stride", "group_sound_by_length")
     digest.update(str([getattr(base.config, setting) for setting in settings]).encode())
     return digest.hexdigest()[:16]
+
+
+def _checksum(features: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(features):
+        tensor = features[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _not_finite(features: Mapping[str, torch.Tensor]) -> str:
+    """Returns the names of the features that contain NaN or infinite values, or an empty string."""
+    return ", ".join(f"`{name}`" for name, tensor in features.items() if not bool(tensor.isfinite().all()))
 
 
 def _hash_waveform(waveform: Any) -> str:
