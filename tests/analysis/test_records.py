@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from peft_listen.analysis import SelectionRecords
-from peft_listen.cli import main
+from peft_listen_cli import main
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ import pytest
 import soundfile
 
 from peft_listen import BeatsModel
-from peft_listen.cli import main
 from peft_listen.data import check_examples, read_examples, schema
 from peft_listen.models.beats.convert_beats_original_checkpoint import to_original_checkpoint
+from peft_listen_cli import main
 from tests.device_nodes import make_null_device
 
 
