@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 import soundfile
 
 
@@ -22,3 +23,32 @@ def encode(waveform, sampling_rate=SAMPLING_RATE, **kwargs):
 def assert_is_the_sine(waveform):
     assert waveform.dtype == np.float32 and waveform.shape == (4000,)
     np.testing.assert_allclose(waveform, sine(), atol=1e-4)
+
+
+def encode_by_av(waveform, sampling_rate, container, codec, **options):
+    """The same by PyAV, for the containers that soundfile does not write."""
+    av = pytest.importorskip("av")
+    file = io.BytesIO()
+    # Options such as `pipe=True`, which hides from the muxer that it could go back and complete the header.
+    target = Pipe(file) if options.pop("pipe", False) else file
+    with av.open(target, "w", format=container, options=options) as output:
+        stream = output.add_stream(codec, rate=sampling_rate, layout="mono", bit_rate=64_000)
+        frame = av.AudioFrame.from_ndarray((waveform * 32767).astype("i2")[None], format="s16", layout="mono")
+        frame.sample_rate = sampling_rate
+        converter = av.AudioResampler(stream.codec_context.format, "mono", sampling_rate, stream.codec_context.frame_size)
+        for converted in (*converter.resample(frame), *converter.resample(None), None):
+            output.mux(stream.encode(converted))
+    return file.getvalue()
+
+
+class Pipe:
+    """A file object that can only be written to."""
+
+    def __init__(self, file):
+        self.write = file.write
+
+
+def loudness_of_seconds(waveform, sampling_rate=SAMPLING_RATE):
+    """Root of the mean square of each whole second, by which a missing or silent second shows."""
+    seconds = waveform[: len(waveform) // sampling_rate * sampling_rate].reshape(-1, sampling_rate)
+    return np.sqrt((seconds**2).mean(axis=1))
