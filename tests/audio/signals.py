@@ -16,7 +16,11 @@ def sine(frequency=440.0, seconds=0.25, sampling_rate=SAMPLING_RATE):
 
 def encode(waveform, sampling_rate=SAMPLING_RATE, **kwargs):
     file = io.BytesIO()
-    soundfile.write(file, waveform, sampling_rate, **{"format": "WAV", **kwargs})
+    channels = waveform.shape[1] if waveform.ndim == 2 else 1
+    with soundfile.SoundFile(file, "w", sampling_rate, channels, **{"format": "WAV", **kwargs}) as output:
+        # libsndfile's Vorbis encoder keeps a block on the stack, which a long one overflows.
+        for start in range(0, len(waveform), 65_536):
+            output.write(waveform[start : start + 65_536])
     return file.getvalue()
 
 
@@ -35,7 +39,9 @@ def encode_by_av(waveform, sampling_rate, container, codec, **options):
         stream = output.add_stream(codec, rate=sampling_rate, layout="mono", bit_rate=64_000)
         frame = av.AudioFrame.from_ndarray((waveform * 32767).astype("i2")[None], format="s16", layout="mono")
         frame.sample_rate = sampling_rate
-        converter = av.AudioResampler(stream.codec_context.format, "mono", sampling_rate, stream.codec_context.frame_size)
+        converter = av.AudioResampler(
+            stream.codec_context.format, "mono", sampling_rate, stream.codec_context.frame_size
+        )
         for converted in (*converter.resample(frame), *converter.resample(None), None):
             output.mux(stream.encode(converted))
     return file.getvalue()

@@ -40,7 +40,9 @@ class TestSoundfile:
     def test_a_text_file_named_wav_without_av(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "av", None)
         (tmp_path / "notes.wav").write_text("These are notes, and not sound.\n" * 10)
-        with pytest.raises(OSError, match=r"notes\.wav is not an audio file .* container is text.*PyAV is not installed"):
+        with pytest.raises(
+            OSError, match=r"notes\.wav is not an audio file .* container is text.*PyAV is not installed"
+        ):
             load_audio(tmp_path / "notes.wav")
 
     def test_the_message_names_a_container_that_needs_av(self, monkeypatch):

@@ -84,7 +84,9 @@ class TestRegularFiles:
         status = os.stat(wav_path)
         os.mkfifo(tmp_path / "pipe")
         original = os.stat
-        monkeypatch.setattr(os, "stat", lambda path, **kw: status if str(path).endswith("pipe") else original(path, **kw))
+        monkeypatch.setattr(
+            os, "stat", lambda path, **kw: status if str(path).endswith("pipe") else original(path, **kw)
+        )
         assert not stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
         with pytest.raises(OSError, match="pipe is a named pipe"):
             load_audio(tmp_path / "pipe")
@@ -112,18 +114,18 @@ class TestSize:
     @pytest.mark.parametrize("form", ["path", "bytes", "bytearray", "memoryview", "file", "dictionary", "data URI"])
     def test_encoded_bytes(self, wav_path, form):
         content = wav_path.read_bytes()
-        source = {
-            "path": wav_path,
-            "bytes": content,
-            "bytearray": bytearray(content),
-            "memoryview": memoryview(content),
-            "file": io.BytesIO(content),
-            "dictionary": {"bytes": content, "path": None},
-            "data URI": data_uri(content),
+        make_source = {
+            "path": lambda: wav_path,
+            "bytes": lambda: content,
+            "bytearray": lambda: bytearray(content),
+            "memoryview": lambda: memoryview(content),
+            "file": lambda: io.BytesIO(content),
+            "dictionary": lambda: {"bytes": content, "path": None},
+            "data URI": lambda: data_uri(content),
         }[form]
-        assert_is_the_sine(load_audio(source, limits=AudioLimits(max_bytes=4 * 4000)))
+        assert_is_the_sine(load_audio(make_source(), limits=AudioLimits(max_bytes=4 * 4000)))
         with pytest.raises(LimitError, match=r"larger than the limit of 8000 bytes.*raise `max_bytes`"):
-            load_audio(source, limits=AudioLimits(max_bytes=8000))
+            load_audio(make_source(), limits=AudioLimits(max_bytes=8000))
 
     def test_an_endless_file_object(self, deadline):
         class Endless:
@@ -171,7 +173,7 @@ class TestDuration:
     @pytest.fixture(scope="class")
     def bombs(self):
         pytest.importorskip("av")
-        silence = np.zeros(600 * 8000, "f4")
+        silence = np.zeros(90 * 8000, "f4")
         return {name: encode_hours(silence) for name, encode_hours in HOURS.items()}
 
     @pytest.mark.parametrize("case", HOURS)
@@ -189,7 +191,7 @@ class TestDuration:
 
     @pytest.mark.parametrize("case", ["FLAC", "WebM", "MP3"])
     def test_decoding_stops_at_the_limit(self, bombs, case):
-        """Memory stays near the limit, and does not grow to all of the decoded samples (19 MB)."""
+        """Memory stays near the limit, and does not grow to all of the decoded samples (29 MB for WebM)."""
         import tracemalloc
 
         tracemalloc.start()
@@ -197,7 +199,7 @@ class TestDuration:
             load_audio(bombs[case], limits=AudioLimits(max_seconds=1))
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert peak < 12_000_000
+        assert peak < 5_000_000
 
     @pytest.mark.parametrize("case", ["FLAC", "WebM", "MP3"])
     def test_the_time_of_decoding(self, bombs, case):
@@ -278,14 +280,19 @@ class TestDefaults:
 class TestDataUris:
     @pytest.mark.parametrize(
         "header",
-        ["data:audio/wav;base64", "data:;base64", "DATA:audio/x-wav;codecs=1;BASE64", "data:application/octet-stream;base64"],
+        [
+            "data:audio/wav;base64",
+            "data:;base64",
+            "DATA:audio/x-wav;codecs=1;BASE64",
+            "data:application/octet-stream;base64",
+        ],
     )
     def test_base64(self, header):
         assert_is_the_sine(load_audio(data_uri(encode(sine()), header)))
 
     @pytest.mark.parametrize("form", ["url-safe", "without padding", "escaped", "in lines"])
     def test_spellings(self, form):
-        uri = data_uri(encode(sine(seconds=0.2500625)[:4000]) + b"\xfb\xff")
+        uri = data_uri(encode(sine()))
         header, payload = uri.split(",")
         assert "+" in payload or "/" in payload
         payload = {
@@ -296,7 +303,9 @@ class TestDataUris:
         }[form]
         assert_is_the_sine(load_audio(f"{header},{payload}"))
 
-    @pytest.mark.parametrize("uri", ["data:audio/wav,RIFF", "data:audio/wav;base64", "data:", "data:audio/wav;base64,R!FF"])
+    @pytest.mark.parametrize(
+        "uri", ["data:audio/wav,RIFF", "data:audio/wav;base64", "data:", "data:audio/wav;base64,R!FF"]
+    )
     def test_refusals(self, uri):
         with pytest.raises(ValueError, match=r"data:[\w/]*: the data URI is not (in|valid) base64"):
             load_audio(uri)

@@ -1,5 +1,6 @@
 """A file is read whole or refused: the counts in its header are hints."""
 
+import functools
 import io
 import struct
 
@@ -15,6 +16,7 @@ from tests.audio.signals import SAMPLING_RATE, encode, encode_by_av, loudness_of
 SECONDS = 12
 
 
+@functools.cache
 def speech_like(seconds=SECONDS, sampling_rate=SAMPLING_RATE):
     """A quiet tone, then a tone in noise, so that a variable bit rate varies."""
     waveform = sine(seconds=seconds, sampling_rate=sampling_rate) * 0.3
@@ -157,6 +159,16 @@ def test_joined_files_are_read_to_the_end_of_the_last(case, rates):
     assert abs(2 * int(spectrum.argmax()) - 440) <= 4
 
 
+@functools.cache
+def whole_file(case):
+    container, codec, options = DAMAGED[case]
+    if options is None:
+        return encode(speech_like(), format=container, subtype=codec)
+    # AC-3 has no lower rate.
+    rate = 32_000 if codec == "ac3" else SAMPLING_RATE
+    return encode_by_av(speech_like(sampling_rate=rate), rate, container, codec, **options)
+
+
 def damage(content, kind):
     third = len(content) // 3
     noise = np.random.default_rng(1).bytes(third)
@@ -198,13 +210,7 @@ DAMAGED = {
 @pytest.mark.parametrize("case", DAMAGED)
 def test_a_damaged_file_is_refused_by_its_name(tmp_path, case, kind):
     pytest.importorskip("av")
-    container, codec, options = DAMAGED[case]
-    if options is None:
-        content = encode(speech_like(), format=container, subtype=codec)
-    else:
-        # AC-3 has no lower rate.
-        rate = 32_000 if codec == "ac3" else SAMPLING_RATE
-        content = encode_by_av(speech_like(sampling_rate=rate), rate, container, codec, **options)
+    content = whole_file(case)
     path = tmp_path / "recording.audio"
     path.write_bytes(content)
     assert abs(len(load_audio(path)) / SAMPLING_RATE - SECONDS) < 0.15
@@ -214,7 +220,9 @@ def test_a_damaged_file_is_refused_by_its_name(tmp_path, case, kind):
     assert str(caught.value).count("recording.audio") == 1 and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["its middle is missing", "its middle is zero", "its end is zero", "its end is noise"])
+@pytest.mark.parametrize(
+    "kind", ["its middle is missing", "its middle is zero", "its end is zero", "its end is noise"]
+)
 def test_damage_of_a_live_recording_without_a_length(kind):
     content = encode_by_av(speech_like(), SAMPLING_RATE, "webm", "libopus", pipe=True)
     with pytest.raises(OSError, match="damaged or truncated WebM"):
@@ -225,7 +233,9 @@ def test_damage_of_a_live_recording_without_a_length(kind):
 @pytest.mark.parametrize("kept", [0.01, 0.5, 0.9])
 def test_truncated_files_without_compression(container, kept):
     content = encode(speech_like(), format=container)
-    with pytest.raises(OSError, match=r"is truncated: \d+ bytes of audio that it declares are missing|damaged or trunc"):
+    with pytest.raises(
+        OSError, match=r"is truncated: \d+ bytes of audio that it declares are missing|damaged or trunc"
+    ):
         load_audio(content[: int(kept * len(content))])
 
 

@@ -9,7 +9,7 @@ from .limits import AudioLimits, check_size
 
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
-_HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
+_HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d+)?")
 # A string that is passed as a path by mistake, such as bare base64, can be of any length.
 _MAX_NAME_LENGTH = 1000
 

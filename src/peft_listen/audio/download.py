@@ -53,7 +53,7 @@ def download(url: str, limits: AudioLimits) -> bytes:
                 blocks.append(block)
                 num_bytes += len(block)
                 check_size(num_bytes, name, limits)
-        if connections.expired:
+        if connections.is_over():
             raise TimeoutError("timed out")
     except urllib.error.HTTPError as error:
         error.close()
@@ -64,7 +64,7 @@ def download(url: str, limits: AudioLimits) -> bytes:
     except (LimitError, _RefusedAddressError):
         raise
     except (OSError, HTTPException, ValueError) as error:
-        if connections.expired:
+        if connections.is_over():
             raise LimitError(
                 f"{name}: the audio could not be downloaded (timed out: the whole download takes longer than the limit "
                 f"of {limits.download_seconds:g} seconds). Download it first and pass its path, or raise "
@@ -74,8 +74,12 @@ def download(url: str, limits: AudioLimits) -> bytes:
         if isinstance(refusal, _RefusedAddressError):
             raise refusal from None
         # The reasons of ValueError and InvalidURL repeat parts of the URL, and may contain a password.
-        reason = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: the address or answer is invalid"
-        raise OSError(f"{name}: the audio could not be downloaded ({reason}). Check the address and the network.") from None
+        reason = (
+            str(error) if isinstance(error, OSError) else f"{type(error).__name__}: the address or answer is invalid"
+        )
+        raise OSError(
+            f"{name}: the audio could not be downloaded ({reason}). Check the address and the network."
+        ) from None
     if num_bytes < expected:
         raise OSError(f"{name}: the download ended after {num_bytes} of {expected} bytes. Try again.")
     return b"".join(blocks)
@@ -170,11 +174,15 @@ class _Connections:
     def remaining(self) -> float:
         return self._end - time.monotonic()
 
-    def connect(self, address: tuple[str, int], *_: Any, **__: Any) -> socket.socket:
+    def is_over(self) -> bool:
+        """Whether the time is over; the connections may have been shut down already."""
+        return self.expired or self.remaining() <= 0
+
+    def connect(self, address: tuple[str, int], *args: Any, **kwargs: Any) -> socket.socket:
         """The same as `socket.create_connection`, to an address that has been checked."""
         host, port = address
         problem: OSError | None = None
-        for family, kind, protocol, _, socket_address in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):
+        for family, kind, protocol, _name, socket_address in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):
             if not self.limits.allow_private_addresses and not _is_public(str(socket_address[0])):
                 raise _RefusedAddressError(
                     f"The host {host} has the address {socket_address[0]}, which is not public, and "
@@ -182,8 +190,10 @@ class _Connections:
                 )
             connection = socket.socket(family, kind, protocol)
             try:
+                # The timer ends what follows, but not the connecting.
                 connection.settimeout(max(1e-3, min(_STALL_SECONDS, self.remaining())))
                 connection.connect(socket_address)
+                connection.settimeout(_STALL_SECONDS)
                 self._watch(connection)
                 return connection
             except OSError as error:
@@ -242,7 +252,7 @@ class _Http(urllib.request.HTTPHandler):
         self._connect = connect
 
     def http_open(self, req: urllib.request.Request) -> Any:
-        return self.do_open(self._connection, req)  # type: ignore[arg-type]
+        return self.do_open(self._connection, req)
 
     def _connection(self, host: str, **kwargs: Any) -> HTTPConnection:
         connection = HTTPConnection(host, **kwargs)
@@ -256,7 +266,7 @@ class _Https(urllib.request.HTTPSHandler):
         self._connect = connect
 
     def https_open(self, req: urllib.request.Request) -> Any:
-        return self.do_open(self._connection, req)  # type: ignore[arg-type]
+        return self.do_open(self._connection, req)
 
     def _connection(self, host: str, **kwargs: Any) -> HTTPSConnection:
         connection = HTTPSConnection(host, **kwargs)

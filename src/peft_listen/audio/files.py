@@ -79,7 +79,8 @@ def read_bounded(file: Any, name: str, limits: AudioLimits) -> bytes:
         LimitError: The content is larger than the limit.
         ValueError: The file object returns text.
     """
-    blocks, num_bytes = [], 0
+    blocks: list[bytes] = []
+    num_bytes = 0
     while True:
         block = file.read(_BLOCK_BYTES)
         if isinstance(block, (bytearray, memoryview)):

@@ -77,14 +77,16 @@ def set_default_limits(limits: AudioLimits) -> AudioLimits:
         TypeError: `limits` is not an [`AudioLimits`].
     """
     global _default_limits
-    previous, _default_limits = _default_limits, resolve_limits(limits)
+    previous, _default_limits = _default_limits, _check_type(limits)
     return previous
 
 
 def resolve_limits(limits: AudioLimits | None) -> AudioLimits:
     """Returns `limits`, or the default of this process if it is `None`."""
-    if limits is None:
-        return _default_limits
+    return _default_limits if limits is None else _check_type(limits)
+
+
+def _check_type(limits: AudioLimits) -> AudioLimits:
     if not isinstance(limits, AudioLimits):
         raise TypeError(f"`limits` must be an `AudioLimits`, got a {type(limits).__name__}.")
     return limits
@@ -150,7 +152,8 @@ class DecodingBudget:
         limits = self.limits
         self._samples += num_samples
         self._seconds += num_samples / max(rate, 1.0)
-        if self._seconds > limits.max_seconds:
+        # Not by the rounding of a sum.
+        if self._seconds > limits.max_seconds + 1e-6:
             raise LimitError(
                 f"{self.name}: the audio is longer than the limit of {limits.max_seconds:g} seconds. Cut it into "
                 "shorter clips, or raise `max_seconds` of `AudioLimits`."

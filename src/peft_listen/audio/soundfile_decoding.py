@@ -52,9 +52,7 @@ def decode_by_soundfile(content: bytes, budget: DecodingBudget) -> Decoded:
     problem = None
     tolerated = _TOLERATED_MISSING_MP3_SECONDS if container == "MP3" else _TOLERATED_MISSING_SECONDS
     if declared < _UNKNOWN_NUM_SAMPLES and declared - num_samples > tolerated * rate:
-        problem = (
-            f"its header declares {declared} samples per channel and {num_samples} could be decoded, so it is truncated"
-        )
+        problem = f"its header declares {declared} samples per channel and {num_samples} could be decoded, so it is truncated"
     elif container in ("FLAC", "MP3", "OGG") and num_unread > _TOLERATED_UNREAD_BYTES:
         problem = f"{num_unread} of its {len(content)} bytes were not read"
     waveform = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
