@@ -6,13 +6,18 @@ import math
 import os
 import socket
 import stat
+import struct
 import threading
 import time
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from peft_listen.audio import AudioLimits, LimitError, load_audio, set_default_limits
+from peft_listen.audio.ffmpeg_decoding import decode_by_ffmpeg
+from peft_listen.audio.limits import DecodingBudget
 from tests.audio.signals import SAMPLING_RATE, assert_is_the_sine, encode, encode_by_av, sine
 
 
@@ -74,8 +79,8 @@ class TestRegularFiles:
     )
     @pytest.mark.parametrize("form", ["path", "dictionary"])
     def test_only_regular_files_are_read(self, deadline, special_file, kind, form):
-        if not os.path.lexists(special_file):
-            pytest.skip(f"{special_file} does not exist here")
+        if str(special_file).startswith("/dev") and not Path(special_file).is_char_device():
+            pytest.skip(f"{special_file} is not a device here")
         source = {"path": str(special_file), "bytes": None} if form == "dictionary" else special_file
         with pytest.raises(OSError, match=rf"{special_file} is a {kind}.*; expected a regular file"):
             load_audio(source)
@@ -229,6 +234,49 @@ class TestDuration:
 
         with pytest.raises(LimitError, match=r"the clip of 7200\.0 seconds is longer than the limit of 3600 seconds"):
             load_audio(AudioDecoder())
+
+
+class TestPictures:
+    """FFmpeg decodes pictures and videos to find out their format, and they can be bombs too."""
+
+    @staticmethod
+    def picture(width, height):
+        def chunk(name, content):
+            return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+        compressor = zlib.compressobj(9)
+        pixels = b"".join(compressor.compress(bytes(1 + 3 * width)) for _ in range(height)) + compressor.flush()
+        header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+    @pytest.mark.parametrize("container", ["MP3", "FLAC"])
+    def test_a_cover_is_not_decoded(self, container):
+        pytest.importorskip("av")
+        picture = self.picture(12_000, 12_000)
+        content = encode(sine(seconds=2.0), format=container)
+        if container == "MP3":
+            frame = b"\0image/png\0\x03\0" + picture
+            frame = b"APIC" + struct.pack(">I", len(frame)) + b"\0\0" + frame
+            size = bytes(len(frame) >> shift & 0x7F for shift in (21, 14, 7, 0))
+            content = b"ID3\x03\0\0" + size + frame + content
+        else:
+            block = struct.pack(">II", 3, 9) + b"image/png" + struct.pack(">IIIII", 0, 0, 0, 0, 0)
+            block += struct.pack(">I", len(picture)) + picture
+            # After STREAMINFO.
+            content = content[:42] + b"\x06" + len(block).to_bytes(3, "big") + block + content[42:]
+        refs = Path("/proc/self/clear_refs")
+        if not os.access(refs, os.W_OK):
+            pytest.skip("the peak of memory cannot be reset here")
+        refs.write_text("5")
+        before = peak_megabytes()
+        decoded = decode_by_ffmpeg(content, DecodingBudget("clip", AudioLimits()))
+        assert decoded.problem is None and abs(len(decoded.segments[0].waveform) / SAMPLING_RATE - 2) < 0.1
+        assert peak_megabytes() - before < 100
+
+
+def peak_megabytes():
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 class TestDefaults:

@@ -5,6 +5,7 @@ FFmpeg conceals damage where it can. So this module compares what was decoded wi
 could not be decoded, gaps between the times of packets, the declared length, and bytes that no packet covers.
 """
 
+import functools
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +25,8 @@ _FORMATS = (
 )
 # The content is passed by Python and nothing else may be opened, so no protocol is allowed.
 _OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "none", "err_detect": "crccheck"}
+# Monkey's Audio has the longest frames, of 2^20 samples and more. The header of a damaged file may declare any number.
+_CODEC_OPTIONS = {"err_detect": "crccheck", "max_samples": str(1 << 21)}
 # These formats consist of packets alone, without headers or an index, and do not declare their length. FFmpeg estimates
 # it from the bit rate.
 _PACKETS_ALONE = {"aac", "ac3", "amr", "amrnb", "amrwb", "dts", "eac3", "gsm", "loas", "mp3"}
@@ -63,14 +66,34 @@ def decode_by_ffmpeg(content: bytes, budget: DecodingBudget) -> Decoded:
     """
     import av
 
-    with av.open(io.BytesIO(content), mode="r", options=_OPTIONS, metadata_errors="ignore") as container:
+    options = _OPTIONS | {"codec_whitelist": _names_of_audio_codecs()}
+    with av.open(io.BytesIO(content), mode="r", options=options, metadata_errors="ignore") as container:
         if not container.streams.audio:
             raise ValueError("it contains no audio stream")
         stream = container.streams.audio[0]
-        stream.codec_context.options = {"err_detect": "crccheck"}
+        stream.codec_context.options = _CODEC_OPTIONS
         reader = _Reader(container, stream, budget)
         segments = reader.segments()
         return Decoded(segments, reader.find_problem(content))
+
+
+@functools.cache
+def _names_of_audio_codecs() -> str:
+    """
+    Lists the decoders that FFmpeg may use.
+
+    It would decode pictures and videos too, to find out their format: a cover of 1 MB can fill gigabytes of memory.
+    """
+    import av
+
+    names = []
+    for name in av.codecs_available:
+        try:
+            if av.Codec(name, "r").type == "audio":
+                names.append(name)
+        except ValueError:
+            pass  # an encoder
+    return ",".join(sorted(names))
 
 
 class _Reader:
