@@ -34,9 +34,10 @@ def encode_by_av(waveform, sampling_rate, container, codec, **options):
     av = pytest.importorskip("av")
     file = io.BytesIO()
     # Options such as `pipe=True`, which hides from the muxer that it could go back and complete the header.
+    codec_options = options.pop("codec_options", {})
     target = Pipe(file) if options.pop("pipe", False) else file
     with av.open(target, "w", format=container, options=options) as output:
-        stream = output.add_stream(codec, rate=sampling_rate, layout="mono", bit_rate=64_000)
+        stream = output.add_stream(codec, rate=sampling_rate, layout="mono", bit_rate=64_000, options=codec_options)
         frame = av.AudioFrame.from_ndarray((waveform * 32767).astype("i2")[None], format="s16", layout="mono")
         frame.sample_rate = sampling_rate
         converter = av.AudioResampler(

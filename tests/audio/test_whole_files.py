@@ -88,6 +88,17 @@ WHOLE_FILES = {
     "WAV with metadata at its end": lambda: wav_with_size(
         difference=0, metadata=b"LIST" + struct.pack("<I", 400) + b"INFOISFT" + b"\x01" * 392
     ),
+    "WAV with zeros at its end": lambda: encode(speech_like()) + bytes(4096),
+    "WAV with a tag at its end": lambda: encode(speech_like()) + b"TAG" + b"A" * 125,
+    "FLAC with tags at both ends": lambda: (
+        b"ID3\x04\x00\x00\x00\x00\x01\x00" + bytes(128) + encode(speech_like(), format="FLAC") + b"TAG" + bytes(125)
+    ),
+    "MP3 with a tag at its end": lambda: encode(speech_like(), format="MP3") + b"TAG" + bytes(125),
+    "MP3 after zeros": lambda: bytes(4096) + encode(speech_like(), format="MP3"),
+    "MP3 after noise": lambda: np.random.default_rng(0).bytes(3000) + mp3_without_number_of_frames(),
+    "MP3 before zeros": lambda: encode(speech_like(), format="MP3") + bytes(4096),
+    "Ogg before zeros": lambda: encode(speech_like(), format="OGG") + bytes(4096),
+    "M4A before zeros": lambda: encode_by_av(speech_like(), SAMPLING_RATE, "ipod", "aac") + bytes(4096),
     "AIFF of size 0": lambda: with_chunk_size("AIFF", b"SSND", ">I", 0),
     "AIFF of size 4 too large": lambda: with_chunk_size("AIFF", b"SSND", ">I", 8 + 2 * SECONDS * SAMPLING_RATE + 4),
     "AU of size 0": lambda: au_with_size(0),
@@ -117,6 +128,14 @@ def test_a_whole_file_is_read_to_its_end(case):
     loudness = loudness_of_seconds(waveform)[: SECONDS - 1]
     expected = loudness_of_seconds(speech_like())[: SECONDS - 1]
     np.testing.assert_allclose(loudness, expected, rtol=0.3)
+
+
+def test_silence_that_an_encoder_left_out_is_not_damage():
+    """Discontinuous transmission of Opus sends a packet each 0.4 seconds of silence."""
+    waveform = speech_like() * (np.arange(len(speech_like())) % (4 * SAMPLING_RATE) < SAMPLING_RATE)
+    options = {"b": "16k", "application": "voip", "dtx": "1"}
+    content = encode_by_av(waveform, SAMPLING_RATE, "webm", "libopus", codec_options=options)
+    assert abs(len(load_audio(content)) / SAMPLING_RATE - SECONDS) < 0.15
 
 
 def test_metadata_after_an_empty_recording_are_not_audio():

@@ -186,14 +186,29 @@ def _mp3_starts(content: bytes) -> list[int]:
     return starts
 
 
-def declares_mp3_length(content: bytes) -> bool:
-    """Whether the first frame of an MP3 contains a number of frames (Xing, Info or VBRI)."""
+def count_mp3_samples(content: bytes) -> int | None:
+    """
+    Reads the number of samples that the first frame of an MP3 declares (Xing, Info or VBRI).
+
+    Args:
+        content (`bytes`): The whole file.
+
+    Returns:
+        `int`: Samples per channel, without the delay and the padding of the encoder; `None` if no number is declared.
+    """
     start = 0
     while content[start : start + 3] == b"ID3" and len(content) > start + 10:
         start += 10 + sum(byte << (7 * index) for index, byte in enumerate(content[start + 9 : start + 5 : -1]))
-    # Tags may be followed by zeros.
-    frame = content[start : start + 8192].lstrip(b"\x00")[:64]
-    return any(tag in frame for tag in (b"Xing", b"Info", b"VBRI"))
+    frame = content[start : start + 64]
+    for tag, position_of_flags, position_of_frames in ((b"Xing", 4, 8), (b"Info", 4, 8), (b"VBRI", None, 14)):
+        tag_start = frame.find(tag)
+        if tag_start < 4 or (position_of_flags and not frame[tag_start + position_of_flags + 3] & 1):
+            continue
+        num_frames = int.from_bytes(frame[tag_start + position_of_frames :][:4], "big")
+        is_mpeg_1 = frame[1] & 0x18 == 0x18
+        # Delay and padding are three frames at most.
+        return max(0, num_frames - 3) * (1152 if is_mpeg_1 else 576) if num_frames else None
+    return None
 
 
 def correct_sizes(content: bytes) -> bytes:

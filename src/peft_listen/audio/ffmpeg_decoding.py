@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .containers import count_trailing_bytes, declares_mp3_length
+from .containers import count_mp3_samples, count_trailing_bytes
 from .limits import DecodingBudget
 from .segments import Decoded, Segment, describe_error
 from .waveform import to_float
@@ -196,7 +196,11 @@ class _Reader:
 
     def _declared_seconds(self, content: bytes) -> float | None:
         """The length in the header in seconds; `None` if there is none, or it may be that of a video."""
-        if self._format in _WITHOUT_LENGTH and not (self._format == "mp3" and declares_mp3_length(content)):
+        if self._format == "mp3":
+            # FFmpeg replaces the number of samples by an estimate if bytes follow the audio.
+            num_samples = count_mp3_samples(content)
+            return None if num_samples is None else num_samples / max(1, self._stream.codec_context.sample_rate)
+        if self._format in _WITHOUT_LENGTH:
             return None
         has_video = any(not int(stream.disposition) & _ATTACHED_PICTURE for stream in self._container.streams.video)
         if has_video and self._format != "mov":
