@@ -42,6 +42,8 @@ _TOLERATED_PAUSE_SECONDS = 0.5
 _TOLERATED_UNREAD_SHARE = 0.1
 # Headers and indexes of short packets take up to this share of a file.
 _OVERHEAD_SHARES = {"avi": 0.4}
+# Length of FFmpeg's list of planes (AV_NUM_DATA_POINTERS).
+_MAX_SAFE_PLANES = 8
 # FFmpeg's AV_DISPOSITION_ATTACHED_PIC and AV_TIME_BASE.
 _ATTACHED_PICTURE = 0x400
 _TICKS_PER_SECOND = 1_000_000
@@ -218,6 +220,11 @@ def _describe_unread(num_bytes: int, content: bytes) -> str:
 
 def _mean_of_channels(frame: Any) -> np.ndarray:
     """Float32 samples of shape `(num_samples,)` from a frame of any layout and sample format."""
+    import av
+
+    if frame.format.is_planar and frame.layout.nb_channels >= _MAX_SAFE_PLANES:
+        # PyAV looks for the end of the list of planes behind its end, which crashes the process.
+        (frame,) = av.AudioResampler(format=frame.format.packed).resample(frame)
     samples = frame.to_ndarray()
     if not frame.format.is_planar:
         samples = samples.reshape(frame.samples, -1).T
