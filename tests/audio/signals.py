@@ -29,20 +29,25 @@ def assert_is_the_sine(waveform):
     np.testing.assert_allclose(waveform, sine(), atol=1e-4)
 
 
-def encode_by_av(waveform, sampling_rate, container, codec, **options):
-    """The same by PyAV, for the containers that soundfile does not write."""
+def encode_by_av(
+    waveform, sampling_rate, container, codec, layout="mono", *, pipe=False, codec_options=None, **container_options
+):
+    """
+    The same by PyAV, for the containers that soundfile does not write.
+
+    `pipe` hides from the muxer that it could go back and complete the header.
+    """
     av = pytest.importorskip("av")
     file = io.BytesIO()
-    # Options such as `pipe=True`, which hides from the muxer that it could go back and complete the header.
-    codec_options = options.pop("codec_options", {})
-    target = Pipe(file) if options.pop("pipe", False) else file
-    with av.open(target, "w", format=container, options=options) as output:
-        stream = output.add_stream(codec, rate=sampling_rate, layout="mono", bit_rate=64_000, options=codec_options)
-        frame = av.AudioFrame.from_ndarray((waveform * 32767).astype("i2")[None], format="s16", layout="mono")
-        frame.sample_rate = sampling_rate
-        converter = av.AudioResampler(
-            stream.codec_context.format, "mono", sampling_rate, stream.codec_context.frame_size
+    with av.open(Pipe(file) if pipe else file, "w", format=container, options=container_options) as output:
+        stream = output.add_stream(
+            codec, rate=sampling_rate, layout=layout, bit_rate=64_000, options=codec_options or {}
         )
+        samples = np.repeat((waveform * 32767).astype("i2"), av.AudioLayout(layout).nb_channels)[None]
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout=layout)
+        frame.sample_rate = sampling_rate
+        context = stream.codec_context
+        converter = av.AudioResampler(context.format, layout, sampling_rate, context.frame_size)
         for converted in (*converter.resample(frame), *converter.resample(None), None):
             output.mux(stream.encode(converted))
     return file.getvalue()

@@ -87,6 +87,17 @@ class TestFfmpeg:
         with pytest.raises(OSError, match=rf"clip\.{suffix} is .*truncated"):
             load_audio(path)
 
+    @pytest.mark.parametrize("layout", ["mono", "stereo", "5.1", "7.1", "hexadecagonal"])
+    @pytest.mark.parametrize(("container", "codec"), [("wv", "wavpack"), ("ipod", "aac"), ("matroska", "pcm_s16le")])
+    def test_any_number_of_channels(self, container, codec, layout):
+        """PyAV itself crashes when it converts planes of eight or more channels."""
+        if codec == "aac" and layout == "hexadecagonal":
+            pytest.skip("FFmpeg encodes no AAC of this layout")
+        content = encode_by_av(sine(seconds=1.0), SAMPLING_RATE, container, codec, layout)
+        waveform = load_audio(content)
+        assert abs(len(waveform) - SAMPLING_RATE) < 2048
+        np.testing.assert_allclose(np.abs(waveform[4000:8000]).max(), 0.5, atol=0.15)
+
     def test_a_text_file_is_refused(self, tmp_path):
         pytest.importorskip("av")
         (tmp_path / "notes.wav").write_text("These are notes, and not sound.\n" * 10)
