@@ -19,6 +19,8 @@ from .limits import AudioLimits, LimitError, check_size
 # Longest wait in seconds for a server that sends nothing at all.
 _STALL_SECONDS = 30.0
 _BLOCK_BYTES = 1 << 16
+# IPv6 addresses that gateways translate to the IPv4 address in their last four bytes.
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def download(url: str, limits: AudioLimits) -> bytes:
@@ -61,7 +63,7 @@ def download(url: str, limits: AudioLimits) -> bytes:
             f"{name}: the server answered with HTTP status {error.code} ({error.reason}). Check the address and whether "
             "it requires a login; a downloaded file can be passed by its path."
         ) from None
-    except (LimitError, _RefusedAddressError):
+    except LimitError:
         raise
     except (OSError, HTTPException, ValueError) as error:
         if connections.is_over():
@@ -70,9 +72,10 @@ def download(url: str, limits: AudioLimits) -> bytes:
                 f"of {limits.download_seconds:g} seconds). Download it first and pass its path, or raise "
                 "`download_seconds` of `AudioLimits`."
             ) from None
-        refusal = error.reason if isinstance(error, urllib.error.URLError) else None
+        # urllib wraps the errors of a connection.
+        refusal = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(refusal, _RefusedAddressError):
-            raise refusal from None
+            raise OSError(f"{name}: {refusal} Download the file first and pass its path.") from None
         # The reasons of ValueError and InvalidURL repeat parts of the URL, and may contain a password.
         reason = (
             str(error) if isinstance(error, OSError) else f"{type(error).__name__}: the address or answer is invalid"
@@ -113,7 +116,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
         if urlsplit(newurl).scheme.lower() not in ("http", "https"):
-            raise _refused_redirect(req.full_url, newurl)
+            raise _refused_redirect(newurl)
         address, authorization = _split_credentials(newurl)
         redirected = super().redirect_request(req, fp, code, msg, headers, address)
         if redirected is not None:
@@ -129,17 +132,16 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         location = headers.get("location") or headers.get("uri") or ""
         scheme = urlsplit(location).scheme.lower()
         if scheme not in ("", "http", "https"):
-            raise _refused_redirect(req.full_url, location)
+            raise _refused_redirect(location)
         return super().http_error_302(req, fp, code, msg, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
-def _refused_redirect(url: str, location: str) -> _RefusedAddressError:
+def _refused_redirect(location: str) -> _RefusedAddressError:
     scheme = urlsplit(location).scheme
     return _RefusedAddressError(
-        f"{display_name(url)}: the server redirects to another protocol, {scheme}:. Only http and https are followed. "
-        "Download the file first and pass its path."
+        f"the server redirects to another protocol, {scheme}:. Only http and https are followed."
     )
 
 
@@ -185,8 +187,8 @@ class _Connections:
         for family, kind, protocol, _name, socket_address in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):
             if not self.limits.allow_private_addresses and not _is_public(str(socket_address[0])):
                 raise _RefusedAddressError(
-                    f"The host {host} has the address {socket_address[0]}, which is not public, and "
-                    "`allow_private_addresses` of `AudioLimits` is False. Download the file first and pass its path."
+                    f"the host {host} has the address {socket_address[0]}, which is not public, and "
+                    "`allow_private_addresses` of `AudioLimits` is False."
                 )
             connection = socket.socket(family, kind, protocol)
             try:
@@ -276,5 +278,10 @@ class _Https(urllib.request.HTTPSHandler):
 
 def _is_public(address: str) -> bool:
     parsed = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(parsed, "ipv4_mapped", None) or getattr(parsed, "sixtofour", None)
-    return (mapped or parsed).is_global and not (mapped or parsed).is_multicast
+    if isinstance(parsed, ipaddress.IPv6Address):
+        inner = parsed.ipv4_mapped or parsed.sixtofour
+        if parsed in _NAT64:
+            inner = ipaddress.IPv4Address(parsed.packed[-4:])
+        if inner is not None:
+            parsed = inner
+    return parsed.is_global and not parsed.is_multicast
