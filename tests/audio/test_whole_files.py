@@ -13,7 +13,7 @@ from tests.audio.shorten import sphere_with_shorten
 from tests.audio.signals import SAMPLING_RATE, encode, encode_by_av, loudness_of_seconds, sine
 
 
-SECONDS = 12
+SECONDS = 8
 
 
 @functools.cache
@@ -105,6 +105,22 @@ WHOLE_FILES = {
     "AU of size -1": lambda: au_with_size(0xFFFFFFFF),
     "AU that declares a second": lambda: au_with_size(2 * SAMPLING_RATE),
     "CAF from a pipe": lambda: with_chunk_size("CAF", b"data", ">q", -1),
+    "W64 from a pipe": lambda: with_bytes(
+        with_bytes(encode(speech_like(), format="W64"), 16, b"\xff" * 8),
+        encode(speech_like(), format="W64").index(b"data") + 16,
+        b"\xff" * 7 + b"\x7f",
+    ),
+    "RF64 from a pipe": lambda: with_bytes(encode(speech_like(), format="RF64"), 20, bytes(24)),
+    "RF64": lambda: encode(speech_like(), format="RF64"),
+    "CAF that declares nothing": lambda: with_chunk_size("CAF", b"data", ">q", 0),
+    "WMA from a pipe": lambda: encode_by_av(speech_like(), SAMPLING_RATE, "asf", "wmav2", pipe=True),
+    "Matroska of samples from a pipe": lambda: encode_by_av(
+        speech_like(), SAMPLING_RATE, "matroska", "pcm_s16le", pipe=True
+    ),
+    "FLV from a pipe": lambda: encode_by_av(speech_like(), SAMPLING_RATE, "flv", "aac", pipe=True),
+    "NUT from a pipe": lambda: encode_by_av(speech_like(), SAMPLING_RATE, "nut", "libopus", pipe=True),
+    "WavPack from a pipe": lambda: encode_by_av(speech_like(), SAMPLING_RATE, "wv", "wavpack", pipe=True),
+    "TTA from a pipe": lambda: encode_by_av(speech_like(), SAMPLING_RATE, "tta", "tta", pipe=True),
     "SPHERE with Shorten": lambda: sphere_with_shorten((speech_like() * 32767).astype("i2"), SAMPLING_RATE),
     "SPHERE": lambda: encode(speech_like(), format="NIST"),
     "WebM from a pipe": lambda: encode_by_av(speech_like(), SAMPLING_RATE, "webm", "libopus", pipe=True),
@@ -161,6 +177,8 @@ ENCODERS = {
     "AAC": lambda seconds, rate: encode_by_av(speech_like(seconds, rate), rate, "adts", "aac"),
     "M4A": lambda seconds, rate: encode_by_av(speech_like(seconds, rate), rate, "ipod", "aac"),
     "WebM": lambda seconds, rate: encode_by_av(speech_like(seconds, rate), rate, "webm", "libopus"),
+    "WavPack": lambda seconds, rate: encode_by_av(speech_like(seconds, rate), rate, "wv", "wavpack"),
+    "TTA": lambda seconds, rate: encode_by_av(speech_like(seconds, rate), rate, "tta", "tta"),
     "WMA": lambda seconds, rate: encode_by_av(speech_like(seconds, rate), rate, "asf", "wmav2"),
 }
 
@@ -283,6 +301,13 @@ class TestWithoutAv:
     @pytest.mark.parametrize("case", ["MP3", "Ogg Vorbis", "Ogg Opus", "FLAC", "WAV", "AIFF"])
     def test_whole_files_are_read(self, case):
         assert abs(len(load_audio(ENCODERS[case](3, 16_000))) / SAMPLING_RATE - 3) < 0.1
+
+    @pytest.mark.parametrize(
+        "case",
+        ["CAF from a pipe", "W64 from a pipe", "RF64 from a pipe", "WAV of size 0", "AIFF of size 0", "AU of size 0"],
+    )
+    def test_sizes_are_corrected(self, case):
+        assert abs(len(load_audio(WHOLE_FILES[case]())) / SAMPLING_RATE - SECONDS) < 0.01
 
     def test_an_mp3_without_a_number_of_frames(self):
         with pytest.raises(OSError, match=r"PyAV is not installed: pip install \"peft-listen\[audio\]\""):

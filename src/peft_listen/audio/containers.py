@@ -55,6 +55,10 @@ _BEGINNINGS = {
     "MP4/M4A": rb"\x00\x00\x00[\x08-\x60]ftyp[\w ]{4}",
     "WebM/Matroska": rb"\x1a\x45\xdf\xa3.{1,8}\x42\x86\x81\x01",
     "WMA/ASF": rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c",
+    # A block of index 0 that is the first one of its channels, as bit 3 of byte 25 says.
+    "WavPack": rb"wvpk.{4}[\x02-\x10]\x04\x00.{5}\x00{4}.{5}["
+    + re.escape(bytes(b for b in range(256) if b & 8))
+    + rb"]",
     # The frame with the number of frames, after the side information of 9, 17 or 32 bytes; or a tag in front of it.
     "MP3": (
         rb"ID3[\x02-\x04]\x00[\x00-\xf0][\x00-\x7f]{4}|"
@@ -213,27 +217,38 @@ def count_mp3_samples(content: bytes) -> int | None:
 
 def correct_sizes(content: bytes) -> bytes:
     """
-    Corrects the size of the audio in the header of a WAV, AIFF or AU file, if audio follows after its declared end.
+    Corrects the size of the audio in the header of a file whose audio continues after its declared end.
 
     Args:
-        content (`bytes`): The whole file.
+        content (`bytes`): The whole file: WAV, RF64, W64, AIFF, AU or CAF.
 
     Returns:
         `bytes`: The file with the size of the audio that it contains, or `content` itself.
     """
     layout = _find_audio(io.BytesIO(content))
-    if layout is None or layout.size is None or layout.size_format not in ("<I", ">I"):
+    if layout is None or layout.size_format not in _LARGEST_SIZES:
         return content
-    start, size = layout.start, layout.size
-    if start + size + size % 2 >= len(content):
-        return content
-    if layout.is_chunk and _is_metadata(content, start + size, layout.size_format, is_empty=size == 0):
-        return content
-    true_size = struct.pack(layout.size_format, min(len(content) - start, 0xFFFFFFFF))
-    content = content[: layout.size_position] + true_size + content[layout.size_position + 4 :]
-    if not layout.is_chunk:
-        return content
-    return content[:4] + struct.pack(layout.size_format, min(len(content) - 8, 0xFFFFFFFF)) + content[8:]
+    if layout.size is None:
+        # libsndfile knows that the 32 bit sizes of programs that write to a pipe are not sizes.
+        if layout.size_format in ("<I", ">I"):
+            return content
+    else:
+        end = layout.start + layout.size
+        if end + layout.size % 2 >= len(content):
+            return content
+        if layout.is_chunk and _is_metadata(content, end, layout.size_format, is_empty=layout.size == 0):
+            return content
+    size = len(content) - layout.start + layout.header_in_size
+    corrected = _with_number(content, layout.size_position, layout.size_format, size)
+    if layout.file_size_position is None:
+        return corrected
+    file_size = len(content) - (0 if layout.header_in_size else 8)
+    return _with_number(corrected, layout.file_size_position, layout.size_format, file_size)
+
+
+def _with_number(content: bytes, position: int, number_format: str, number: int) -> bytes:
+    packed = struct.pack(number_format, min(number, _LARGEST_SIZES[number_format]))
+    return b"".join([content[:position], packed, content[position + len(packed) :]])
 
 
 def _is_metadata(content: bytes, end: int, size_format: str, *, is_empty: bool) -> bool:
@@ -246,14 +261,43 @@ def _is_metadata(content: bytes, end: int, size_format: str, *, is_empty: bool) 
     for padding in (0, 1):
         name, size = rest[padding : padding + 4], rest[padding + 4 : padding + 8]
         is_name = len(size) == 4 and all(32 <= byte < 127 for byte in name)
-        if is_name and struct.unpack(size_format, size)[0] <= len(content) - end:
+        # Names of 16 bytes and sizes of 64 bits are rare enough by their names alone.
+        is_size = size_format not in ("<I", ">I", "<Q") or (
+            struct.unpack(size_format[0] + "I", size)[0] <= len(content) - end if len(size) == 4 else False
+        )
+        if is_name and is_size:
             return True
     return False
 
 
+def declares_duration(content: bytes) -> bool:
+    """
+    Whether the header of a Matroska or ASF file contains the duration.
+
+    Args:
+        content (`bytes`): The whole file.
+
+    Returns:
+        `bool`: `False` if a program that could not go back wrote the file, in which case FFmpeg estimates the duration
+        by the bit rate; `True` for other containers.
+    """
+    if content.startswith(b"\x1a\x45\xdf\xa3"):
+        # The element is in front of the first cluster, and holds a number of 4 or 8 bytes.
+        head = content[: max(0, content.find(b"\x1f\x43\xb6\x75"))]
+        return b"\x44\x89\x84" in head or b"\x44\x89\x88" in head
+    if content.startswith(b"\x30\x26\xb2\x75"):
+        properties = content.find(b"\xa1\xdc\xab\x8c\x47\xa9\xcf\x11\x8e\xe4\x00\xc0\x0c\x20\x53\x65")
+        if properties < 0 or properties + 92 > len(content):
+            return False
+        duration, _, _, flags = struct.unpack("<QQQI", content[properties + 64 : properties + 92])
+        # The first flag marks a broadcast, whose numbers are not valid.
+        return duration > 0 and not flags & 1
+    return True
+
+
 def count_missing_bytes(file: BinaryIO) -> int:
     """
-    Counts the bytes that a WAV, W64, AVI, AIFF, AU, CAF, MP4 or Ogg file declares but does not contain.
+    Counts the bytes that a WAV, RF64, W64, AVI, AIFF, AU, CAF, MP4 or Ogg file declares but does not contain.
 
     Args:
         file: A seekable binary file; its position is changed.
@@ -293,6 +337,8 @@ class _Layout:
         size_position (`int`): Position of the size.
         size_format (`str`): How `struct` reads the size.
         is_chunk (`bool`): Whether other chunks may follow.
+        file_size_position (`int`, *optional*): Position of the size of the file.
+        header_in_size (`int`): Length of the chunk's header in bytes, if sizes include it.
     """
 
     start: int
@@ -300,33 +346,46 @@ class _Layout:
     size_position: int
     size_format: str
     is_chunk: bool = True
+    file_size_position: int | None = None
+    header_in_size: int = 0
 
 
-# Container -> (position of the first chunk, length of a chunk's name, format of its size, name of the chunk of audio).
-_CHUNKS = {
-    "WAV": (12, 4, "<I", b"data"),
-    "AIFF": (12, 4, ">I", b"SSND"),
-    "CAF": (8, 4, ">q", b"data"),
-    "W64": (40, 16, "<q", b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"),
+_LARGEST_SIZES = {"<I": 0xFFFFFFFF, ">I": 0xFFFFFFFF, "<Q": 1 << 62, "<q": 1 << 62, ">q": 1 << 62}
+# Container -> (position of the first chunk, length of a chunk's name, format of its size, name of the chunk of audio,
+# position of the size of the file).
+_CHUNKS: dict[str, tuple[int, int, str, bytes, int | None]] = {
+    "WAV": (12, 4, "<I", b"data", 4),
+    "AIFF": (12, 4, ">I", b"SSND", 4),
+    "CAF": (8, 4, ">q", b"data", None),
+    "W64": (40, 16, "<q", b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a", 16),
 }
 
 
 def _find_audio(file: BinaryIO) -> _Layout | None:
     file.seek(0)
-    head = file.read(12)
-    container = container_name(head)
-    if head[:4] == b"RF64" or len(head) < 12:
+    head = file.read(36)
+    container = container_name(head[:12])
+    if len(head) < 36:
         return None
     if container == "AVI":
         (size,) = struct.unpack("<I", head[4:8])
         return _Layout(8, size if size < _UNKNOWN_SIZE else None, 4, "AVI")
     if container == "AU":
-        start, size = struct.unpack(">II", head[4:])
+        start, size = struct.unpack(">II", head[4:12])
         return _Layout(start, size if size < _UNKNOWN_SIZE else None, 8, ">I", is_chunk=False) if start >= 24 else None
-    return _find_chunk(file, *_CHUNKS[container]) if container in _CHUNKS else None
+    layout = _find_chunk(file, *_CHUNKS[container]) if container in _CHUNKS else None
+    if layout is not None and head[:4] == b"RF64":
+        if head[12:16] != b"ds64":
+            return None
+        # The sizes are in a chunk of their own.
+        (size,) = struct.unpack("<Q", head[28:36])
+        return _Layout(layout.start, size if size < 1 << 62 else None, 28, "<Q", file_size_position=20)
+    return layout
 
 
-def _find_chunk(file: BinaryIO, position: int, name_length: int, size_format: str, name: bytes) -> _Layout | None:
+def _find_chunk(
+    file: BinaryIO, position: int, name_length: int, size_format: str, name: bytes, file_size_position: int | None
+) -> _Layout | None:
     """Walks over the chunks of a file to its first chunk of this name."""
     header_length = name_length + struct.calcsize(size_format)
     # Each chunk begins at a multiple of this number of bytes.
@@ -338,10 +397,18 @@ def _find_chunk(file: BinaryIO, position: int, name_length: int, size_format: st
             return None
         (size,) = struct.unpack(size_format, header[name_length:])
         # The sizes of W64 include the header.
-        size -= header_length if size_format == "<q" else 0
+        header_in_size = header_length if size_format == "<q" else 0
+        size -= header_in_size
         if header[:name_length] == name:
             is_known = 0 <= size < (_UNKNOWN_SIZE if size_format in ("<I", ">I") else 1 << 62)
-            return _Layout(position + header_length, size if is_known else None, position + name_length, size_format)
+            return _Layout(
+                position + header_length,
+                size if is_known else None,
+                position + name_length,
+                size_format,
+                file_size_position=file_size_position,
+                header_in_size=header_in_size,
+            )
         if size < 0:
             return None
         position += header_length + size + -size % alignment

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .containers import count_mp3_samples, count_trailing_bytes
+from .containers import count_mp3_samples, count_trailing_bytes, declares_duration
 from .limits import DecodingBudget
 from .segments import Decoded, Segment, describe_error
 from .waveform import to_float
@@ -20,8 +20,8 @@ from .waveform import to_float
 
 # Formats that FFmpeg may detect. Playlists are excluded, because a playlist can name any other file on this machine.
 _FORMATS = (
-    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,gsm,loas,matroska,mov,mp3,mpc,mpc8,mpeg,"
-    "mpegts,mxf,nistsphere,nut,ogg,rm,shn,tak,tta,voc,w64,wav,wv"
+    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dss,dts,eac3,flac,flv,gsm,ircam,loas,matroska,mlp,mov,mp3,mpc,"
+    "mpc8,mpeg,mpegts,mxf,nistsphere,nut,ogg,oma,pvf,qcp,rm,shn,sox,tak,truehd,tta,voc,w64,wav,wv"
 )
 # The content is passed by Python and nothing else may be opened, so no protocol is allowed.
 _OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "none", "err_detect": "crccheck"}
@@ -202,7 +202,7 @@ class _Reader:
             # FFmpeg replaces the number of samples by an estimate if bytes follow the audio.
             num_samples = count_mp3_samples(content)
             return None if num_samples is None else num_samples / max(1, self._stream.codec_context.sample_rate)
-        if self._format in _WITHOUT_LENGTH:
+        if self._format in _WITHOUT_LENGTH or not declares_duration(content):
             return None
         has_video = any(not int(stream.disposition) & _ATTACHED_PICTURE for stream in self._container.streams.video)
         if has_video and self._format != "mov":
