@@ -97,7 +97,7 @@ WHOLE_FILES = {
     "MP3 after zeros": lambda: bytes(4096) + encode(speech_like(), format="MP3"),
     "MP3 after noise": lambda: np.random.default_rng(0).bytes(3000) + mp3_without_number_of_frames(),
     "MP3 before zeros": lambda: encode(speech_like(), format="MP3") + bytes(4096),
-    "Ogg before zeros": lambda: encode(speech_like(), format="OGG") + bytes(4096),
+    "Ogg before zeros": lambda: encode(speech_like(), format="OGG") + bytes(2048),
     "M4A before zeros": lambda: encode_by_av(speech_like(), SAMPLING_RATE, "ipod", "aac") + bytes(4096),
     "AIFF of size 0": lambda: with_chunk_size("AIFF", b"SSND", ">I", 0),
     "AIFF of size 4 too large": lambda: with_chunk_size("AIFF", b"SSND", ">I", 8 + 2 * SECONDS * SAMPLING_RATE + 4),
