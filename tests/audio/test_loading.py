@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from peft_listen.audio import load_audio, loading
+from peft_listen.audio import AudioLimits, load_audio
 from tests.audio.signals import SAMPLING_RATE, assert_is_the_sine, encode, sine
 
 
@@ -137,16 +137,14 @@ class TestRefusals:
         with pytest.raises(OSError, match=r"cut\.wav: the download ended after 500 of \d+ bytes"):
             load_audio(f"{server}/cut.wav")
 
-    def test_a_download_beyond_the_limit(self, server, monkeypatch):
-        monkeypatch.setattr(loading, "MAX_DOWNLOAD_BYTES", 1000)
+    def test_a_download_beyond_the_limit(self, server):
         for name in ("clip", "without_length"):
             with pytest.raises(OSError, match=rf"{name}\.wav: the file is larger than the limit of 1000 bytes"):
-                load_audio(f"{server}/{name}.wav")
+                load_audio(f"{server}/{name}.wav", limits=AudioLimits(max_bytes=1000))
 
-    def test_a_server_that_does_not_answer(self, server, monkeypatch):
-        monkeypatch.setattr(loading, "DOWNLOAD_TIMEOUT_SECONDS", 0.2)
+    def test_a_server_that_does_not_answer(self, server):
         with pytest.raises(OSError, match=r"slow\.wav: the audio could not be downloaded \(.*timed out"):
-            load_audio(f"{server}/slow.wav")
+            load_audio(f"{server}/slow.wav", limits=AudioLimits(download_seconds=0.2))
 
     def test_a_server_that_does_not_exist(self):
         with pytest.raises(OSError, match=r"http://127\.0\.0\.1:1/a\.wav: the audio could not be downloaded"):

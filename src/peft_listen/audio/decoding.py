@@ -1,104 +1,101 @@
-"""Audio decoding: by soundfile, or by the `ffmpeg` command for containers that soundfile cannot read."""
+"""
+Audio decoding: soundfile and PyAV are tried in turn until one of them decodes the whole file.
+
+PyAV takes the place of the `ffmpeg` command: no system program is needed, decoding a clip of some seconds takes 0.02
+instead of 0.07 seconds, and lost packets are counted instead of guessed from messages.
+"""
 
 import io
-import shutil
-import subprocess
-import tempfile
-from typing import BinaryIO
+from collections.abc import Callable
 
 import numpy as np
 
-from .containers import container_name, count_missing_bytes
-from .waveform import check_sampling_rate
+from .containers import container_name, correct_sizes, count_missing_bytes, split_joined_files
+from .ffmpeg_decoding import decode_by_ffmpeg
+from .limits import AudioLimits, DecodingBudget, LimitError, resolve_limits
+from .segments import Decoded, Segment, describe_error, join_segments
+from .soundfile_decoding import decode_by_soundfile
 
 
-# libsndfile's SF_ERR_MALFORMED_FILE: a known container with damaged content.
-_SOUNDFILE_MALFORMED = 3
-# The length that an MP3 declares is an estimate, off by a few frames of 1152 samples.
-_TOLERATED_MISSING_SAMPLES = 4 * 1152
-_TOLERATED_MISSING_SHARE = 0.05
-# A stream of unknown length declares more samples than any file holds.
-_UNKNOWN_NUM_SAMPLES = 1 << 40
+# Sizes in headers are often wrong by the length of the header. Those of Ogg pages are exact.
+_TOLERATED_MISSING_BYTES = 64
 
-# Formats that ffmpeg may detect. Playlists are excluded, because a playlist can name any other file on this machine.
-_FFMPEG_FORMATS = (
-    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,gsm,loas,matroska,mov,mp3,mpc,mpc8,mpeg,"
-    "mpegts,mxf,nut,ogg,rm,tak,tta,voc,w64,wav,wv"
-)
+_DECODERS: dict[str, Callable[[bytes, DecodingBudget], Decoded]] = {
+    "soundfile": decode_by_soundfile,
+    "FFmpeg": decode_by_ffmpeg,
+}
+_INSTALL = 'pip install "peft-listen[audio]"'
 
 
-def decode(file: BinaryIO, name: str) -> tuple[np.ndarray, float]:
+def decode(content: bytes, name: str, limits: AudioLimits | None = None) -> tuple[np.ndarray, float]:
     """
     Decodes an audio file and averages its channels.
 
+    Counts and sizes in headers are used as hints only. A file that consists of several files, one after another, is
+    decoded as a whole, at the sampling rate of the first.
+
     Args:
-        file: A seekable binary file, at its beginning.
+        content (`bytes`): The whole file.
         name (`str`): What the error message calls this file.
+        limits ([`AudioLimits`], *optional*): Limits on the length, the size and the time.
 
     Returns:
         `np.ndarray` of shape `(num_samples,)`, dtype float32, and its sampling rate in Hz.
 
     Raises:
-        OSError: The file is empty, truncated, damaged, or not an audio file.
+        OSError: The file is empty, truncated, damaged, not an audio file, or exceeds a limit.
         ValueError: The file declares an invalid sampling rate.
         ImportError: soundfile is not installed.
     """
-    try:
-        import soundfile
-    except ImportError as error:
-        raise ImportError(f'Reading {name} needs soundfile: pip install "peft-listen[audio]"') from error
-    head = file.read(64)
-    if not head:
+    if not content:
         raise OSError(f"{name} is empty (0 bytes); expected an audio file. Copy or download it again.")
-    missing_bytes = count_missing_bytes(file)
-    if missing_bytes:
-        raise OSError(
-            f"{name} is truncated: {missing_bytes} bytes of audio that it declares are missing at its end. "
-            "Copy or download it again."
-        )
-    file.seek(0)
-    try:
-        with soundfile.SoundFile(file) as audio_file:
-            samples = audio_file.read(dtype="float32", always_2d=True)
-            declared, rate = audio_file.frames, audio_file.samplerate
-    except soundfile.LibsndfileError as error:
-        if head.startswith(b"fLaC") or error.code == _SOUNDFILE_MALFORMED:
+    budget = DecodingBudget(name, resolve_limits(limits))
+    segments: list[Segment] = []
+    for part in split_joined_files(content):
+        part = correct_sizes(part)
+        missing_bytes = count_missing_bytes(io.BytesIO(part))
+        if missing_bytes > (0 if container_name(part[:12]) == "Ogg" else _TOLERATED_MISSING_BYTES):
             raise OSError(
-                f"{name} is a damaged or truncated {container_name(head)} file ({error.error_string}). Copy or "
-                "download it again."
-            ) from error
-        return _decode_by_ffmpeg(file, name, container_name(head))
-    missing = declared - len(samples) if declared < _UNKNOWN_NUM_SAMPLES else 0
-    if missing > max(_TOLERATED_MISSING_SAMPLES, _TOLERATED_MISSING_SHARE * declared):
-        raise OSError(
-            f"{name} is truncated: its header declares {declared} samples per channel and {len(samples)} could be "
-            "decoded. Copy or download it again."
-        )
-    # NumPy warns about the mean of no samples; the caller checks for empty audio.
-    waveform = samples.mean(axis=1) if samples.size else samples.reshape(-1)
-    return waveform, check_sampling_rate(rate, name)
+                f"{name} is truncated: {missing_bytes} bytes of audio that it declares are missing at its end. "
+                "Copy or download it again."
+            )
+        segments += _decode_one_file(part, name, budget)
+        budget.finish_file()
+    return join_segments(segments, name)
 
 
-def _decode_by_ffmpeg(file: BinaryIO, name: str, container: str) -> tuple[np.ndarray, float]:
-    ffmpeg = shutil.which("ffmpeg")
-    if ffmpeg is None:
+def _decode_one_file(content: bytes, name: str, budget: DecodingBudget) -> list[Segment]:
+    container = container_name(content[:64])
+    # libsndfile reads an MP3 only up to its estimated length, and does not report damage of MP3 and Ogg files.
+    order = ("FFmpeg", "soundfile") if container in ("MP3", "Ogg") else ("soundfile", "FFmpeg")
+    problems: list[str] = []
+    is_audio = container not in ("text", "unknown")
+    for decoder in order:
+        budget.start_file()
+        try:
+            decoded = _DECODERS[decoder](content, budget)
+        except (LimitError, MemoryError):
+            raise
+        except ImportError as error:
+            if decoder == "soundfile":
+                raise ImportError(f"Reading {name} needs soundfile: {_INSTALL}") from error
+            problems.append(f"FFmpeg: PyAV is not installed: {_INSTALL}")
+        # Decoders raise errors of many types for damaged files, and another decoder may read the file.
+        except Exception as error:
+            problems.append(f"{decoder}: {describe_error(error)}")
+        else:
+            if decoded.problem is None:
+                return decoded.segments
+            is_audio = True
+            problems.append(f"{decoder}: {decoded.problem}")
+            # Its checks find more than those of soundfile.
+            if decoder == "FFmpeg":
+                break
+    reasons = "; ".join(problems)
+    if not is_audio:
         raise OSError(
-            f"{name} is not an audio file that soundfile can read: its container is {container}. If it does contain "
-            "audio, install `ffmpeg`, which is then used automatically, or convert the file to WAV or FLAC."
+            f"{name} is not an audio file that soundfile or FFmpeg can read: its container is {container} ({reasons}). If "
+            "it does contain audio, convert the file to WAV or FLAC."
         )
-    file.seek(0)
-    with tempfile.NamedTemporaryFile(prefix="peft_listen_") as copy:
-        # ffmpeg needs a file and not a pipe, because it seeks: the index of an MP4 may be at the end.
-        shutil.copyfileobj(file, copy)
-        copy.flush()
-        command = [ffmpeg, "-nostdin", "-v", "error", "-xerror"]
-        command += ["-protocol_whitelist", "file,pipe", "-format_whitelist", _FFMPEG_FORMATS]
-        command += ["-i", f"file:{copy.name}", "-map", "0:a:0", "-f", "wav", "-c:a", "pcm_f32le", "pipe:1"]
-        result = subprocess.run(command, capture_output=True, check=False)
-    messages = result.stderr.decode(errors="replace").strip().replace(copy.name, name)
-    if result.returncode != 0 or "ended prematurely" in messages:
-        raise OSError(
-            f"{name} cannot be decoded by soundfile or ffmpeg: its container is {container}, and it contains no audio, "
-            f"or is damaged or truncated. ffmpeg reports: {messages.splitlines()[0] if messages else result.returncode}"
-        )
-    return decode(io.BytesIO(result.stdout), name)
+    kind = "audio" if container in ("text", "unknown") else container
+    raise OSError(f"{name} is a damaged or truncated {kind} file ({reasons}). Copy or download it again.")

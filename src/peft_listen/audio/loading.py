@@ -1,17 +1,17 @@
 """Audio loading: reads one clip from a path, URL, bytes, array or dictionary."""
 
-import io
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
-from http.client import HTTPException
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
+from .addresses import display_name, is_data_uri, is_url, read_data_uri
 from .decoding import decode
+from .download import download
+from .files import read_bounded, read_file
+from .limits import AudioLimits, LimitError, check_size, resolve_limits
 from .waveform import (
     DEFAULT_SAMPLING_RATE,
     as_array,
@@ -38,28 +38,30 @@ AudioSource = (
     | Mapping[str, Any]
 )
 
-DOWNLOAD_TIMEOUT_SECONDS = 30.0
-MAX_DOWNLOAD_BYTES = 1 << 30
-
 
 def load_audio(
     source: AudioSource,
     sampling_rate: float | None = None,
     *,
     target_sampling_rate: int = DEFAULT_SAMPLING_RATE,
+    limits: AudioLimits | None = None,
 ) -> np.ndarray:
     """
     Reads one clip and returns it as a mono waveform at `target_sampling_rate`.
 
     Channels are mixed down by their mean and the rate is converted by soxr (quality "HQ"). Files are decoded by
-    soundfile (WAV, FLAC, OGG, MP3, AIFF, ...), or, for formats that soundfile cannot read (MP4/M4A, WebM, AMR, WMA,
-    ...), by the `ffmpeg` command if it is installed. Silence and clips of one sample are valid.
+    soundfile (WAV, FLAC, OGG, AIFF, ...) or PyAV (MP3, MP4/M4A, WebM, AMR, WMA, ...); if one of them cannot read a file
+    to its end, the other one is tried. Silence and clips of one sample are valid.
+
+    A file is read whole or not at all: the lengths in its header are hints, and the decoded audio is compared with what
+    the file contains. Pipes, devices and playlists are refused, and files are read within `limits`.
 
     Args:
         source ([`AudioSource`]):
             One of
 
-            - `str` or `os.PathLike`: path of an audio file; a `str` may be an http(s) URL;
+            - `str` or `os.PathLike`: path of a regular audio file; a `str` may be an http(s) URL or a `data:` URI in
+              base64;
             - `bytes` or a binary file object: the content of an audio file;
             - `np.ndarray`, `torch.Tensor` or list of floats: samples of shape `(num_samples,)`,
               `(channels, num_samples)` or `(num_samples, channels)` (the shorter axis, of length 8 at most, holds the
@@ -73,13 +75,17 @@ def load_audio(
             dictionaries of samples their `sampling_rate`: both take precedence over this argument.
         target_sampling_rate (`int`, defaults to 16000):
             Rate of the result in Hz.
+        limits ([`AudioLimits`], *optional*):
+            Limits on the length, the size, the time and the addresses. By default those of [`set_default_limits`], which
+            are an hour of audio, 1 GiB, and 120 seconds each for a download and for decoding.
 
     Returns:
         `np.ndarray` of shape `(num_samples,)`, dtype `float32`, full scale at 1.
 
     Raises:
         FileNotFoundError, IsADirectoryError, OSError:
-            A file or URL that cannot be opened, is empty, is truncated or contains no audio that can be decoded.
+            A file or URL that cannot be opened, is empty, is truncated, contains no audio that can be decoded, or exceeds
+            a limit.
         ValueError:
             Samples that are empty, not finite, of an unsupported type, shape or range, or whose rate is unknown or
             invalid.
@@ -87,34 +93,32 @@ def load_audio(
             A file must be decoded or resampled and soundfile or soxr is not installed.
     """
     target_sampling_rate = int(check_sampling_rate(target_sampling_rate, "target_sampling_rate"))
-    samples, rate, name = _read(source, sampling_rate)
+    samples, rate, name = _read(source, sampling_rate, resolve_limits(limits))
     waveform = mix_down(to_float(samples, name), name)
     check_audio(waveform, name)
     check_peak(waveform, name)
     return resample(waveform, rate, target_sampling_rate)
 
 
-def _read(source: Any, sampling_rate: float | None) -> tuple[np.ndarray, float, str]:
+def _read(source: Any, sampling_rate: float | None, limits: AudioLimits) -> tuple[np.ndarray, float, str]:
     """Returns the stored samples, their rate in Hz, and a name of the source for error messages."""
     if isinstance(source, (str, os.PathLike)):
-        name = os.fsdecode(source)
-        if name.lower().startswith(("http://", "https://")):
-            return *decode(io.BytesIO(_download(name)), name), name
-        with _open_audio_file(name) as file:
-            return *decode(file, name), name
+        path = os.fsdecode(source)
+        name = display_name(path)
+        return *decode(_read_address(path, name, limits), name, limits), name
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return *decode(io.BytesIO(source), "audio bytes"), "audio bytes"
+        name = "audio bytes"
+        check_size(memoryview(source).nbytes, name, limits)
+        return *decode(bytes(source), name, limits), name
     if isinstance(source, Mapping):
-        return _read_mapping(source, sampling_rate)
+        return _read_mapping(source, sampling_rate, limits)
     if hasattr(source, "get_all_samples"):
+        _check_duration(source, limits)
         decoded = source.get_all_samples()
         return as_array(decoded.data, "audio").mean(axis=0), float(decoded.sample_rate), "audio"
     if hasattr(source, "read"):
-        name = str(getattr(source, "name", "audio file object"))
-        content = source.read()
-        if not isinstance(content, bytes):
-            raise ValueError(f'{name}: the file object returns text. Open it in binary mode: open(path, "rb").')
-        return *decode(io.BytesIO(content), name), name
+        name = display_name(str(getattr(source, "name", "audio file object")))
+        return *decode(read_bounded(source, name, limits), name, limits), name
     if isinstance(source, (np.ndarray, torch.Tensor, list, tuple)):
         return as_array(source, "audio"), check_sampling_rate(sampling_rate, "audio"), "audio"
     raise ValueError(
@@ -124,18 +128,21 @@ def _read(source: Any, sampling_rate: float | None) -> tuple[np.ndarray, float, 
     )
 
 
-def _read_mapping(source: Mapping[str, Any], sampling_rate: float | None) -> tuple[np.ndarray, float, str]:
+def _read_mapping(
+    source: Mapping[str, Any], sampling_rate: float | None, limits: AudioLimits
+) -> tuple[np.ndarray, float, str]:
     path = source.get("path")
-    name = os.fsdecode(path) if path else "audio"
+    name = display_name(os.fsdecode(path)) if path else "audio"
     for key in ("array", "raw"):
         if source.get(key) is not None:
             own_rate = source.get("sampling_rate")
             rate = check_sampling_rate(sampling_rate if own_rate is None else own_rate, name)
             return as_array(source[key], name), rate, name
     if source.get("bytes") is not None:
-        return *decode(io.BytesIO(source["bytes"]), name), name
+        check_size(memoryview(source["bytes"]).nbytes, name, limits)
+        return *decode(bytes(source["bytes"]), name, limits), name
     if path:
-        return _read(path, None)
+        return _read(path, None, limits)
     raise ValueError(
         f"audio: a dictionary with the keys {sorted(map(str, source))} contains no audio. Expected "
         '{"array": ..., "sampling_rate": ...}, {"raw": ..., "sampling_rate": ...} or {"path": ..., "bytes": ...} '
@@ -143,37 +150,17 @@ def _read_mapping(source: Mapping[str, Any], sampling_rate: float | None) -> tup
     )
 
 
-def _open_audio_file(path: str) -> BinaryIO:
-    if os.path.isdir(path):
-        raise IsADirectoryError(f"{path} is a directory; expected an audio file. Pass the path of a file inside it.")
-    if not os.path.exists(path):
-        raise FileNotFoundError(
-            f"{path}: no such audio file (the working directory is {os.getcwd()}). Check the path; a URL must start "
-            "with http:// or https://."
-        )
-    return open(path, "rb")
+def _read_address(path: str, name: str, limits: AudioLimits) -> bytes:
+    if is_data_uri(path):
+        return read_data_uri(path, limits)
+    return download(path, limits) if is_url(path) else read_file(path, name, limits)
 
 
-def _download(url: str) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": "peft-listen"})
-    try:
-        with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
-            expected = int(response.headers.get("Content-Length") or 0)
-            content = response.read(MAX_DOWNLOAD_BYTES + 1) if expected <= MAX_DOWNLOAD_BYTES else b""
-    except urllib.error.HTTPError as error:
-        raise OSError(
-            f"{url}: the server answered with HTTP status {error.code} ({error.reason}). Check the address and whether "
-            "it requires a login; a downloaded file can be passed by its path."
-        ) from error
-    except (OSError, HTTPException, ValueError) as error:
-        raise OSError(
-            f"{url}: the audio could not be downloaded ({error}). Check the address and the network."
-        ) from error
-    if max(expected, len(content)) > MAX_DOWNLOAD_BYTES:
-        raise OSError(
-            f"{url}: the file is larger than the limit of {MAX_DOWNLOAD_BYTES} bytes for a download. Download it "
-            "first and pass its path."
+def _check_duration(decoder: Any, limits: AudioLimits) -> None:
+    """Checks the declared length of a torchcodec `AudioDecoder` before all of it is decoded."""
+    seconds = getattr(getattr(decoder, "metadata", None), "duration_seconds", None)
+    if seconds is not None and seconds > limits.max_seconds:
+        raise LimitError(
+            f"audio: the clip of {seconds:.1f} seconds is longer than the limit of {limits.max_seconds:g} seconds. Cut it "
+            "into shorter clips, or raise `max_seconds` of `AudioLimits`."
         )
-    if len(content) < expected:
-        raise OSError(f"{url}: the download ended after {len(content)} of {expected} bytes. Try again.")
-    return content

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, TypedDict
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..audio import load_audio
+from ..audio import display_name, is_url, load_audio
 from ..unicode import half_surrogate_problem
 
 
@@ -182,7 +182,7 @@ def _parse_line(line: bytes, folder: Path) -> Example | str:
         return f"`audio` must be a path, a URL or null, got {_shortened(audio)}."
     if audio is not None and (problem := _text_problem(audio, is_path=True)):
         return f"`audio` {problem}"
-    if audio is not None and not audio.lower().startswith(("http://", "https://")):
+    if audio is not None and not is_url(audio):
         # If `audio` is an absolute path, the folder is ignored.
         audio = str(folder / audio)
     return Example(audio=audio, instruction=fields["instruction"], answer=fields["answer"], task=fields["task"])
@@ -211,7 +211,5 @@ def _audio_problem(audio: str) -> str | None:
         return str(error)
     peak = float(np.abs(waveform).max())
     if peak < SILENCE_PEAK:
-        return (
-            f"{audio}: the audio is silent (its peak amplitude is {peak:.1e}). Leave the clip out, or record it again."
-        )
+        return f"{display_name(audio)}: the audio is silent (its peak amplitude is {peak:.1e}). Leave the clip out, or record it again."
     return None
