@@ -112,6 +112,9 @@ class Benchmark:
         for name, config in self.methods().items():
             print(f"measuring {name} ...", flush=True)
             results.append(self.measure(name, config))
+            gc.collect()  # hooks and models refer to each other
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
         return results
 
     def methods(self) -> dict[str, Any]:
@@ -158,10 +161,6 @@ class Benchmark:
         if config is not None and not config.is_prompt_learning:
             model.unload()
         self.llm.requires_grad_(False).eval()
-        del model, step
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
         return measurement
 
     def inputs(self, batch_size: int) -> dict[str, torch.Tensor]:

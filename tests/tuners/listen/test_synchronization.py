@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from peft_listen.tuners.listen import pool
 from peft_listen.tuners.listen.selectors import pursuit
+from tests.small_models import LISTEN_VARIANTS
 
 
 # Operators whose result is a Python value, or has a shape that depends on values.
@@ -50,20 +51,9 @@ def _as_on_a_gpu(monkeypatch):
         monkeypatch.setattr(module, "reading_is_free", lambda device: False)
 
 
-SETTINGS = {
-    "default": {"center_queries": True, "query_pooling": "modality_mean"},
-    "standardized": {"center_queries": True, "standardize_queries": True},
-    "shared prompts": {"num_shared_prompts": 2, "query_ignored_token_ids": [1, 2]},
-    "grouped": {"selector": "grouped"},
-    "hybrid": {"selector": "hybrid"},
-    "residual": {"selector": "residual"},
-    "attention": {"selector": "attention"},
-}
-
-
-@pytest.fixture(params=SETTINGS)
+@pytest.fixture(params=LISTEN_VARIANTS)
 def changes(request):
-    return SETTINGS[request.param]
+    return LISTEN_VARIANTS[request.param]
 
 
 def with_mask(input_ids):
