@@ -30,7 +30,8 @@ def inputs():
 def adapted():
     model = make_model(sound=True)
     model.generation_config.eos_token_id = None
-    settings = {"pool_size": 12, "prompt_length": 3, "init_weights": False, "modules_to_save": PROJECTOR}
+    # With this seed the scores of the selected prompts differ by 0.03 or more, so that rounding does not change their order.
+    settings = {"pool_size": 12, "prompt_length": 3, "init_weights": False, "seed": 9, "modules_to_save": PROJECTOR}
     return get_peft_model(model, ListenConfig(**settings)).eval()
 
 
