@@ -20,7 +20,7 @@ GREEDY = {"max_new_tokens": 5, "do_sample": False}
 PROJECTOR = ["multi_modal_projector"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def inputs():
     text = ["<|audio|> What is said?", "the<|audio|>fox"]
     return make_processor(sound=True)(text=text, audio=[make_clip(1.0, 1), make_clip(0.4, 2)], sampling_rate=16000)

@@ -132,7 +132,8 @@ def prompt_positions(
                 f"{tuple(labels.shape)}."
             )
         supervised = labels.to(device) != -100
-        end = torch.where(supervised.any(dim=-1), supervised.long().argmax(dim=-1), sequence_length)
+        # `torch.where` with a number copies it to the device, and waits for the copy.
+        end = supervised.long().argmax(dim=-1).masked_fill(~supervised.any(dim=-1), sequence_length)
         prompt = real & (positions < end.unsqueeze(-1))
     else:
         prompt = real
