@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -19,6 +20,7 @@ from transformers import (
     GPT2Config,
     GraniteConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     PhiConfig,
     PreTrainedModel,
@@ -58,6 +60,17 @@ LLM_CONFIGS: dict[str, Callable[[], Any]] = {
     "phi": lambda: PhiConfig(vocab_size=VOCAB_SIZE, **SIZES, **IDS),
 }
 QFORMER = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
+
+# Changes of a LISTEN configuration: the kinds of selections and queries.
+LISTEN_VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {"center_queries": True, "query_pooling": "modality_mean"},
+    "standardized": {"center_queries": True, "standardize_queries": True},
+    "shared prompts": {"num_shared_prompts": 2, "query_ignored_token_ids": [1, 2]},
+    "attention": {"selector": "attention"},
+    "grouped": {"selector": "grouped"},
+    "hybrid": {"selector": "hybrid"},
+    "residual": {"selector": "residual"},
+}
 
 # For the tokenizer with a chat template and for models that fit it.
 CHAT_VOCAB_SIZE = 320
@@ -143,6 +156,53 @@ def make_model(llm: str = "llama", sound: bool = False, **kwargs: Any) -> peft_l
                 if parameter.ndim > 1:
                     parameter.normal_(std=0.3)
     return model
+
+
+def make_chat_processor(sound: bool = True, tokenizer: Any = None, **kwargs: Any) -> peft_listen.AudioListenProcessor:
+    """A processor whose tokenizer has a chat template."""
+    tokenizer = make_chat_tokenizer() if tokenizer is None else tokenizer
+    speech = WhisperFeatureExtractor()
+    return peft_listen.AudioListenProcessor.from_sub_models_pretrained(
+        speech=speech, llm=tokenizer, sound=sound, **kwargs
+    )
+
+
+def make_chat_model(
+    sound: bool = True, speech_seed: int = 1, dropout: float = 0.0, **kwargs: Any
+) -> peft_listen.AudioListenForCausalLM:
+    """An audio model for `make_chat_processor`."""
+    torch.manual_seed(0)
+    speech = WhisperForConditionalGeneration(make_whisper_config())
+    beats = peft_listen.BeatsModel(make_beats_config())
+    llm = LlamaForCausalLM(LlamaConfig(vocab_size=CHAT_VOCAB_SIZE, **SIZES, **CHAT_IDS))
+    torch.manual_seed(0)
+    model = peft_listen.AudioListenForCausalLM.from_sub_models_pretrained(
+        speech=speech,
+        sound=beats if sound else None,
+        llm=llm,
+        tokenizer=make_chat_tokenizer(),
+        qformer_config={**QFORMER, "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout},
+        **kwargs,
+    )
+    with torch.no_grad():
+        # Large enough weights that the audio changes the output visibly, so that no test passes by accident.
+        base = model.model
+        parts = (base.speech_tower, base.sound_tower, base.language_model, model.lm_head)
+        for part, seed in zip(parts, (speech_seed, 2, 3, 4), strict=True):
+            torch.manual_seed(seed)
+            for parameter in part.parameters() if part is not None else ():
+                if parameter.ndim > 1:
+                    parameter.normal_(std=0.2)
+    return model
+
+
+def make_adapted_chat_model(dropout: float = 0.0, **changes: Any) -> PeftModel:
+    """The model of `make_chat_model` with a LISTEN adapter and a trained projector."""
+    model = make_chat_model(dropout=dropout)
+    settings = {"pool_size": 12, "prompt_length": 3, "max_train_prompt_length": 6, "init_weights": "normal"}
+    torch.manual_seed(4)
+    config = peft_listen.ListenConfig(**{**settings, "modules_to_save": ["multi_modal_projector"], **changes})
+    return get_peft_model(model, config)
 
 
 def save_published_parts(folder: Path) -> dict[str, Path]:

@@ -78,16 +78,17 @@ def time_in_turns(
         for prepare in before or ():
             prepare()
         if turn % 2 == 0:
-            seconds = (_seconds(call, device), _seconds(peer, device))
+            seconds = (timed(call, device), timed(peer, device))
         else:
-            peer_seconds = _seconds(peer, device)
-            seconds = (_seconds(call, device), peer_seconds)
+            peer_seconds = timed(peer, device)
+            seconds = (timed(call, device), peer_seconds)
         if turn >= warm_up:
             turns.append(seconds)
     return turns
 
 
-def _seconds(call: Call, device: torch.device | str) -> float:
+def timed(call: Call, device: torch.device | str) -> float:
+    """Seconds that one call takes; CUDA is synchronized before and after it."""
     _synchronize(device)
     start = time.perf_counter()
     call()

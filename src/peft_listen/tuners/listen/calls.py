@@ -112,7 +112,8 @@ class GenerateCall:
             return True
         if cache is not self.prefill_cache or self.prefill_embeds is None or inputs_embeds is None:
             return cache is self.prefill_cache
-        # Without a cache, each forward pass repeats the input.
+        # Without a cache, each forward pass repeats the input. The comparison waits for the device, in a pass that takes
+        # much longer.
         rows, length = self.prefill_embeds.shape[:2]
         begins_alike = inputs_embeds.shape[0] == rows and inputs_embeds.shape[1] >= length
         return begins_alike and torch.equal(inputs_embeds[:, :length], self.prefill_embeds)

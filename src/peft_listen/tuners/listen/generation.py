@@ -147,7 +147,8 @@ class PromptGeneration:
         # Without input, `generate` begins with one token.
         shape = (1, 1) if inputs is None else tuple(inputs.shape[:2])
         if query_mask is None:
-            return torch.ones(shape, dtype=torch.bool)
+            # Created on the device of the input: a copy from the CPU would wait for the device.
+            return torch.ones(shape, dtype=torch.bool, device=None if inputs is None else inputs.device)
         if tuple(query_mask.shape) != shape:
             raise ValueError(
                 f"`listen_query_mask` must have the shape of the input, {shape}, got {tuple(query_mask.shape)}."

@@ -17,6 +17,7 @@ from .query import NO_GROUPS, TokenGroups, mean_query, prompt_positions
 from .running_statistics import StepSums
 from .selectors import Selection, get_selector
 from .steps import StepObserver
+from .synchronization import reading_is_free
 
 
 class PoolOutput(NamedTuple):
@@ -272,9 +273,7 @@ class PromptPool(nn.Module):
             key_loss = None
             if is_training_step:
                 self._sums.add(query.detach(), self.query_mean.to(query))
-                if (
-                    device.type == "cpu"
-                ):  # elsewhere it would wait for the device; see `train` and `_save_to_state_dict`
+                if reading_is_free(device):  # on other devices `train` and `_save_to_state_dict` warn
                     self.warn_of_skipped_rows()
                 key_loss = self._key_loss(normalized, keys.float(), selection)
             if torch.is_grad_enabled() and keys.requires_grad:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .synchronization import token_id_tensor
+
 
 # Configuration fields of transformers' models with the ids of the tokens that other modalities replace.
 _PLACEHOLDER_NAMES = ("audio_token_id", "audio_token_index", "image_token_id", "image_token_index", "video_token_id")
@@ -51,10 +53,10 @@ def token_positions(
         `torch.BoolTensor` of shape `(batch_size, sequence_length)`, or `None` without any input.
     """
     if input_ids is not None:
-        return torch.isin(input_ids, torch.tensor(token_ids, device=input_ids.device))
+        return torch.isin(input_ids, token_id_tensor(token_ids, input_ids.device))
     if inputs_embeds is None:
         return None
-    embeds = embedding(torch.tensor(token_ids, device=inputs_embeds.device)).to(inputs_embeds.dtype)
+    embeds = embedding(token_id_tensor(token_ids, inputs_embeds.device)).to(inputs_embeds.dtype)
     found = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
     for embed in embeds:
         found |= (inputs_embeds == embed).all(dim=-1)
@@ -130,7 +132,8 @@ def prompt_positions(
                 f"{tuple(labels.shape)}."
             )
         supervised = labels.to(device) != -100
-        end = torch.where(supervised.any(dim=-1), supervised.long().argmax(dim=-1), sequence_length)
+        # `torch.where` with a number copies it to the device, and waits for the copy.
+        end = supervised.long().argmax(dim=-1).masked_fill(~supervised.any(dim=-1), sequence_length)
         prompt = real & (positions < end.unsqueeze(-1))
     else:
         prompt = real

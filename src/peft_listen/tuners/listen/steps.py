@@ -57,7 +57,8 @@ class StepObserver:
             return
         self._optimizer_is_known = True
         self._seen = None
-        # An optimizer that supports gradient scaling itself runs its `step` on overflow too, and changes nothing.
+        # An optimizer that supports gradient scaling itself (`fused=True`) runs its `step` on overflow too, and changes
+        # nothing. Reading that waits for the device, once per optimizer step: the next prompt length depends on it.
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is None or not float(found_inf) > 0:
             self._on_step()

@@ -52,6 +52,7 @@ def check_supported(call: dict[str, Any], past_length: int) -> None:
     if attention_mask is not None:
         real = attention_mask.to(device=restarts.device, dtype=torch.bool)
         restarts = restarts & real[:, 1:] & real[:, :-1]
+    # Waits for the device, once per prefill that gets positions: prompts inside a packed row would be silently wrong.
     if bool(restarts.any()):
         raise ValueError(
             "LISTEN does not support packed sequences (`position_ids` start again within a row): every document needs "

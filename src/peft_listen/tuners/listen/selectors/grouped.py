@@ -42,13 +42,18 @@ class GroupedSelector(Selector):
     def select(self, query: torch.Tensor, keys: torch.Tensor, k: int) -> Selection:
         pool_size = keys.shape[0]
         similarity = cosines(query, keys)
-        sizes = torch.tensor(self._group_sizes(pool_size), device=keys.device)
-        group = torch.arange(len(sizes), device=keys.device).repeat_interleave(sizes, output_size=pool_size)
-        within = torch.arange(pool_size, device=keys.device) - (sizes.cumsum(0) - sizes)[group]
+        num_groups, size, larger = self._division(pool_size)
+        # Computed on the device: a copy of the sizes from the CPU would wait for it.
+        prompt = torch.arange(pool_size, device=keys.device)
+        first_of_smaller = larger * (size + 1)
+        group = torch.where(
+            prompt < first_of_smaller, prompt // (size + 1), larger + (prompt - first_of_smaller) // size
+        )
+        within = prompt - (group * size + group.clamp_max(larger))
         ranked = best_prompts(similarity, pool_size)
         # Group by group, the best of each first; then the first of all groups, the second of all groups, ...
         ranked = ranked.gather(-1, group[ranked].argsort(dim=-1, stable=True))
-        indices = ranked[:, (within * len(sizes) + group).argsort()[:k]]
+        indices = ranked[:, (within * num_groups + group).argsort()[:k]]
         return Selection(indices=indices, scores=similarity.gather(-1, indices))
 
     def initial_keys(self, queries: torch.Tensor, pool_size: int, seed: int) -> torch.Tensor:
@@ -60,6 +65,10 @@ class GroupedSelector(Selector):
         return torch.cat(centers)
 
     def _group_sizes(self, pool_size: int) -> list[int]:
-        num_groups = min(self.num_groups, pool_size)
-        size, larger = divmod(pool_size, num_groups)
+        num_groups, size, larger = self._division(pool_size)
         return [size + (group < larger) for group in range(num_groups)]
+
+    def _division(self, pool_size: int) -> tuple[int, int, int]:
+        """Number of groups, size of a group, and number of the first groups that have one prompt more."""
+        num_groups = min(self.num_groups, pool_size)
+        return num_groups, *divmod(pool_size, num_groups)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ..synchronization import reading_is_free
+
 
 class KeyGeometry(NamedTuple):
     """
@@ -27,8 +29,9 @@ class MatchingPursuit:
     """
     Repeatedly selects the key that is most similar to the residual of the query.
 
-    The Gram matrix costs about a hundred times the rest, so it is cached until the keys change (compared by value): in
-    evaluation and generation it is computed once, in training once per optimizer step.
+    On the CPU the Gram matrix costs about a hundred times the rest, so it is cached until the keys change (compared by
+    value): in evaluation and generation it is computed once, in training once per optimizer step. On other devices it is
+    computed each time, which takes less time than waiting for the result of the comparison.
 
     Args:
         step_size (`float`, defaults to 1.0):
@@ -81,15 +84,16 @@ class MatchingPursuit:
         return torch.cat(indices, dim=-1), torch.cat(coefficients, dim=-1) / norms
 
     def _geometry_of(self, keys: torch.Tensor) -> KeyGeometry:
-        geometry = self._geometry
+        geometry = self._geometry if reading_is_free(keys.device) else None
         # Compared by value: a tensor's version counter does not register writes through `.data`.
         if geometry is not None and _are_equal(geometry.keys, keys):
             return geometry
         norms = torch.linalg.vector_norm(keys, dim=-1).clamp_min(1e-12)
         unit_keys = keys / norms.unsqueeze(-1)
         geometry = KeyGeometry(keys.detach().clone(), norms, unit_keys @ unit_keys.T)
-        # One assignment: another thread reads either the old or the new geometry, never a mixture.
-        self._geometry = geometry
+        if reading_is_free(keys.device):
+            # One assignment: another thread reads either the old or the new geometry, never a mixture.
+            self._geometry = geometry
         return geometry
 
 
