@@ -37,7 +37,6 @@ from .audio_tokens import (
 from .configuration_audio_listen import AudioListenConfig
 from .forward_arguments import CACHE, AudioFeatures
 from .frozen_references import (
-    Reference,
     is_referenced,
     load_config,
     load_referenced_parts,
@@ -50,6 +49,7 @@ from .hub_arguments import FILE_ARGUMENTS, HUB_ARGUMENTS, Source, subset
 from .language_head import build_language_head, check_language_model, scale_logits
 from .modeling_window_qformer import WindowQFormerProjector
 from .parts import LANGUAGE_MODEL, SOUND, SPEECH, embedding_scale, fit_vocabulary, load_tokenizer
+from .references import Reference
 
 
 # Attributes that mark a quantised language model. On the whole model they tell transformers and PEFT to treat it as

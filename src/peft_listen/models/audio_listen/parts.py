@@ -21,12 +21,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..beats.configuration_beats import BeatsConfig
 from ..beats.modeling_beats import BeatsModel
-from .hub_arguments import FILE_ARGUMENTS, HUB_ARGUMENTS, Source, subset
+from .hub_arguments import HUB_ARGUMENTS, PART_FILE_ARGUMENTS, Source, subset
 from .language_head import input_device
-
-
-# A part may also be a single GGUF file of a repository.
-PART_FILE_ARGUMENTS = (*FILE_ARGUMENTS, "gguf_file")
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ def _load_speech_encoder(speech: Any, **kwargs: Any) -> WhisperEncoder:
     if isinstance(speech, WhisperEncoder):
         return speech
     if not isinstance(speech, nn.Module):
-        config = AutoConfig.from_pretrained(speech, **subset(kwargs, HUB_ARGUMENTS + PART_FILE_ARGUMENTS))
+        config = _load_encoder_config(speech, kwargs)
         if not isinstance(config, WhisperConfig):
             raise ValueError(f"`speech` must be a Whisper checkpoint, but {speech} holds a {config.model_type} model.")
         speech = _load_encoder(WhisperModel, "speech", speech, kwargs)
@@ -98,10 +94,16 @@ def _load_sound_encoder(sound: Any, **kwargs: Any) -> Any:
     if os.path.isfile(sound):
         model: nn.Module = BeatsModel.from_original_checkpoint(sound)
         return model.to(kwargs["dtype"]) if isinstance(kwargs.get("dtype"), torch.dtype) else model
-    config = AutoConfig.from_pretrained(sound, **subset(kwargs, HUB_ARGUMENTS + PART_FILE_ARGUMENTS))
+    config = _load_encoder_config(sound, kwargs)
     if not isinstance(config, BeatsConfig):
         raise ValueError(f"`sound` must be a BEATs checkpoint, but {sound} holds a {config.model_type} model.")
     return _load_encoder(BeatsModel, "sound", sound, kwargs)
+
+
+def _load_encoder_config(source: Source, kwargs: dict[str, Any]) -> Any:
+    """Loads the configuration of an encoder; no encoder needs code of its repository."""
+    file_kwargs: Any = subset(kwargs, HUB_ARGUMENTS + PART_FILE_ARGUMENTS)
+    return AutoConfig.from_pretrained(source, trust_remote_code=False, **file_kwargs)
 
 
 def _load_encoder(model_class: type[PreTrainedModel], argument: str, source: Source, kwargs: dict[str, Any]) -> Any:
@@ -158,7 +160,8 @@ def load_tokenizer(
     source = llm if tokenizer is None else tokenizer
     if isinstance(source, nn.Module):
         raise ValueError("`tokenizer` is needed if `llm` is a model: it defines the id of the audio token.")
-    return AutoTokenizer.from_pretrained(source, **subset(llm_kwargs, HUB_ARGUMENTS + PART_FILE_ARGUMENTS))
+    names = (*HUB_ARGUMENTS, *PART_FILE_ARGUMENTS, "trust_remote_code")
+    return AutoTokenizer.from_pretrained(source, **subset(llm_kwargs, names))
 
 
 @torch.no_grad()

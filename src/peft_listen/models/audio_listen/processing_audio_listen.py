@@ -15,6 +15,7 @@ from ...audio import AudioSource, load_audio
 from ...audio.waveform import is_list_of_clips
 from ...chat import clip_of
 from ..beats.feature_extraction_beats import BeatsFeatureExtractor
+from ..setting_types import check_integer, check_positive, check_switch
 from .audio_tokens import AUDIO_TOKEN, add_audio_token, num_audio_windows, num_encoder_frames, window_reach
 from .chat_template import audio_chat_template
 from .configuration_audio_listen import AudioListenConfig
@@ -54,7 +55,8 @@ class AudioListenProcessor(ProcessorMixin):
             Truncates longer clips, with a warning. By default clips are never truncated.
 
     Raises:
-        `ValueError`: if `audio_token` is missing from the tokenizer's vocabulary, or `max_audio_seconds` is not positive.
+        `ValueError`: if `audio_token` is missing from the tokenizer's vocabulary, or a setting has the wrong type or is out
+            of its range; the message names it.
     """
 
     text_kwargs = {"padding": True, "return_tensors": "pt"}
@@ -73,16 +75,23 @@ class AudioListenProcessor(ProcessorMixin):
         group_sound_by_length: bool = True,
         max_audio_seconds: float | None = None,
     ) -> None:
+        if not isinstance(audio_token, str) or not audio_token:
+            raise ValueError(f"`audio_token` must be the text of a token, got {audio_token!r}.")
         if audio_token not in tokenizer.get_vocab():
             raise ValueError(
                 f"The tokenizer does not know the audio token {audio_token!r}. Add it with `add_audio_token(tokenizer)`, "
                 "or build the processor with `AudioListenProcessor.from_sub_models_pretrained`."
             )
-        if max_audio_seconds is not None and max_audio_seconds <= 0:
-            raise ValueError(f"`max_audio_seconds` must be positive, got {max_audio_seconds}.")
-        if isinstance(sound_feature_extractor, dict):
-            sound_feature_extractor = BeatsFeatureExtractor(**sound_feature_extractor)
-        self.sound_feature_extractor = sound_feature_extractor
+        for name, value in (
+            ("num_queries", num_queries),
+            ("window_length", window_length),
+            ("window_stride", window_stride),
+        ):
+            check_integer(name, value)
+        check_switch("group_sound_by_length", group_sound_by_length)
+        if max_audio_seconds is not None:
+            check_positive("max_audio_seconds", max_audio_seconds)
+        self.sound_feature_extractor = _as_sound_feature_extractor(sound_feature_extractor)
         self.audio_token = audio_token
         self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
         self.num_queries = num_queries
@@ -373,6 +382,25 @@ class AudioListenProcessor(ProcessorMixin):
         processed = super()._adjust_assistant_masks_indices(processed_dict, generation_indices)
         processed["assistant_masks"] = torch.tensor(processed["assistant_masks"])
         return processed
+
+
+def _as_sound_feature_extractor(value: Any) -> BeatsFeatureExtractor | None:
+    """The feature extractor, or that of a saved processor, whose settings come from a file."""
+    if value is None or isinstance(value, BeatsFeatureExtractor):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"`sound_feature_extractor` must be a BeatsFeatureExtractor or a dictionary of its settings, got {value!r}."
+        )
+    # The base class would make an attribute of any other item, which could replace a method.
+    known = BeatsFeatureExtractor().to_dict()
+    unknown = [name for name in value if name not in known]
+    if unknown:
+        raise ValueError(
+            f"`sound_feature_extractor` has the items {unknown}, which are not settings of a BeatsFeatureExtractor; they "
+            f"are {', '.join(known)}."
+        )
+    return BeatsFeatureExtractor(**value)
 
 
 def _text_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
