@@ -25,6 +25,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
 
+from ...answer_end import find_answer_end, stop_at_answer_end
 from ..beats.modeling_beats import BeatsModel
 from .audio_tokens import (
     AUDIO_TOKEN,
@@ -34,6 +35,7 @@ from .audio_tokens import (
     num_encoder_frames,
     window_reach,
 )
+from .chat_template import audio_chat_template, text_template
 from .configuration_audio_listen import AudioListenConfig
 from .forward_arguments import CACHE, AudioFeatures
 from .frozen_references import (
@@ -44,7 +46,11 @@ from .frozen_references import (
     reference_frozen_parts,
     resolve_adapter,
 )
-from .generation_audio_listen import AudioListenGenerationMixin
+from .generation_audio_listen import (
+    AudioListenGenerationMixin,
+    accept_published_values,
+    audio_generation_config,
+)
 from .hub_arguments import FILE_ARGUMENTS, HUB_ARGUMENTS, Source, subset
 from .language_head import build_language_head, check_language_model, scale_logits
 from .modeling_window_qformer import WindowQFormerProjector
@@ -163,6 +169,8 @@ class AudioListenPreTrainedModel(PreTrainedModel):
             )
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if isinstance(model, AudioListenForCausalLM):
+            model._published_generation_config = copy.deepcopy(model.generation_config)
         # Loading replaces the parameters by new ones, which require gradients.
         model.freeze()
         return loaded
@@ -534,6 +542,8 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
                 self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}
         # Where each part was loaded from, for `save_pretrained(..., save_frozen=False)`.
         self.frozen_references: dict[str, Reference] = {}
+        # The generation configuration as it was loaded, whose values may be saved again.
+        self._published_generation_config: GenerationConfig | None = None
         self.post_init()
         self.freeze()
 
@@ -694,7 +704,8 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
                 Folder of a BEATs checkpoint in transformers' format, an original BEATs file, or a BEATs model.
             tokenizer (`str`, `os.PathLike` or `PreTrainedTokenizerBase`, *optional*):
                 The language model's tokenizer. The audio token is added to it if it is missing. Defaults to the tokenizer
-                of `llm`.
+                of `llm`. Generation also stops at the end token of its chat template, which is added to
+                `generation_config.eos_token_id` with a warning if it is missing there.
             audio_token (`str`, *optional*, defaults to `"<|audio|>"`):
                 Placeholder for audio in the text.
             dtype (`torch.dtype`, *optional*):
@@ -719,7 +730,8 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
         speech_kwargs, sound_kwargs, llm_kwargs = speech_kwargs or {}, sound_kwargs or {}, llm_kwargs or {}
         language_model = LANGUAGE_MODEL.load(llm, **{"dtype": dtype, **llm_kwargs})
         check_language_model(language_model)
-        audio_token_id = add_audio_token(load_tokenizer(tokenizer, llm, llm_kwargs), audio_token)
+        tokenizer = load_tokenizer(tokenizer, llm, llm_kwargs)
+        audio_token_id = add_audio_token(tokenizer, audio_token)
         fit_vocabulary(language_model, audio_token_id + 1)
         speech_tower = SPEECH.load(speech, **{"dtype": language_model.dtype, **speech_kwargs})
         sound_tower = SOUND.load(sound, **{"dtype": language_model.dtype, **sound_kwargs})
@@ -732,9 +744,10 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
         config = AudioListenConfig(**config_kwargs)
         config.dtype = language_model.dtype
         model = cls._assemble(config, speech_tower, sound_tower, language_model)
-        model.generation_config = copy.deepcopy(language_model.generation_config)
-        # The audio token is a placeholder and must never be generated.
-        model.generation_config.suppress_tokens = [audio_token_id]
+        model.generation_config = audio_generation_config(language_model.generation_config, audio_token_id)
+        end = find_answer_end(tokenizer, audio_chat_template(audio_token, text_template(tokenizer)))
+        stop_at_answer_end(end, model.generation_config, tokenizer)
+        model._published_generation_config = copy.deepcopy(language_model.generation_config)
         sources = ((SPEECH, speech, speech_kwargs), (SOUND, sound, sound_kwargs), (LANGUAGE_MODEL, llm, llm_kwargs))
         model.frozen_references = {
             part.name: make_reference(source, kwargs) for part, source, kwargs in sources if source is not None
@@ -794,6 +807,7 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
             model.generation_config = GenerationConfig.from_pretrained(path, **subset(kwargs, HUB_ARGUMENTS))
         except OSError:
             model.generation_config = GenerationConfig.from_model_config(config)
+        model._published_generation_config = copy.deepcopy(model.generation_config)
         if adapter is not None:
             model.load_adapter(**adapter)
         if kwargs.get("output_loading_info"):
@@ -844,6 +858,7 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
             self.config.frozen_references = references
             # A quantiser would also save the weights of the modules that it quantised.
             self.hf_quantizer = None
+        accept_published_values(self.generation_config, self._published_generation_config)
         try:
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:

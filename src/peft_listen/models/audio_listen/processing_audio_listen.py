@@ -5,19 +5,20 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from transformers import AutoFeatureExtractor, AutoTokenizer, WhisperFeatureExtractor
+from transformers import AutoFeatureExtractor, AutoTokenizer, GenerationConfig, WhisperFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase, TextInput
 from transformers.utils import logging
 
+from ...answer_end import find_answer_end, warn_of_other_end
 from ...audio import AudioSource, load_audio
 from ...audio.waveform import is_list_of_clips
-from ...chat import clip_of
+from ...chat import as_prompts, clip_of
 from ..beats.feature_extraction_beats import BeatsFeatureExtractor
 from ..setting_types import check_integer, check_positive, check_switch
 from .audio_tokens import AUDIO_TOKEN, add_audio_token, num_audio_windows, num_encoder_frames, window_reach
-from .chat_template import audio_chat_template
+from .chat_template import audio_chat_template, text_template
 from .configuration_audio_listen import AudioListenConfig
 from .hub_arguments import FILE_ARGUMENTS, HUB_ARGUMENTS, subset
 
@@ -99,7 +100,7 @@ class AudioListenProcessor(ProcessorMixin):
         self.window_stride = window_stride
         self.group_sound_by_length = group_sound_by_length
         self.max_audio_seconds = max_audio_seconds
-        chat_template = chat_template or audio_chat_template(audio_token, _text_template(tokenizer))
+        chat_template = chat_template or audio_chat_template(audio_token, text_template(tokenizer))
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
 
     @classmethod
@@ -160,7 +161,22 @@ class AudioListenProcessor(ProcessorMixin):
             return processor
         if config_dict.get("model_type") == AudioListenConfig.model_type:
             processor.check_config(config_dict)
+            try:
+                generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **file_kwargs)
+            except OSError:
+                return processor
+            processor.check_generation_config(generation_config)
         return processor
+
+    def check_generation_config(self, generation_config: GenerationConfig) -> None:
+        """
+        Warns if generation does not stop at the token that ends an answer in the chat template; the message names both.
+
+        Args:
+            generation_config ([`~transformers.GenerationConfig`]): That of the model.
+        """
+        remedy = "Add it to the model's `generation_config.eos_token_id`."
+        warn_of_other_end(find_answer_end(self), generation_config, self.tokenizer, remedy)
 
     def check_config(self, config: AudioListenConfig | dict[str, Any]) -> None:
         """
@@ -195,7 +211,8 @@ class AudioListenProcessor(ProcessorMixin):
         """
         Args:
             text (`str` or `list[str]`, *optional*):
-                Prompts, with one `audio_token` per clip.
+                Prompts, with one `audio_token` per clip. The tokenizer adds no end token to them, even if it adds one
+                to other texts, and no second beginning-of-sequence token.
             audio (*optional*):
                 The clips of all prompts in order, in a flat list or in one list per prompt. A clip has one of the types
                 that [`~peft_listen.audio.load_audio`] accepts: a path, URL, bytes, an array, a `datasets` row, ...
@@ -223,7 +240,14 @@ class AudioListenProcessor(ProcessorMixin):
             kwargs["text_kwargs"] = text_kwargs | {"padding_side": "left"}
         if text is not None and audio is not None:
             self._check_rows([text] if isinstance(text, str) else text, audio)
+        added = 0
+        if _is_text(text) and kwargs.get("add_special_tokens", text_kwargs.get("add_special_tokens", True)):
+            texts: list[str] = [text] if isinstance(text, str) else list(text or ())
+            text, kwargs["add_special_tokens"] = as_prompts(texts, self.tokenizer)
+            added = len(text[0]) - len(texts[0])
         outputs = super().__call__(text=text, audio=audio, **kwargs)
+        if added:
+            _shift_offsets(outputs, added)
         if tensor_type == "np":
             outputs.update({name: value.numpy() for name, value in outputs.items() if isinstance(value, torch.Tensor)})
         return outputs
@@ -403,9 +427,20 @@ def _as_sound_feature_extractor(value: Any) -> BeatsFeatureExtractor | None:
     return BeatsFeatureExtractor(**value)
 
 
-def _text_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    template = tokenizer.chat_template
-    return template.get("default") if isinstance(template, dict) else template
+def _is_text(text: Any) -> bool:
+    return isinstance(text, str) or (
+        isinstance(text, (list, tuple)) and bool(text) and all(isinstance(sample, str) for sample in text)
+    )
+
+
+def _shift_offsets(outputs: BatchFeature, num_characters: int) -> None:
+    """Makes the offsets in the text those of the text without its first characters, which were added to it."""
+    if "offset_mapping" in outputs:
+        outputs["offset_mapping"] = (torch.as_tensor(outputs["offset_mapping"]) - num_characters).clamp(min=0)
+    for replacements in outputs.get("text_replacement_offsets", ()):
+        for replacement in replacements:
+            for name in ("span", "new_span"):
+                replacement[name] = tuple(position - num_characters for position in replacement[name])
 
 
 def _flatten(audio: Any) -> list[Any]:
