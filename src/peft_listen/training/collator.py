@@ -34,8 +34,9 @@ class AudioListenCollator:
             cache to read the frozen encoders' outputs from, instead of running the encoders. It must contain every clip.
         supervised_logits_only (`bool`, defaults to `True`):
             whether to add `logits_to_keep` and `shift_labels` to the batch, so that the language head runs only on the
-            positions of the answers. The loss is the same. Set it to `False` for `SFTTrainer`, whose own head already
-            does this, for models whose `forward` does not accept these arguments, and for metrics that need all logits.
+            positions of the answers. The loss is the same. In an evaluation the model returns all logits nevertheless,
+            so that those that `Trainer` passes to `compute_metrics` fit the labels. Set it to `False` for `SFTTrainer`,
+            whose own head already does this, and for models whose `forward` does not accept these arguments.
         chat_template_kwargs (`dict`, *optional*):
             variables for the chat template, such as `{"enable_thinking": False}`. Pass the same ones in generation.
 

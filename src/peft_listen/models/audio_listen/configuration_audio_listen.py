@@ -70,6 +70,8 @@ class AudioListenConfig(PreTrainedConfig):
     ```"""
 
     model_type = "audio_listen"
+    # Outputs that `Trainer` leaves out of its predictions.
+    keys_to_ignore_at_inference = ["past_key_values", "cache", "audio_hidden_states"]
     sub_configs_defaults = {
         "speech_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper"),
         "sound_config": SubConfigSpec(config_class=BeatsConfig, optional=True),

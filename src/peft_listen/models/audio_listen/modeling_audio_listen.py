@@ -609,7 +609,9 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
             use_cache (`bool`, *optional*):
                 Whether to return the cache.
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
-                Number of last positions, or indices of positions, to compute logits for. 0 means all positions.
+                Number of last positions, or indices of positions, to compute logits for. 0 means all positions. It has
+                no effect in an evaluation (`labels` are given, and the model is in evaluation mode without gradients):
+                `Trainer` compares logits with labels position by position.
             cache (`Cache`, *optional*):
                 The name of `past_key_values` in transformers 5.24 and later.
             kwargs: Other arguments of the language model, such as `output_hidden_states`.
@@ -661,12 +663,17 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
             cache=cache,
             **kwargs,
         )
+        if labels is not None and not self.training and not torch.is_grad_enabled():
+            # An evaluation: `Trainer` compares logits and labels position by position.
+            logits_to_keep = 0
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
         logits = scale_logits(self.lm_head(hidden_states), self.config.text_config)
         loss = None
         if labels is not None:
             vocab_size = self.config.text_config.vocab_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+            shift_labels = kwargs.get("shift_labels")
+            supervised = logits if shift_labels is None else logits[:, -shift_labels.shape[1] :].contiguous()
+            loss = self.loss_function(logits=supervised, labels=labels, vocab_size=vocab_size, **kwargs)
         return AudioListenCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
