@@ -27,6 +27,7 @@ from transformers.utils.generic import can_return_tuple, is_flash_attention_requ
 
 from ...answer_end import find_answer_end, stop_at_answer_end
 from ..beats.modeling_beats import BeatsModel
+from ..complete_weights import CompleteWeightsMixin
 from .audio_tokens import (
     AUDIO_TOKEN,
     add_audio_token,
@@ -91,7 +92,7 @@ class AudioListenCausalLMOutputWithPast(CausalLMOutputWithPast):
     audio_hidden_states: torch.Tensor | None = None
 
 
-class AudioListenPreTrainedModel(PreTrainedModel):
+class AudioListenPreTrainedModel(CompleteWeightsMixin):
     """Base class of the AudioListen models: initial weights, frozen parameters, and loading."""
 
     config: AudioListenConfig
@@ -153,8 +154,8 @@ class AudioListenPreTrainedModel(PreTrainedModel):
 
         Raises:
             `OSError`: if the checkpoint, or a part that it refers to, is not found.
-            `ValueError`: if a part differs from the one that the checkpoint was saved with, or the checkpoint contains
-                all parts and one is given.
+            `ValueError`: if weights are missing (the message names them), a reference is malformed, a part differs from
+                the one that the checkpoint was saved with, or the checkpoint contains all parts and one is given.
         """
         sources = {SPEECH.name: speech, SOUND.name: sound, LANGUAGE_MODEL.name: llm}
         if pretrained_model_name_or_path is not None:
