@@ -82,9 +82,17 @@ def register_model_cards() -> None:
     model_card.install(PeftModel)
 
 
+def register_adapter_saving() -> None:
+    """Lets adapters be saved over older ones in one step."""
+    from . import adapter_saving
+
+    adapter_saving.install(PeftModel)
+
+
 def register() -> None:
     """Registers everything; called by `import peft_listen`."""
     register_tuner()
     register_models()
     register_pipelines()
     register_model_cards()
+    register_adapter_saving()

@@ -7,7 +7,7 @@ from transformers import AutoConfig, WhisperConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from ..beats.configuration_beats import BeatsConfig
-from ..model_type import check_model_type
+from ..model_type import check_found, check_model_type
 from .references import check_references
 
 
@@ -95,6 +95,12 @@ class AudioListenConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     tie_word_embeddings: bool | None = None
     frozen_references: Any = None
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        check_found(pretrained_model_name_or_path, config_dict)
+        return config_dict, kwargs
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -26,6 +26,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
 
 from ...answer_end import find_answer_end, stop_at_answer_end
+from ...folder_saving import replaced_checkpoint
 from ..beats.modeling_beats import BeatsModel
 from ..complete_weights import CompleteWeightsMixin
 from .audio_tokens import (
@@ -175,6 +176,17 @@ class AudioListenPreTrainedModel(CompleteWeightsMixin):
         # Loading replaces the parameters by new ones, which require gradients.
         model.freeze()
         return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """
+        Saves the model, with the arguments of [`~transformers.PreTrainedModel.save_pretrained`]. An older checkpoint in the
+        folder is replaced in one step, so that its configuration never stands beside new weights.
+        """
+        if os.path.isfile(save_directory):
+            super().save_pretrained(save_directory, *args, **kwargs)
+            return
+        with replaced_checkpoint(save_directory) as temporary:
+            super().save_pretrained(temporary, *args, **kwargs)
 
     @classmethod
     def _from_frozen_references(
