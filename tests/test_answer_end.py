@@ -9,18 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
     pipeline,
 )
 
-from peft_listen import AudioListenForCausalLM, AudioListenProcessor
-from peft_listen.training import AudioListenCollator
+from peft_listen import AudioListenForCausalLM, AudioListenProcessor, ListenConfig
+from peft_listen.training import AudioListenCollator, ListenCallback
 from tests.small_models import QFORMER, SIZES, make_whisper_config
 
 
@@ -247,6 +250,23 @@ def test_a_model_that_was_saved_before_is_mended_by_the_pipeline(name, tmp_path)
     pipe(text="What?", max_new_tokens=9, logits_processor=[write_the_end], eos_token_id=tokenizer.eos_token_id)
     assert len(steps) == 9  # the caller's own word
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_training_with_a_template_of_another_end_makes_generation_stop_there(name, tmp_path):
+    case = CASES[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(make_model(make_tokenizer(case)), ListenConfig(pool_size=4, prompt_length=2))
+    model.generation_config.eos_token_id = 4  # as if the template had been set later
+    args = TrainingArguments(
+        str(tmp_path), max_steps=1, remove_unused_columns=False, report_to=[], use_cpu=True, save_strategy="no"
+    )
+    collator = AudioListenCollator(make_processor(case))
+    trainer = Trainer(model, args, train_dataset=[ROW] * 8, data_collator=collator, callbacks=[ListenCallback()])
+    with pytest.warns(UserWarning, match=r"but generation stops at '<\|endoftext\|>'. It was added"):
+        trainer.train()
+    assert model.get_base_model().generation_config.eos_token_id == [4, collator.answer_end.token_id]
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.end == case.eos])

@@ -19,6 +19,7 @@ from ..tuners.listen import ListenModel, SelectionRecord
 from ..tuners.listen.running_statistics import gather_rows
 from .checks import check_trainer_arguments
 from .collapse import MIN_ROWS, collapse_measures, collapse_warnings
+from .collator import AudioListenCollator
 
 
 # The measures of collapse are taken over so many rows.
@@ -88,6 +89,8 @@ class ListenCallback(TrainerCallback):
                 "`SFTTrainer` has a head of its own that leaves out unsupervised positions, and takes no batches in which "
                 "they are left out already. Use `AudioListenCollator(processor, supervised_logits_only=False)`."
             )
+        if isinstance(collator, AudioListenCollator):
+            collator.check_generation(kwargs["model"])
         self._queries.clear()
         self._best.clear()
         self._chosen.clear()

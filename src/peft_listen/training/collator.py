@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..answer_end import find_answer_end, without_empty_reasoning
+from ..answer_end import find_answer_end, stop_at_answer_end, without_empty_reasoning
 from ..chat import as_prompts
 
 
@@ -73,6 +73,18 @@ class AudioListenCollator:
                 UserWarning,
                 stacklevel=3,
             )
+
+    def check_generation(self, model: Any) -> None:
+        """
+        Adds the token that ends the answers to `model.generation_config.eos_token_id` if it is missing there, with a warning
+        that names both. [`ListenCallback`] calls it when training begins.
+
+        Args:
+            model (`nn.Module`): the model that is trained, with or without an adapter.
+        """
+        generation_config = getattr(model, "generation_config", None)
+        if generation_config is not None:
+            stop_at_answer_end(self.answer_end, generation_config, self.processor.tokenizer)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """
