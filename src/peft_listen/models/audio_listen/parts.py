@@ -109,13 +109,9 @@ def _load_encoder_config(source: Source, kwargs: dict[str, Any]) -> Any:
 
 def _load_complete(model_class: Any, argument: str, source: Source, kwargs: dict[str, Any]) -> Any:
     """Loads a part and requires all of its weights: frozen parts are never trained, so missing ones would stay random."""
-    try:
-        model, info = model_class.from_pretrained(source, output_loading_info=True, **kwargs)
-        missing = list(info["missing_keys"])
-    except MissingWeightsError as error:
-        model, missing = None, error.names
+    model, info = model_class.from_pretrained(source, output_loading_info=True, **kwargs)
     # Checkpoints with an encoder only lack Whisper's decoder, which is dropped anyway.
-    missing = [name for name in missing if not name.startswith("decoder.")]
+    missing = [name for name in info["missing_keys"] if not name.startswith("decoder.")]
     if missing:
         kind = "language model" if argument == "llm" else "encoder"
         raise MissingWeightsError(f"`{argument}`", source, missing, kind)
