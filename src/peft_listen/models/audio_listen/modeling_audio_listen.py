@@ -827,6 +827,8 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
             model.generation_config = GenerationConfig.from_pretrained(path, **subset(kwargs, HUB_ARGUMENTS))
         except OSError:
             model.generation_config = GenerationConfig.from_model_config(config)
+            if config.audio_token_id is not None:
+                model.generation_config = audio_generation_config(model.generation_config, config.audio_token_id)
         model._published_generation_config = copy.deepcopy(model.generation_config)
         if adapter is not None:
             model.load_adapter(**adapter)
