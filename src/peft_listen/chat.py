@@ -24,13 +24,33 @@ def clip_of(audio_part: Mapping[str, Any]) -> Any:
     return next((audio_part[key] for key in AUDIO_PART_KEYS if audio_part.get(key) is not None), None)
 
 
-def starts_with_bos(prompt: str, bos_token: str | None) -> bool:
+def as_prompts(texts: list[str], tokenizer: Any) -> tuple[list[str], bool]:
     """
-    Tells whether the chat template has already written the beginning-of-sequence token. The tokenizer must not add it
-    again then; transformers' `apply_chat_template` follows the same rule.
+    Prepares rendered chats for the tokenizer, so that it adds the beginning-of-sequence token if the chat template has not
+    written it, and never an end token: an answer follows the prompt. transformers' `apply_chat_template` has the same rule
+    for the beginning.
 
     Args:
-        prompt (`str`): A rendered chat.
-        bos_token (`str`, *optional*): The tokenizer's beginning-of-sequence token, if it has one.
+        texts (`list[str]`): Rendered chats.
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer.
+
+    Returns:
+        `tuple[list[str], bool]`: the texts, and the argument `add_special_tokens` of the tokenizer.
     """
-    return bool(bos_token) and prompt.startswith(str(bos_token))
+    if texts and tokenizer.bos_token and texts[0].startswith(str(tokenizer.bos_token)):
+        return texts, False
+    before, after = _added_token_ids(tokenizer)
+    if not after:
+        return texts, True
+    beginning = "".join(tokenizer.convert_ids_to_tokens(before))
+    return [beginning + text for text in texts], False
+
+
+def _added_token_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer adds before and after a text."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    for start in range(len(full) - len(plain) + 1):
+        if full[start : start + len(plain)] == plain:
+            return full[:start], full[start + len(plain) :]
+    return [], []

@@ -194,6 +194,13 @@ def register_model_cards() -> None:
     model_card.install(PeftModel)
 
 
+def register_adapter_saving() -> None:
+    """Lets adapters be saved over older ones in one step."""
+    from . import adapter_saving
+
+    adapter_saving.install(PeftModel)
+
+
 def register() -> None:
     """Registers everything; called by `import peft_listen`."""
     global _has_warned
@@ -204,3 +211,4 @@ def register() -> None:
     register_models_lazily()
     register_pipelines_lazily()
     register_model_cards()
+    register_adapter_saving()

@@ -12,8 +12,9 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import ModelOutput
 from transformers.utils.chat_template_utils import Chat
 
+from ..answer_end import end_token_ids, find_answer_end, warn_of_other_end
 from ..audio import DEFAULT_SAMPLING_RATE, AudioSource, load_audio
-from ..chat import starts_with_bos
+from ..chat import as_prompts
 from .inputs import (
     as_pipeline_inputs,
     ends_with_assistant,
@@ -82,6 +83,12 @@ class AudioTextToTextPipeline(Pipeline):
             if kwargs.get(name) is None:
                 kwargs[name] = getattr(processor, name, None)
         super().__init__(model, processor=processor, **kwargs)
+        self._answer_end = end = find_answer_end(processor)
+        self._end_token_ids = end_token_ids(self.model.generation_config)
+        if end is not None and "eos_token_id" not in self._generate_kwargs:
+            remedy = "The pipeline stops at all of them; pass `eos_token_id` to change that."
+            if warn_of_other_end(end, self.model.generation_config, self.tokenizer, remedy):
+                self._end_token_ids.append(end.token_id)
 
     def _sanitize_parameters(
         self,
@@ -236,7 +243,7 @@ class AudioTextToTextPipeline(Pipeline):
         return {"chat": chat, "input_text": input_text, "prompt": prompt, "audio": waveforms, "sampling_rate": rate}
 
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        prompts = [row["prompt"] for row in rows]
+        prompts, add_special_tokens = as_prompts([row["prompt"] for row in rows], self.tokenizer)
         audio: dict[str, Any] = {}
         waveforms = [waveform for row in rows for waveform in row["audio"]]
         if waveforms:
@@ -245,7 +252,7 @@ class AudioTextToTextPipeline(Pipeline):
             text=prompts,
             padding=True,
             padding_side="left",
-            add_special_tokens=not starts_with_bos(prompts[0], self.tokenizer.bos_token),
+            add_special_tokens=add_special_tokens,
             return_tensors="pt",
             **audio,
         )
@@ -259,12 +266,25 @@ class AudioTextToTextPipeline(Pipeline):
         self, input_tensors: dict[str, Any], **generate_kwargs: Any
     ) -> dict[str, GenericTensor]:
         model_inputs = input_tensors["model_inputs"]
-        generate_kwargs = self._prepare_generate_kwargs(generate_kwargs, return_dict_in_generate=False)
+        generate_kwargs = self._prepare_generate_kwargs(
+            generate_kwargs, return_dict_in_generate=False, **self._ends(generate_kwargs)
+        )
         sequences = self.model.generate(**model_inputs, **generate_kwargs)
         # [batch_size, num_return_sequences, length]
         sequences = sequences.reshape(len(input_tensors["chat"]), -1, sequences.shape[-1])
         new_tokens = _without_prompt(sequences, model_inputs["input_ids"])
         return {"chat": input_tensors["chat"], "input_text": input_tensors["input_text"], "new_tokens": new_tokens}
+
+    def _ends(self, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The tokens at which generation stops, if they are more than the model's own and the call does not set them."""
+        given = generate_kwargs
+        if "generation_config" not in generate_kwargs:
+            given = {**self._generate_kwargs, **generate_kwargs}
+        config_ends = end_token_ids(given.get("generation_config"))
+        model_ends = end_token_ids(self.model.generation_config)
+        if "eos_token_id" in given or config_ends or self._end_token_ids == model_ends:
+            return {}
+        return {"eos_token_id": self._end_token_ids}
 
     def postprocess(  # type: ignore[override]
         self,
@@ -279,7 +299,11 @@ class AudioTextToTextPipeline(Pipeline):
             value[0] if isinstance(value, list) else value
             for value in (model_outputs["chat"], model_outputs["input_text"])
         )
-        answers = self.tokenizer.batch_decode(model_outputs["new_tokens"][0], skip_special_tokens=skip_special_tokens)
+        tokens = model_outputs["new_tokens"][0].tolist()
+        if skip_special_tokens and self._answer_end is not None:
+            # Some tokenizers do not mark the end token of their chat template as special.
+            tokens = [[token for token in row if token != self._answer_end.token_id] for row in tokens]
+        answers = self.tokenizer.batch_decode(tokens, skip_special_tokens=skip_special_tokens)
         if return_full_text:
             if continue_final_message is None:
                 continue_final_message = ends_with_assistant(chat)

@@ -15,6 +15,7 @@ from ..tuners.listen import ListenModel, PromptPool, SelectionRecord
 from ..tuners.listen.running_statistics import gather_rows
 from .checks import check_trainer_arguments
 from .collapse import MIN_ROWS, collapse_measures, collapse_warnings
+from .collator import AudioListenCollator
 
 
 # Number of rows over which the collapse metrics are computed.
@@ -87,6 +88,8 @@ class ListenCallback(TrainerCallback):
                 "The head of `SFTTrainer` skips unsupervised positions itself, and does not support batches without them. "
                 "Use `AudioListenCollator(processor, supervised_logits_only=False)`."
             )
+        if isinstance(collator, AudioListenCollator):
+            collator.check_generation(kwargs["model"])
         self._step_queries.clear()
         self._recent_queries.clear()
         self._recent_best.clear()

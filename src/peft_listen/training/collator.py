@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..chat import starts_with_bos
+from ..answer_end import find_answer_end, stop_at_answer_end, without_empty_reasoning
+from ..chat import as_prompts
 
 
 if TYPE_CHECKING:
@@ -20,8 +22,10 @@ class AudioListenCollator:
     Data collator for [`AudioListenForCausalLM`], with or without a PEFT adapter, under `Trainer` or `SFTTrainer`.
 
     The processor creates the prompt (audio, instruction, chat template) exactly as in generation. The answer is the text
-    that the chat template renders after the prompt; only its tokens are supervised. Rows are padded on the left, so all
-    answers end at the right edge.
+    that the chat template renders after the prompt, up to its end token; only its tokens are supervised. If the template
+    writes no end token, the tokenizer's end-of-sequence token is added, with a warning: without it nothing would teach the
+    model to stop. An empty reasoning block that the template writes before the answer (`<think></think>`) is left out, as
+    it is in the prompt. Rows are padded on the left, so all answers end at the right edge.
 
     Args:
         processor ([`AudioListenProcessor`]):
@@ -30,8 +34,14 @@ class AudioListenCollator:
             cache to read the frozen encoders' outputs from, instead of running the encoders. It must contain every clip.
         supervised_logits_only (`bool`, defaults to `True`):
             whether to add `logits_to_keep` and `shift_labels` to the batch, so that the language head runs only on the
-            positions of the answers. The loss is the same. Set it to `False` for `SFTTrainer`, whose own head already
-            does this, for models whose `forward` does not accept these arguments, and for metrics that need all logits.
+            positions of the answers. The loss is the same. In an evaluation the model returns all logits nevertheless,
+            so that those that `Trainer` passes to `compute_metrics` fit the labels. Set it to `False` for `SFTTrainer`,
+            whose own head already does this, and for models whose `forward` does not accept these arguments.
+        chat_template_kwargs (`dict`, *optional*):
+            variables for the chat template, such as `{"enable_thinking": False}`. Pass the same ones in generation.
+
+    Raises:
+        ValueError: if neither the chat template nor the tokenizer has a token that ends an answer.
     """
 
     def __init__(
@@ -39,10 +49,42 @@ class AudioListenCollator:
         processor: AudioListenProcessor,
         feature_cache: FeatureCache | None = None,
         supervised_logits_only: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.processor = processor
         self.feature_cache = feature_cache
         self.supervised_logits_only = supervised_logits_only
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.answer_end = find_answer_end(processor, **self.chat_template_kwargs)
+        self._check_answer_end()
+
+    def _check_answer_end(self) -> None:
+        end = self.answer_end
+        if end is None and self.processor.tokenizer.eos_token is None:
+            raise ValueError(
+                "The chat template writes no end token after an answer, and the tokenizer has no `eos_token`, so nothing "
+                "would teach the model to stop. Set the tokenizer's `eos_token`, or a chat template that ends answers with "
+                "a special token."
+            )
+        if end is not None and not end.is_rendered:
+            warnings.warn(
+                f"The chat template ends answers with {end.tail!r}, which contains no end token. The tokenizer's "
+                f"{end.token!r} is added after every answer, so that the model learns to stop.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def check_generation(self, model: Any) -> None:
+        """
+        Adds the token that ends the answers to `model.generation_config.eos_token_id` if it is missing there, with a warning
+        that names both. [`ListenCallback`] calls it when training begins.
+
+        Args:
+            model (`nn.Module`): the model that is trained, with or without an adapter.
+        """
+        generation_config = getattr(model, "generation_config", None)
+        if generation_config is not None:
+            stop_at_answer_end(self.answer_end, generation_config, self.processor.tokenizer)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """
@@ -71,6 +113,8 @@ class AudioListenCollator:
         prompts, audio_inputs = self._prompts([prompt for prompt, _ in rendered], clips)
         tokenizer = self.processor.tokenizer
         answers = [tokenizer(answer, add_special_tokens=False)["input_ids"] for _, answer in rendered]
+        if self.answer_end is not None and not self.answer_end.is_rendered:
+            answers = [[*answer, self.answer_end.token_id] for answer in answers]
         batch: dict[str, Any] = self._pad(prompts, answers)
         if self.supervised_logits_only:
             # Position i predicts token i + 1: the last prompt position is needed, and the last answer position is not.
@@ -104,9 +148,10 @@ class AudioListenCollator:
         if example.get("audio") is not None:
             content.insert(0, {"type": "audio"})
         question: list[Any] = [{"role": "user", "content": content}]
-        prompt = self.processor.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+        variables = self.chat_template_kwargs
+        prompt = self.processor.apply_chat_template(question, add_generation_prompt=True, tokenize=False, **variables)
         conversation = [*question, {"role": "assistant", "content": example["answer"]}]
-        full = self.processor.apply_chat_template(conversation, tokenize=False)
+        full = self.processor.apply_chat_template(conversation, tokenize=False, **variables)
         if not full.startswith(prompt) or len(full) == len(prompt):
             raise ValueError(
                 "The chat template does not render the assistant's answer directly after the generation prompt, so the "
@@ -120,10 +165,13 @@ class AudioListenCollator:
                 f"The instruction {example['instruction']!r} or the answer {example['answer']!r} contains the audio "
                 f"token {audio_token}, which is a placeholder for the clip. Remove it from the text."
             )
-        return prompt, full[len(prompt) :].rstrip("\n")
+        answer = without_empty_reasoning(full[len(prompt) :], example["answer"])
+        if self.answer_end is not None and self.answer_end.is_rendered:
+            answer = answer.removesuffix(self.answer_end.tail)
+        return prompt, answer.rstrip("\n")
 
     def _prompts(self, texts: list[str], clips: list[Any]) -> tuple[list[list[int]], dict[str, torch.Tensor]]:
-        add_special_tokens = not starts_with_bos(texts[0], self.processor.tokenizer.bos_token)
+        texts, add_special_tokens = as_prompts(texts, self.processor.tokenizer)
         if self.feature_cache is not None and clips:
             features = [self.feature_cache[clip] for clip in clips]
             texts = self._expand_audio_tokens(texts, [self._num_tokens(feature) for feature in features])

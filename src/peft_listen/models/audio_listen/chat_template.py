@@ -1,5 +1,8 @@
 """Chat templates that render the parts `{"type": "audio", ...}` of a message as the audio token."""
 
+from typing import Any
+
+
 # Joins lists of content parts to strings, so that the template of any text-only language model can render them.
 _FLATTEN_CONTENT = """\
 {%- set flat = namespace(messages=[]) -%}
@@ -67,3 +70,9 @@ def audio_chat_template(audio_token: str, text_template: str | None = None) -> s
     flatten = _FLATTEN_CONTENT.replace("AUDIO_TOKEN", literal)
     template = text_template or _PLAIN_TEMPLATE
     return template if template.startswith(flatten) else flatten + template
+
+
+def text_template(tokenizer: Any) -> str | None:
+    """The chat template of a tokenizer, the default one if it has several, or `None`."""
+    template = tokenizer.chat_template
+    return template.get("default") if isinstance(template, dict) else template

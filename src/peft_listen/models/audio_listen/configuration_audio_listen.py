@@ -7,7 +7,8 @@ from transformers import AutoConfig, WhisperConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from ..beats.configuration_beats import BeatsConfig
-from ..model_type import check_model_type
+from ..model_type import check_found, check_model_type
+from .references import check_references
 
 
 # SALMONN's Q-Former: BERT-base width, two layers, both with cross-attention.
@@ -52,8 +53,9 @@ class AudioListenConfig(PreTrainedConfig):
         tie_word_embeddings (`bool`, *optional*):
             Whether the head shares the weights of the input embeddings. Defaults to the value in `text_config`.
         frozen_references (`dict[str, dict]`, *optional*):
-            Sources of the parts that `save_pretrained(..., save_frozen=False)` left out: `name_or_path` and `revision`
-            for each of `"speech_tower"`, `"sound_tower"` and `"language_model"`.
+            Sources of the parts that `save_pretrained(..., save_frozen=False)` left out. Keys are `"speech_tower"`,
+            `"sound_tower"` and `"language_model"`; a reference has `name_or_path` and may have `revision`, `subfolder`
+            and `gguf_file`. Nothing else is allowed, because references are read from files.
 
     Raises:
         `ValueError`: if a field has an invalid value; the message names it.
@@ -68,6 +70,8 @@ class AudioListenConfig(PreTrainedConfig):
     ```"""
 
     model_type = "audio_listen"
+    # Outputs that `Trainer` leaves out of its predictions.
+    keys_to_ignore_at_inference = ["past_key_values", "cache", "audio_hidden_states"]
     sub_configs_defaults = {
         "speech_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper"),
         "sound_config": SubConfigSpec(config_class=BeatsConfig, optional=True),
@@ -90,7 +94,13 @@ class AudioListenConfig(PreTrainedConfig):
     freeze_language_model: bool = True
     initializer_range: float = 0.02
     tie_word_embeddings: bool | None = None
-    frozen_references: dict[str, dict[str, str | None]] | None = None
+    frozen_references: Any = None
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        check_found(pretrained_model_name_or_path, config_dict)
+        return config_dict, kwargs
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -107,6 +117,7 @@ class AudioListenConfig(PreTrainedConfig):
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = getattr(self.text_config, "tie_word_embeddings", False)
         self._check_windows()
+        check_references(self.frozen_references)
 
     def _check_sub_configs(self) -> None:
         for name, expected in (("speech_config", WhisperConfig), ("sound_config", BeatsConfig)):

@@ -9,17 +9,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.integrations.peft import maybe_load_adapters
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.hub import resolve_revision
 
 from .configuration_audio_listen import AudioListenConfig
-from .hub_arguments import FILE_ARGUMENTS, HUB_ARGUMENTS, Source, subset
-from .parts import LANGUAGE_MODEL, PART_FILE_ARGUMENTS, PARTS, Part, fit_vocabulary
+from .hub_arguments import FILE_ARGUMENTS, HUB_ARGUMENTS, PART_FILE_ARGUMENTS, Source, subset
+from .parts import LANGUAGE_MODEL, PARTS, Part, fit_vocabulary
+from .references import REFERENCE_FIELDS, Reference, check_references
 
-
-# `name_or_path` of a part, and the arguments of its `from_pretrained` that select its files.
-Reference = dict[str, str | None]
 
 _PLACEMENT_ARGUMENTS = ("device_map", "max_memory", "offload_folder", "quantization_config")
 
@@ -86,8 +85,9 @@ def load_referenced_parts(
 
     Raises:
         `OSError`: if a part is not found; the message names it and the argument that sets its source.
-        `ValueError`: if a part differs from the one that the checkpoint was saved with.
+        `ValueError`: if a reference is malformed, or a part differs from the one that the checkpoint was saved with.
     """
+    check_references(config.frozen_references)
     common = subset(kwargs, (*HUB_ARGUMENTS, "attn_implementation"))
     common["dtype"] = kwargs.get("dtype") or kwargs.get("torch_dtype") or config.dtype
     references = dict(config.frozen_references or {})
@@ -98,11 +98,16 @@ def load_referenced_parts(
         source = sources[part.name]
         if source is not None:
             references[part.name] = make_reference(source, {})
-        arguments = dict(references[part.name])
+        arguments: dict[str, Any] = subset(references[part.name], REFERENCE_FIELDS)
         name = arguments.pop("name_or_path")
-        placement = subset(kwargs, _PLACEMENT_ARGUMENTS) if part is LANGUAGE_MODEL else {}
+        if source is None:
+            _check_saved_type(config, part, path, name, {**subset(kwargs, HUB_ARGUMENTS), **arguments})
+        if part is LANGUAGE_MODEL:
+            arguments.update(subset(kwargs, _PLACEMENT_ARGUMENTS))
+            # Whether code of the repository may run is the caller's decision, not that of the checkpoint.
+            arguments["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
         try:
-            loaded[part.name] = part.load(name if source is None else source, **{**common, **arguments, **placement})
+            loaded[part.name] = part.load(name if source is None else source, **{**common, **arguments})
         except OSError as error:
             raise OSError(
                 f"{path} was saved without its `{part.name}`, which cannot be loaded from its saved location. Make it "
@@ -113,15 +118,35 @@ def load_referenced_parts(
     return loaded, references
 
 
+def _check_saved_type(
+    config: AudioListenConfig, part: Part, path: Source, name: str, file_kwargs: dict[str, Any]
+) -> None:
+    """
+    Compares the model type of a referenced part with that of the saved configuration, before anything else is loaded: a
+    reference to the checkpoint itself would otherwise be followed without end.
+    """
+    if os.path.isfile(name) or file_kwargs.get("gguf_file"):
+        return  # the loader knows the type
+    try:
+        found, _ = PreTrainedConfig.get_config_dict(name, **file_kwargs)
+    except OSError:
+        return  # loading explains what is missing
+    saved = getattr(config, part.config_name).model_type
+    if found.get("model_type", saved) != saved:
+        raise ValueError(_not_the_part(part, path, "model_type", found["model_type"], saved))
+
+
+def _not_the_part(part: Part, path: Source, field: str, found: Any, saved: Any) -> str:
+    return f"The `{part.name}` that was loaded is not the one {path} was saved with: its `{field}` is {found}, not {saved}."
+
+
 def _set_config(config: AudioListenConfig, part: Part, module: PreTrainedModel, path: Source) -> None:
     """Checks a part loaded from elsewhere and uses its configuration in `config`."""
     saved = getattr(config, part.config_name)
     for field in ("model_type", "hidden_size", "num_hidden_layers"):
         if getattr(module.config, field) != getattr(saved, field):
-            raise ValueError(
-                f"The `{part.name}` that was loaded is not the one {path} was saved with: its `{field}` is "
-                f"{getattr(module.config, field)}, not {getattr(saved, field)}."
-            )
+            found = getattr(module.config, field)
+            raise ValueError(_not_the_part(part, path, field, found, getattr(saved, field)))
     if part is LANGUAGE_MODEL:
         fit_vocabulary(module, saved.vocab_size)
     setattr(config, part.config_name, module.config)

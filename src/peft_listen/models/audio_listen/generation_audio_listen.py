@@ -1,10 +1,11 @@
 """Generation with audio: encoded once, before the first step, and used in that step."""
 
+import copy
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .audio_tokens import check_token_count
@@ -92,6 +93,50 @@ class AudioListenGenerationMixin(GenerationMixin):
     def _is_audio(self, input_ids: torch.Tensor) -> torch.Tensor:
         audio_token_id = self.config.audio_token_id
         return torch.zeros_like(input_ids, dtype=torch.bool) if audio_token_id is None else input_ids == audio_token_id
+
+
+def audio_generation_config(generation_config: GenerationConfig | None, audio_token_id: int) -> GenerationConfig:
+    """
+    The generation configuration of an audio model: that of its language model, which additionally never generates the
+    audio token, a placeholder.
+
+    Args:
+        generation_config ([`~transformers.GenerationConfig`], *optional*): That of the language model; not changed.
+        audio_token_id (`int`): Id of the audio token.
+    """
+    config = GenerationConfig() if generation_config is None else copy.deepcopy(generation_config)
+    own = list(config.suppress_tokens or [])
+    config.suppress_tokens = own if audio_token_id in own else [*own, audio_token_id]
+    return config
+
+
+def accept_published_values(config: GenerationConfig, published: GenerationConfig | None) -> None:
+    """
+    Lets a generation configuration be saved although it contains values without effect, such as a temperature without
+    sampling, if these are the values that the language model was published with. transformers saves such a configuration
+    only as long as nothing in it is changed, and the audio token is always added. Values that the user set are checked as
+    in every model.
+
+    Args:
+        config ([`~transformers.GenerationConfig`]): The configuration to save, marked as acceptable in place.
+        published ([`~transformers.GenerationConfig`], *optional*): The configuration as it was loaded.
+    """
+    if published is None or _is_strictly_valid(config):
+        return
+    others = copy.deepcopy(config)
+    for name, value in published.to_diff_dict().items():
+        if getattr(config, name, None) == value:
+            setattr(others, name, getattr(GenerationConfig(), name, None))
+    if _is_strictly_valid(others):
+        config._original_object_hash = hash(config)
+
+
+def _is_strictly_valid(config: GenerationConfig) -> bool:
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_empty(cache: Cache | None) -> bool:

@@ -11,6 +11,8 @@ Source = str | os.PathLike[str]
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 # Which files of a repository. They hold for that repository only.
 FILE_ARGUMENTS = ("revision", "subfolder")
+# A part of a model may also be a single GGUF file of a repository.
+PART_FILE_ARGUMENTS = (*FILE_ARGUMENTS, "gguf_file")
 
 
 def subset(kwargs: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:

@@ -26,7 +26,10 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_NAME, TransformersKwargs, cached_file
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
 
+from ...answer_end import find_answer_end, stop_at_answer_end
+from ...folder_saving import replaced_checkpoint
 from ..beats.modeling_beats import BeatsModel
+from ..complete_weights import CompleteWeightsMixin
 from .audio_tokens import (
     AUDIO_TOKEN,
     add_audio_token,
@@ -35,10 +38,10 @@ from .audio_tokens import (
     num_encoder_frames,
     window_reach,
 )
+from .chat_template import audio_chat_template, text_template
 from .configuration_audio_listen import AudioListenConfig
 from .forward_arguments import CACHE, AudioFeatures, LanguageModelKwargs
 from .frozen_references import (
-    Reference,
     is_referenced,
     load_config,
     load_referenced_parts,
@@ -46,11 +49,16 @@ from .frozen_references import (
     reference_frozen_parts,
     resolve_adapter,
 )
-from .generation_audio_listen import AudioListenGenerationMixin
+from .generation_audio_listen import (
+    AudioListenGenerationMixin,
+    accept_published_values,
+    audio_generation_config,
+)
 from .hub_arguments import FILE_ARGUMENTS, HUB_ARGUMENTS, Source, subset
 from .language_head import build_language_head, check_language_model, scale_logits
 from .modeling_window_qformer import WindowQFormerProjector
 from .parts import LANGUAGE_MODEL, SOUND, SPEECH, embedding_scale, fit_vocabulary, load_tokenizer
+from .references import Reference
 
 
 # Attributes that mark a quantised language model. On the whole model they tell transformers and PEFT to treat it as
@@ -86,7 +94,7 @@ class AudioListenCausalLMOutputWithPast(CausalLMOutputWithPast):
     audio_hidden_states: torch.Tensor | None = None
 
 
-class AudioListenPreTrainedModel(PreTrainedModel):
+class AudioListenPreTrainedModel(CompleteWeightsMixin):
     """Base class of the AudioListen models: initial weights, frozen parameters, and loading."""
 
     config: AudioListenConfig
@@ -148,8 +156,8 @@ class AudioListenPreTrainedModel(PreTrainedModel):
 
         Raises:
             `OSError`: if the checkpoint, or a part that it refers to, is not found.
-            `ValueError`: if a part differs from the one that the checkpoint was saved with, or the checkpoint contains
-                all parts and one is given.
+            `ValueError`: if weights are missing (the message names them), a reference is malformed, a part differs from
+                the one that the checkpoint was saved with, or the checkpoint contains all parts and one is given.
         """
         sources = {SPEECH.name: speech, SOUND.name: sound, LANGUAGE_MODEL.name: llm}
         if pretrained_model_name_or_path is not None:
@@ -164,9 +172,22 @@ class AudioListenPreTrainedModel(PreTrainedModel):
             )
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if isinstance(model, AudioListenForCausalLM):
+            model._published_generation_config = copy.deepcopy(model.generation_config)
         # Loading replaces the parameters by new ones, which require gradients.
         model.freeze()
         return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """
+        Saves the model, with the arguments of [`~transformers.PreTrainedModel.save_pretrained`]. An older checkpoint in the
+        folder is replaced in one step, so that its configuration never stands beside new weights.
+        """
+        if os.path.isfile(save_directory):
+            super().save_pretrained(save_directory, *args, **kwargs)
+            return
+        with replaced_checkpoint(save_directory) as temporary:
+            super().save_pretrained(temporary, *args, **kwargs)
 
     @classmethod
     def _from_frozen_references(
@@ -535,6 +556,8 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
                 self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}
         # Where each part was loaded from, for `save_pretrained(..., save_frozen=False)`.
         self.frozen_references: dict[str, Reference] = {}
+        # The generation configuration as it was loaded, whose values may be saved again.
+        self._published_generation_config: GenerationConfig | None = None
         self.post_init()
         self.freeze()
 
@@ -600,7 +623,9 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
             use_cache (`bool`, *optional*):
                 Whether to return the cache.
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
-                Number of last positions, or indices of positions, to compute logits for. 0 means all positions.
+                Number of last positions, or indices of positions, to compute logits for. 0 means all positions. It has
+                no effect in an evaluation (`labels` are given, and the model is in evaluation mode without gradients):
+                `Trainer` compares logits with labels position by position.
             cache (`Cache`, *optional*):
                 The name of `past_key_values` in transformers 5.24 and later.
             kwargs ([`LanguageModelKwargs`]): Other arguments of the language model, such as `output_hidden_states`.
@@ -652,12 +677,17 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
             cache=cache,
             **kwargs,
         )
+        if labels is not None and not self.training and not torch.is_grad_enabled():
+            # An evaluation: `Trainer` compares logits and labels position by position.
+            logits_to_keep = 0
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
         logits = scale_logits(self.lm_head(hidden_states), self.config.text_config)
         loss = None
         if labels is not None:
             vocab_size = self.config.text_config.vocab_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+            shift_labels = kwargs.get("shift_labels")
+            supervised = logits if shift_labels is None else logits[:, -shift_labels.shape[1] :].contiguous()
+            loss = self.loss_function(logits=supervised, labels=labels, vocab_size=vocab_size, **kwargs)
         return AudioListenCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -695,7 +725,8 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
                 Folder of a BEATs checkpoint in transformers' format, an original BEATs file, or a BEATs model.
             tokenizer (`str`, `os.PathLike` or `PreTrainedTokenizerBase`, *optional*):
                 The language model's tokenizer. The audio token is added to it if it is missing. Defaults to the tokenizer
-                of `llm`.
+                of `llm`. Generation also stops at the end token of its chat template, which is added to
+                `generation_config.eos_token_id` with a warning if it is missing there.
             audio_token (`str`, *optional*, defaults to `"<|audio|>"`):
                 Placeholder for audio in the text.
             dtype (`torch.dtype`, *optional*):
@@ -720,7 +751,8 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
         speech_kwargs, sound_kwargs, llm_kwargs = speech_kwargs or {}, sound_kwargs or {}, llm_kwargs or {}
         language_model = LANGUAGE_MODEL.load(llm, **{"dtype": dtype, **llm_kwargs})
         check_language_model(language_model)
-        audio_token_id = add_audio_token(load_tokenizer(tokenizer, llm, llm_kwargs), audio_token)
+        tokenizer = load_tokenizer(tokenizer, llm, llm_kwargs)
+        audio_token_id = add_audio_token(tokenizer, audio_token)
         fit_vocabulary(language_model, audio_token_id + 1)
         speech_tower = SPEECH.load(speech, **{"dtype": language_model.dtype, **speech_kwargs})
         sound_tower = SOUND.load(sound, **{"dtype": language_model.dtype, **sound_kwargs})
@@ -733,9 +765,10 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
         config = AudioListenConfig(**config_kwargs)
         config.dtype = language_model.dtype
         model = cls._assemble(config, speech_tower, sound_tower, language_model)
-        model.generation_config = copy.deepcopy(language_model.generation_config)
-        # The audio token is a placeholder and must never be generated.
-        model.generation_config.suppress_tokens = [audio_token_id]
+        model.generation_config = audio_generation_config(language_model.generation_config, audio_token_id)
+        end = find_answer_end(tokenizer, audio_chat_template(audio_token, text_template(tokenizer)))
+        stop_at_answer_end(end, model.generation_config, tokenizer)
+        model._published_generation_config = copy.deepcopy(language_model.generation_config)
         sources = ((SPEECH, speech, speech_kwargs), (SOUND, sound, sound_kwargs), (LANGUAGE_MODEL, llm, llm_kwargs))
         model.frozen_references = {
             part.name: make_reference(source, kwargs) for part, source, kwargs in sources if source is not None
@@ -795,6 +828,9 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
             model.generation_config = GenerationConfig.from_pretrained(path, **subset(kwargs, HUB_ARGUMENTS))
         except OSError:
             model.generation_config = GenerationConfig.from_model_config(config)
+            if config.audio_token_id is not None:
+                model.generation_config = audio_generation_config(model.generation_config, config.audio_token_id)
+        model._published_generation_config = copy.deepcopy(model.generation_config)
         if adapter is not None:
             model.load_adapter(**adapter)
         if kwargs.get("output_loading_info"):
@@ -845,6 +881,7 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
             self.config.frozen_references = references
             # A quantiser would also save the weights of the modules that it quantised.
             self.hf_quantizer = None
+        accept_published_values(self.generation_config, self._published_generation_config)
         try:
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:

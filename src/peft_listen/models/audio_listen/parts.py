@@ -21,12 +21,9 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..beats.configuration_beats import BeatsConfig
 from ..beats.modeling_beats import BeatsModel
-from .hub_arguments import FILE_ARGUMENTS, HUB_ARGUMENTS, Source, subset
+from ..complete_weights import MissingWeightsError
+from .hub_arguments import HUB_ARGUMENTS, PART_FILE_ARGUMENTS, Source, subset
 from .language_head import input_device
-
-
-# A part may also be a single GGUF file of a repository.
-PART_FILE_ARGUMENTS = (*FILE_ARGUMENTS, "gguf_file")
 
 
 @dataclass(frozen=True)
@@ -80,10 +77,10 @@ def _load_speech_encoder(speech: Any, **kwargs: Any) -> WhisperEncoder:
     if isinstance(speech, WhisperEncoder):
         return speech
     if not isinstance(speech, nn.Module):
-        config = AutoConfig.from_pretrained(speech, **subset(kwargs, HUB_ARGUMENTS + PART_FILE_ARGUMENTS))
+        config = _load_encoder_config(speech, kwargs)
         if not isinstance(config, WhisperConfig):
             raise ValueError(f"`speech` must be a Whisper checkpoint, but {speech} holds a {config.model_type} model.")
-        speech = _load_encoder(WhisperModel, "speech", speech, kwargs)
+        speech = _load_complete(WhisperModel, "speech", speech, kwargs)
     if not isinstance(speech, (WhisperModel, WhisperForConditionalGeneration)):
         raise ValueError(f"`speech` must be a Whisper model, got a {type(speech).__name__}.")
     return speech.get_encoder()
@@ -98,30 +95,34 @@ def _load_sound_encoder(sound: Any, **kwargs: Any) -> Any:
     if os.path.isfile(sound):
         model: nn.Module = BeatsModel.from_original_checkpoint(sound)
         return model.to(kwargs["dtype"]) if isinstance(kwargs.get("dtype"), torch.dtype) else model
-    config = AutoConfig.from_pretrained(sound, **subset(kwargs, HUB_ARGUMENTS + PART_FILE_ARGUMENTS))
+    config = _load_encoder_config(sound, kwargs)
     if not isinstance(config, BeatsConfig):
         raise ValueError(f"`sound` must be a BEATs checkpoint, but {sound} holds a {config.model_type} model.")
-    return _load_encoder(BeatsModel, "sound", sound, kwargs)
+    return _load_complete(BeatsModel, "sound", sound, kwargs)
 
 
-def _load_encoder(model_class: type[PreTrainedModel], argument: str, source: Source, kwargs: dict[str, Any]) -> Any:
-    """Loads an encoder and requires all weights: they are never trained, so missing ones would stay random."""
-    loaded: Any = model_class.from_pretrained(source, output_loading_info=True, **kwargs)
-    model, info = loaded
+def _load_encoder_config(source: Source, kwargs: dict[str, Any]) -> Any:
+    """Loads the configuration of an encoder; no encoder needs code of its repository."""
+    file_kwargs: Any = subset(kwargs, HUB_ARGUMENTS + PART_FILE_ARGUMENTS)
+    return AutoConfig.from_pretrained(source, trust_remote_code=False, **file_kwargs)
+
+
+def _load_complete(model_class: Any, argument: str, source: Source, kwargs: dict[str, Any]) -> Any:
+    """Loads a part and requires all of its weights: frozen parts are never trained, so missing ones would stay random."""
+    model, info = model_class.from_pretrained(source, output_loading_info=True, **kwargs)
     # Checkpoints with an encoder only lack Whisper's decoder, which is dropped anyway.
-    missing = sorted(name for name in info["missing_keys"] if not name.startswith("decoder."))
+    missing = [name for name in info["missing_keys"] if not name.startswith("decoder.")]
     if missing:
-        raise ValueError(
-            f"`{argument}`: {os.fspath(source)} lacks {len(missing)} of the encoder's weights: {', '.join(missing)}. Get "
-            "a complete checkpoint from its publisher."
-        )
+        kind = "language model" if argument == "llm" else "encoder"
+        raise MissingWeightsError(f"`{argument}`", source, missing, kind)
     return model
 
 
 def _load_language_model(llm: Any, **kwargs: Any) -> PreTrainedModel:
     """Loads a causal language model from a folder or Hub id; a model is returned as is."""
     if not isinstance(llm, nn.Module):
-        return AutoModelForCausalLM.from_pretrained(llm, **kwargs)
+        model: PreTrainedModel = _load_complete(AutoModelForCausalLM, "llm", llm, kwargs)
+        return model
     if not isinstance(llm, PreTrainedModel):
         raise ValueError(
             f"`llm` must be a model of transformers, got a {type(llm).__name__}. To use an adapter, build the audio model "
@@ -158,7 +159,8 @@ def load_tokenizer(
     source = llm if tokenizer is None else tokenizer
     if isinstance(source, nn.Module):
         raise ValueError("`tokenizer` is needed if `llm` is a model: it defines the id of the audio token.")
-    return AutoTokenizer.from_pretrained(source, **subset(llm_kwargs, HUB_ARGUMENTS + PART_FILE_ARGUMENTS))
+    names = (*HUB_ARGUMENTS, *PART_FILE_ARGUMENTS, "trust_remote_code")
+    return AutoTokenizer.from_pretrained(source, **subset(llm_kwargs, names))
 
 
 @torch.no_grad()

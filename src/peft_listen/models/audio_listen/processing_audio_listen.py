@@ -5,18 +5,20 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from transformers import AutoFeatureExtractor, AutoTokenizer, WhisperFeatureExtractor
+from transformers import AutoFeatureExtractor, AutoTokenizer, GenerationConfig, WhisperFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase, TextInput
 from transformers.utils import logging
 
+from ...answer_end import find_answer_end, warn_of_other_end
 from ...audio import AudioSource, load_audio
 from ...audio.waveform import is_list_of_clips
-from ...chat import clip_of
+from ...chat import as_prompts, clip_of
 from ..beats.feature_extraction_beats import BeatsFeatureExtractor
+from ..setting_types import check_integer, check_positive, check_switch
 from .audio_tokens import AUDIO_TOKEN, add_audio_token, num_audio_windows, num_encoder_frames, window_reach
-from .chat_template import audio_chat_template
+from .chat_template import audio_chat_template, text_template
 from .configuration_audio_listen import AudioListenConfig
 from .hub_arguments import FILE_ARGUMENTS, HUB_ARGUMENTS, subset
 
@@ -54,7 +56,8 @@ class AudioListenProcessor(ProcessorMixin):
             Truncates longer clips, with a warning. By default clips are never truncated.
 
     Raises:
-        `ValueError`: if `audio_token` is missing from the tokenizer's vocabulary, or `max_audio_seconds` is not positive.
+        `ValueError`: if `audio_token` is missing from the tokenizer's vocabulary, or a setting has the wrong type or is out
+            of its range; the message names it.
     """
 
     text_kwargs = {"padding": True, "return_tensors": "pt"}
@@ -73,16 +76,23 @@ class AudioListenProcessor(ProcessorMixin):
         group_sound_by_length: bool = True,
         max_audio_seconds: float | None = None,
     ) -> None:
+        if not isinstance(audio_token, str) or not audio_token:
+            raise ValueError(f"`audio_token` must be the text of a token, got {audio_token!r}.")
         if audio_token not in tokenizer.get_vocab():
             raise ValueError(
                 f"The tokenizer does not know the audio token {audio_token!r}. Add it with `add_audio_token(tokenizer)`, "
                 "or build the processor with `AudioListenProcessor.from_sub_models_pretrained`."
             )
-        if max_audio_seconds is not None and max_audio_seconds <= 0:
-            raise ValueError(f"`max_audio_seconds` must be positive, got {max_audio_seconds}.")
-        if isinstance(sound_feature_extractor, dict):
-            sound_feature_extractor = BeatsFeatureExtractor(**sound_feature_extractor)
-        self.sound_feature_extractor = sound_feature_extractor
+        for name, value in (
+            ("num_queries", num_queries),
+            ("window_length", window_length),
+            ("window_stride", window_stride),
+        ):
+            check_integer(name, value)
+        check_switch("group_sound_by_length", group_sound_by_length)
+        if max_audio_seconds is not None:
+            check_positive("max_audio_seconds", max_audio_seconds)
+        self.sound_feature_extractor = _as_sound_feature_extractor(sound_feature_extractor)
         self.audio_token = audio_token
         self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
         self.num_queries = num_queries
@@ -90,7 +100,7 @@ class AudioListenProcessor(ProcessorMixin):
         self.window_stride = window_stride
         self.group_sound_by_length = group_sound_by_length
         self.max_audio_seconds = max_audio_seconds
-        chat_template = chat_template or audio_chat_template(audio_token, _text_template(tokenizer))
+        chat_template = chat_template or audio_chat_template(audio_token, text_template(tokenizer))
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
 
     @classmethod
@@ -151,7 +161,22 @@ class AudioListenProcessor(ProcessorMixin):
             return processor
         if config_dict.get("model_type") == AudioListenConfig.model_type:
             processor.check_config(config_dict)
+            try:
+                generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **file_kwargs)
+            except OSError:
+                return processor
+            processor.check_generation_config(generation_config)
         return processor
+
+    def check_generation_config(self, generation_config: GenerationConfig) -> None:
+        """
+        Warns if generation does not stop at the token that ends an answer in the chat template; the message names both.
+
+        Args:
+            generation_config ([`~transformers.GenerationConfig`]): That of the model.
+        """
+        remedy = "Add it to the model's `generation_config.eos_token_id`."
+        warn_of_other_end(find_answer_end(self), generation_config, self.tokenizer, remedy)
 
     def check_config(self, config: AudioListenConfig | dict[str, Any]) -> None:
         """
@@ -186,7 +211,8 @@ class AudioListenProcessor(ProcessorMixin):
         """
         Args:
             text (`str` or `list[str]`, *optional*):
-                Prompts, with one `audio_token` per clip.
+                Prompts, with one `audio_token` per clip. The tokenizer adds no end token to them, even if it adds one
+                to other texts, and no second beginning-of-sequence token.
             audio (*optional*):
                 The clips of all prompts in order, in a flat list or in one list per prompt. A clip has one of the types
                 that [`~peft_listen.audio.load_audio`] accepts: a path, URL, bytes, an array, a `datasets` row, ...
@@ -214,7 +240,14 @@ class AudioListenProcessor(ProcessorMixin):
             kwargs["text_kwargs"] = text_kwargs | {"padding_side": "left"}
         if text is not None and audio is not None:
             self._check_rows([text] if isinstance(text, str) else text, audio)
+        added = 0
+        if _is_text(text) and kwargs.get("add_special_tokens", text_kwargs.get("add_special_tokens", True)):
+            texts: list[str] = [text] if isinstance(text, str) else list(text or ())
+            text, kwargs["add_special_tokens"] = as_prompts(texts, self.tokenizer)
+            added = len(text[0]) - len(texts[0])
         outputs = super().__call__(text=text, audio=audio, **kwargs)
+        if added:
+            _shift_offsets(outputs, added)
         if tensor_type == "np":
             outputs.update({name: value.numpy() for name, value in outputs.items() if isinstance(value, torch.Tensor)})
         return outputs
@@ -375,9 +408,39 @@ class AudioListenProcessor(ProcessorMixin):
         return processed
 
 
-def _text_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    template = tokenizer.chat_template
-    return template.get("default") if isinstance(template, dict) else template
+def _as_sound_feature_extractor(value: Any) -> BeatsFeatureExtractor | None:
+    """The feature extractor, or that of a saved processor, whose settings come from a file."""
+    if value is None or isinstance(value, BeatsFeatureExtractor):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"`sound_feature_extractor` must be a BeatsFeatureExtractor or a dictionary of its settings, got {value!r}."
+        )
+    # The base class would make an attribute of any other item, which could replace a method.
+    known = BeatsFeatureExtractor().to_dict()
+    unknown = [name for name in value if name not in known]
+    if unknown:
+        raise ValueError(
+            f"`sound_feature_extractor` has the items {unknown}, which are not settings of a BeatsFeatureExtractor; they "
+            f"are {', '.join(known)}."
+        )
+    return BeatsFeatureExtractor(**value)
+
+
+def _is_text(text: Any) -> bool:
+    return isinstance(text, str) or (
+        isinstance(text, (list, tuple)) and bool(text) and all(isinstance(sample, str) for sample in text)
+    )
+
+
+def _shift_offsets(outputs: BatchFeature, num_characters: int) -> None:
+    """Makes the offsets in the text those of the text without its first characters, which were added to it."""
+    if "offset_mapping" in outputs:
+        outputs["offset_mapping"] = (torch.as_tensor(outputs["offset_mapping"]) - num_characters).clamp(min=0)
+    for replacements in outputs.get("text_replacement_offsets", ()):
+        for replacement in replacements:
+            for name in ("span", "new_span"):
+                replacement[name] = tuple(position - num_characters for position in replacement[name])
 
 
 def _flatten(audio: Any) -> list[Any]:

@@ -7,7 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
-from ..model_type import check_model_type
+from ..model_type import check_found, check_model_type
 
 
 # Key of an original checkpoint's `cfg` -> (our field, default of the original code for an absent key).
@@ -140,6 +140,12 @@ class BeatsConfig(PreTrainedConfig):
     use_gated_position_bias: bool = True
     deep_norm: bool = True
     layer_norm_first: bool = False
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        check_found(pretrained_model_name_or_path, config_dict)
+        return config_dict, kwargs
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -12,6 +12,8 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import TensorType
 
+from ..setting_types import check_integer, check_number, check_positive, check_switch
+
 
 SAMPLING_RATE = 16000
 FRAME_LENGTH = 400  # samples: 25 ms
@@ -71,7 +73,7 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
     filter bank.
 
     Raises:
-        `ValueError`: if `sampling_rate` is not 16000, or padding on the left is requested.
+        `ValueError`: if `sampling_rate` is not 16000, padding on the left is requested, or a setting has the wrong type.
     """
 
     model_input_names = ["input_values", "attention_mask"]
@@ -89,6 +91,10 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"BEATs expects audio at {SAMPLING_RATE} Hz only, got `sampling_rate={sampling_rate}`.")
         if kwargs.get("padding_side", "right") != "right":
             raise ValueError("BEATs pads audio only on the right. Leave out `padding_side`.")
+        check_integer("feature_size", feature_size)
+        check_number("mean", mean)
+        check_positive("std", std)
+        check_switch("return_attention_mask", return_attention_mask)
         # Saved configurations contain `padding_value`, which follows from `mean` and `std`.
         kwargs.pop("padding_value", None)
         super().__init__(

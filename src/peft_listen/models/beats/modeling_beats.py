@@ -15,12 +15,13 @@ from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from ..complete_weights import CompleteWeightsMixin
 from .configuration_beats import BeatsConfig
 from .original_checkpoint import from_original_state_dict, has_class_head, read_original_checkpoint, set_labels
 
@@ -273,7 +274,7 @@ class BeatsEncoder(nn.Module):
         return bias_by_distance.unfold(-1, num_tokens, 1).flip(1).unsqueeze(0)
 
 
-class BeatsPreTrainedModel(PreTrainedModel):
+class BeatsPreTrainedModel(CompleteWeightsMixin):
     """Base class of the BEATs models: weight initialisation and loading of original checkpoints."""
 
     config: BeatsConfig
@@ -456,6 +457,9 @@ class BeatsForAudioClassification(BeatsPreTrainedModel):
     Args:
         config ([`BeatsConfig`]): Configuration of the model; `num_labels` is the number of classes.
     """
+
+    # A checkpoint without a class head gets a new one, to be trained.
+    _new_weights = ("classifier.",)
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__(config)

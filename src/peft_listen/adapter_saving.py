@@ -1,0 +1,37 @@
+"""Saves the weights and the configuration of an adapter together. PEFT writes one after the other over older files."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+from peft import PeftModel
+
+from .folder_saving import replaced_checkpoint
+
+
+def install(peft_model_class: type[PeftModel]) -> None:
+    """
+    Wraps `PeftModel.save_pretrained`: a LISTEN adapter that is saved over an older one and killed leaves the old adapter,
+    the new one, or one that does not load, but never new weights under an old configuration.
+
+    Args:
+        peft_model_class (`type[PeftModel]`): The class to change. A second call has no effect.
+    """
+    save = peft_model_class.save_pretrained
+    if save.__module__ == __name__:
+        return
+
+    @functools.wraps(save, assigned=("__name__", "__qualname__", "__doc__"))
+    def save_pretrained(self: PeftModel, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        is_listen = any(config.peft_type == "LISTEN" for config in self.peft_config.values())
+        # Positions of PEFT's arguments: safe_serialization, selected_adapters, save_embedding_layers, is_main_process.
+        is_main = kwargs.get("is_main_process", args[3] if len(args) > 3 else True)
+        if not is_listen or not is_main or os.path.isfile(save_directory):
+            save(self, save_directory, *args, **kwargs)  # type: ignore[arg-type]
+            return
+        with replaced_checkpoint(save_directory, kept=("README.md",)) as temporary:
+            save(self, str(temporary), *args, **kwargs)
+
+    peft_model_class.save_pretrained = save_pretrained  # type: ignore[method-assign]

@@ -1,0 +1,89 @@
+"""Saves the files of a checkpoint so that a killed process leaves the old checkpoint, the new one, or none that loads."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+
+# A checkpoint without these files is not loaded, so they are removed first and written last.
+_CONFIGURATIONS = ("config.json", "adapter_config.json")
+_WEIGHTS = re.compile(r"(model|adapter_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
+_TEMPORARY = ".saving-{host}-{process}"
+
+
+@contextmanager
+def replaced_checkpoint(folder: str | os.PathLike[str], kept: Sequence[str] = ()) -> Iterator[Path]:
+    """
+    A temporary folder whose files take the place of those of `folder` when the block ends.
+
+    The files of a checkpoint belong together: weights under the configuration of an older adapter load without an error
+    and give wrong answers. They are therefore written elsewhere first. Then the configuration of `folder` is removed, the
+    new files are moved, and the new configuration comes last. Other files of `folder` stay. If the block raises, nothing in
+    `folder` changes.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder of the checkpoint; it is created if it does not exist.
+        kept (`Sequence[str]`, *optional*): Names of files that the block reads and updates.
+
+    Yields:
+        `pathlib.Path`: an empty folder, except for the files in `kept`, of the same name as `folder`.
+    """
+    target = Path(folder).resolve()
+    target.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(target)
+    # Inside `folder`, and so on the same file system, where renaming is atomic.
+    outer = target / _TEMPORARY.format(host=socket.gethostname(), process=os.getpid())
+    temporary = outer / target.name
+    temporary.mkdir(parents=True)
+    try:
+        for name in kept:
+            if (target / name).is_file():
+                shutil.copy2(target / name, temporary / name)
+        yield temporary
+        for folder_of_files in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
+            _move(folder_of_files, target / folder_of_files.relative_to(temporary))
+    finally:
+        shutil.rmtree(outer, ignore_errors=True)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Moves the files of one folder, those without which nothing is loaded last."""
+    target.mkdir(exist_ok=True)
+    names = [path.name for path in source.iterdir() if path.is_file()]
+    for name in _CONFIGURATIONS:
+        if name in names:
+            (target / name).unlink(missing_ok=True)
+    weights = [name for name in names if _WEIGHTS.fullmatch(name)]
+    for path in list(target.iterdir()):
+        # Shards of an older checkpoint with another number of shards.
+        kinds = {name.startswith("adapter_") for name in weights}
+        is_weights = _WEIGHTS.fullmatch(path.name) is not None and path.name.startswith("adapter_") in kinds
+        if is_weights and path.name not in weights:
+            path.unlink()
+    for name in sorted(names, key=lambda name: name in _CONFIGURATIONS):
+        os.replace(source / name, target / name)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes the temporary folders of processes of this machine that have ended."""
+    prefix = _TEMPORARY.format(host=socket.gethostname(), process="")
+    for path in folder.glob(f"{prefix}*"):
+        process = path.name.removeprefix(prefix)
+        if process.isdigit() and not _is_running(int(process)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,289 @@
+"""A checkpoint is loaded whole or not at all: missing weights are an error, and a save that is killed mixes nothing."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM, pipeline
+
+from peft_listen import (
+    AudioListenConfig,
+    AudioListenForCausalLM,
+    AudioListenModel,
+    BeatsConfig,
+    BeatsForAudioClassification,
+    BeatsModel,
+    ListenConfig,
+)
+from peft_listen.folder_saving import replaced_checkpoint
+from tests.small_models import QFORMER, make_beats_config, make_llm
+
+
+def remove_weights(folder: Path, *beginnings: str) -> list[str]:
+    """Removes the weights whose names begin so, and returns the names."""
+    weights = load_file(folder / "model.safetensors")
+    removed = [name for name in weights if name.startswith(beginnings)]
+    assert removed
+    kept = {name: tensor for name, tensor in weights.items() if name not in removed}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return removed
+
+
+LOADERS = {
+    "AudioListenForCausalLM": AudioListenForCausalLM.from_pretrained,
+    "AudioListenModel": AudioListenModel.from_pretrained,
+    "AutoModel": AutoModel.from_pretrained,
+    "AutoModelForCausalLM": AutoModelForCausalLM.from_pretrained,
+    "AutoModelForMultimodalLM": AutoModelForMultimodalLM.from_pretrained,
+    "pipeline": lambda folder: pipeline("audio-text-to-text", model=str(folder)),
+}
+
+
+class TestMissingWeights:
+    @pytest.fixture
+    def folder(self, composite_folder, tmp_path) -> Path:
+        shutil.copytree(composite_folder, tmp_path / "saved")
+        return tmp_path / "saved"
+
+    @pytest.mark.parametrize(
+        "beginning",
+        [
+            "lm_head.weight",
+            "model.multi_modal_projector.query_tokens",
+            "model.multi_modal_projector.linear",
+            "model.speech_tower.layers.0.fc1.weight",
+            "model.speech_tower.embed_positions",
+            "model.language_model.embed_tokens",
+            "model.language_model.layers.1.",
+            "model.multi_modal_projector.",
+        ],
+    )
+    def test_of_a_composite_are_named(self, folder, beginning):
+        removed = remove_weights(folder, beginning)
+        with pytest.raises(ValueError, match=rf"lacks {len(removed)} of the .*weights.*{min(removed)}"):
+            AudioListenForCausalLM.from_pretrained(folder)
+
+    @pytest.mark.parametrize("loader", LOADERS)
+    def test_by_every_door(self, folder, loader):
+        remove_weights(folder, "model.multi_modal_projector.query_tokens")
+        with pytest.raises(ValueError, match="query_tokens"):
+            LOADERS[loader](folder)
+
+    def test_under_an_adapter(self, folder, make_adapted, tmp_path):
+        make_adapted("listen").save_pretrained(tmp_path / "adapter")
+        file = tmp_path / "adapter" / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(folder)}))
+        remove_weights(folder, "model.language_model.layers.0.")
+        for load in LOADERS.values():
+            with pytest.raises(ValueError, match=r"language_model\.layers\.0\."):
+                load(tmp_path / "adapter")
+
+    def test_are_reported_to_a_caller_who_asks_for_the_report(self, folder):
+        removed = remove_weights(folder, "lm_head.weight")
+        _, info = AudioListenForCausalLM.from_pretrained(folder, output_loading_info=True)
+        assert info["missing_keys"] == set(removed)
+
+    @pytest.mark.parametrize("part", ["speech", "sound", "llm"])
+    @pytest.mark.parametrize("save_frozen", [None, False])
+    def test_of_a_part_are_named(self, published_parts, tmp_path, part, save_frozen):
+        parts = {name: tmp_path / name for name in published_parts}
+        for name, source in published_parts.items():
+            shutil.copytree(source, parts[name])
+        if save_frozen is False:
+            model = AudioListenForCausalLM.from_sub_models_pretrained(**parts, qformer_config=QFORMER)
+            model.save_pretrained(tmp_path / "saved", save_frozen=False)
+        beginning = {"speech": "model.encoder.layers.0.fc2", "sound": "encoder.layers.0", "llm": "model.layers.1.mlp"}
+        removed = remove_weights(parts[part], beginning[part], beginning[part].removeprefix("model."))
+        with pytest.raises(ValueError, match=rf"`{part}`: .*{part} lacks {len(removed)} of the .* weights"):
+            if save_frozen is False:
+                AudioListenForCausalLM.from_pretrained(tmp_path / "saved")
+            else:
+                AudioListenForCausalLM.from_sub_models_pretrained(**parts, qformer_config=QFORMER)
+
+    @pytest.mark.parametrize("model_class", [BeatsModel, BeatsForAudioClassification])
+    def test_of_a_sound_encoder_are_named(self, tmp_path, model_class):
+        model_class(make_beats_config()).save_pretrained(tmp_path)
+        model_class.from_pretrained(tmp_path)
+        prefix = "" if model_class is BeatsModel else "beats."
+        remove_weights(tmp_path, f"{prefix}encoder.layers.0.fc1.weight", f"{prefix}encoder.layers.0.")
+        with pytest.raises(ValueError, match=r"encoder\.layers\.0\."):
+            model_class.from_pretrained(tmp_path)
+
+    def test_a_new_class_head_is_not_missing(self, tmp_path):
+        BeatsModel(make_beats_config()).save_pretrained(tmp_path)
+        assert BeatsForAudioClassification.from_pretrained(tmp_path).classifier.weight.isfinite().all()
+
+    def test_tied_weights_are_not_missing(self, make_model, tmp_path):
+        make_model(llm="llama_tied").save_pretrained(tmp_path)
+        assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+        AudioListenForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("leftover", [None, "model.safetensors", "processor_config.json"])
+@pytest.mark.parametrize(
+    "model_class", [AudioListenForCausalLM, AudioListenModel, BeatsModel, AudioListenConfig, BeatsConfig]
+)
+def test_a_folder_without_a_configuration_is_not_a_model_of_default_size(
+    composite_folder, tmp_path, model_class, leftover
+):
+    if leftover is not None:
+        shutil.copy(composite_folder / leftover, tmp_path)
+    with pytest.raises(OSError, match=rf"{tmp_path.name} has no `config\.json`"):
+        model_class.from_pretrained(tmp_path)
+
+
+def events_in(folder: Path, event: str, arguments: tuple[Any, ...]) -> bool:
+    """Whether an audit event is about to change a file in a folder."""
+    if event == "open":
+        path, mode, flags = arguments
+        writes = bool((flags or 0) & (os.O_WRONLY | os.O_RDWR)) or (isinstance(mode, str) and mode[:1] in "wax")
+        return writes and isinstance(path, (str, bytes, os.PathLike)) and str(folder) in os.fsdecode(path)
+    changes = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "shutil.move", "os.truncate")
+    return event in changes and str(folder) in str(arguments)
+
+
+def killed_at(number: int, folder: Path, save: Any) -> bool:
+    """Runs `save` in a process that is killed at its n-th change of `folder`. Returns whether it ended before that."""
+    process = os.fork()
+    if process == 0:
+        count = 0
+
+        def hook(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal count
+            if event in ("open", "os.truncate") or event.startswith(("os.", "shutil.")):
+                if events_in(folder, event, arguments):
+                    count += 1
+                    if count == number:
+                        os._exit(9)
+
+        sys.addaudithook(hook)
+        try:
+            save()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    assert status in (0, 9)
+    return status == 0
+
+
+def composite(scale: float, window_stride: int) -> AudioListenForCausalLM:
+    from tests.small_models import make_model
+
+    model = make_model(window_stride=window_stride)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(scale)
+    return model
+
+
+def adapter(scale: float, prompt_length: int) -> PeftModel:
+    model = get_peft_model(make_llm("llama"), ListenConfig(pool_size=8, prompt_length=prompt_length))
+    with torch.no_grad():
+        model.base_model.layer.listen_pools["default"].values.fill_(scale)
+    return model
+
+
+def load_composite(folder: Path) -> tuple[float, int]:
+    model = AudioListenForCausalLM.from_pretrained(folder)
+    return float(model.lm_head.weight[0, 0]), model.config.window_stride
+
+
+def load_listen(folder: Path) -> tuple[float, int]:
+    model = PeftModel.from_pretrained(make_llm("llama"), folder)
+    pool = model.base_model.layer.listen_pools["default"]
+    return float(pool.values[0, 0]), model.peft_config["default"].prompt_length
+
+
+KINDS = {"composite": (composite, load_composite), "adapter": (adapter, load_listen)}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_save_over_an_older_checkpoint_mixes_nothing(kind, tmp_path):
+    build, load = KINDS[kind]
+    old, new = (build(1.0, 2), build(2.0, 3))
+    seen = set()
+    for number in range(1, 100):
+        folder = tmp_path / f"run{number}" / "saved"
+        old.save_pretrained(folder)
+        assert load(folder) == (1.0, 2)
+        ended = killed_at(number, folder, lambda folder=folder: new.save_pretrained(folder))
+        try:
+            found = load(folder)
+        except (OSError, ValueError):
+            found = None
+        assert found in ((1.0, 2), (2.0, 3), None), f"killed at change {number}"
+        seen.add(found)
+        new.save_pretrained(folder)  # cleans up after the process that was killed
+        assert load(folder) == (2.0, 3)
+        assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+        shutil.rmtree(folder.parent)
+        if ended:
+            break
+    assert ended and number > 5 and (1.0, 2) in seen and (2.0, 3) in seen
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_save_that_fails_leaves_the_old_checkpoint(kind, tmp_path, monkeypatch):
+    build, load = KINDS[kind]
+    folder = tmp_path / "saved"
+    build(1.0, 2).save_pretrained(folder)
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError("No space left on device")
+
+    for name in ("transformers.modeling_utils.safe_save_file", "peft.peft_model.safe_save_file"):
+        monkeypatch.setattr(name, fail)
+    with pytest.raises(OSError, match="No space left"):
+        build(2.0, 3).save_pretrained(folder)
+    monkeypatch.undo()
+    assert load(folder) == (1.0, 2)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_shards_of_an_older_checkpoint_are_removed_and_other_files_stay(make_model, tmp_path):
+    model = make_model()
+    (tmp_path / "notes.txt").write_text("mine")
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    model.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.glob("model*")] == ["model.safetensors"]
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert not (tmp_path / "model.safetensors").exists()
+    AudioListenForCausalLM.from_pretrained(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_several_adapters_and_the_model_card_are_saved(tmp_path):
+    model = adapter(1.0, 2)
+    model.add_adapter("second", ListenConfig(pool_size=4, prompt_length=2))
+    model.save_pretrained(tmp_path / "saved")
+    card = tmp_path / "saved" / "README.md"
+    assert "saved" in card.read_text()
+    card.write_text(card.read_text() + "\nMy own words.\n")
+    for _ in range(2):
+        model.save_pretrained(tmp_path / "saved")
+    assert "My own words." in card.read_text()
+    for folder in (tmp_path / "saved", tmp_path / "saved" / "second"):
+        assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in folder.iterdir()}
+    assert not [path for path in (tmp_path / "saved").iterdir() if path.name.startswith(".")]
+
+
+def test_the_folder_of_a_running_process_is_left_alone(tmp_path):
+    with replaced_checkpoint(tmp_path) as first:
+        other = first.parent.with_name(first.parent.name.rpartition("-")[0] + "-999999999")
+        other.mkdir()
+        (first / "config.json").write_text("{}")
+        process = os.fork()
+        if process == 0:
+            with replaced_checkpoint(tmp_path):
+                os._exit(0 if first.exists() and not other.exists() else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    assert (tmp_path / "config.json").read_text() == "{}"
