@@ -5,11 +5,22 @@ from pathlib import Path
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import AutoModelForMultimodalLM, BitsAndBytesConfig, pipeline
+from transformers import AutoModelForMultimodalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, pipeline
 
 from peft_listen import AudioListenForCausalLM, BeatsFeatureExtractor, BeatsModel, ListenConfig
 from peft_listen.training import FeatureCache
-from tests.small_models import QFORMER, make_chat_model, make_chat_processor, make_clip, make_model, make_processor
+from tests.small_models import (
+    IDS,
+    QFORMER,
+    SIZES,
+    VOCAB_SIZE,
+    make_chat_model,
+    make_chat_processor,
+    make_clip,
+    make_model,
+    make_processor,
+    make_tokenizer,
+)
 
 
 pytestmark = pytest.mark.gpu
@@ -115,17 +126,22 @@ def test_beats_and_its_filter_bank_are_those_of_the_cpu(device):
     torch.testing.assert_close(on_device.cpu(), hidden_states, atol=2e-4, rtol=0)
 
 
-def test_an_adapter_trains_on_a_language_model_in_4_bit(needs_cuda, published_parts, device):
+def test_an_adapter_trains_on_a_language_model_in_4_bit(needs_cuda, published_parts, device, tmp_path):
     pytest.importorskip("bitsandbytes")
+    # bitsandbytes quantizes blocks of 64 weights, which must not be longer than a row.
+    sizes = {**SIZES, "hidden_size": 128, "intermediate_size": 128}
+    LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB_SIZE, **sizes, **IDS)).save_pretrained(tmp_path / "llm")
+    make_tokenizer().save_pretrained(tmp_path / "llm")
+    parts = {**published_parts, "llm": tmp_path / "llm"}
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     torch.manual_seed(0)
     base = AudioListenForCausalLM.from_sub_models_pretrained(
-        **published_parts,
+        **parts,
         qformer_config=QFORMER,
         llm_kwargs={"quantization_config": config, "device_map": {"": str(device)}},
     ).to(device)
     torch.manual_seed(0)
-    whole = AudioListenForCausalLM.from_sub_models_pretrained(**published_parts, qformer_config=QFORMER).to(device)
+    whole = AudioListenForCausalLM.from_sub_models_pretrained(**parts, qformer_config=QFORMER).to(device)
     text = ["<|audio|> What is said?", "the<|audio|>fox"]
     batch = make_processor(sound=True)(text=text, audio=[make_clip(1.0, 1), make_clip(0.4, 2)], sampling_rate=16000)
     batch = batch.to(device)
