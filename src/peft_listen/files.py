@@ -1,4 +1,4 @@
-"""Writes a file or a folder under a temporary name and renames it, so that it is never seen half-written."""
+"""Writes a file or a folder under a temporary name and renames it when it is complete."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
-    A temporary path in the folder of `path`; what the block writes there takes the name `path` when the block ends.
+    Gives a temporary path in the folder of `path`, which is renamed to `path` when the block ends.
 
-    If the block raises, the temporary file or folder is removed and whatever `path` held before stays as it was.
+    If the block raises, the temporary file or folder is removed, and an existing `path` is not changed.
 
     Args:
         path (`str` or `os.PathLike`): file to replace, or folder to create (it must not exist, or be empty).
@@ -24,7 +24,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         `pathlib.Path`: where to write; a file or a folder may be created there.
 
     Raises:
-        OSError: if the temporary file cannot take the name `path`, for instance a folder that is not empty.
+        OSError: if the temporary path cannot be renamed to `path`, for instance because `path` is a folder that is not
+            empty.
 
     ```python
     >>> import tempfile

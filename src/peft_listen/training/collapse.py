@@ -21,7 +21,7 @@ class CollapseMetric:
 
     Attributes:
         measure (`str`): name of the metric in the logs.
-        message (`str`): what has happened and what to do about it; `{value}` is replaced by the value.
+        message (`str`): what has happened and what to do about it; `{value}` is replaced by the metric's value.
     """
 
     measure: str
@@ -52,7 +52,7 @@ METRICS = (
 @torch.no_grad()
 def collapse_measures(queries: torch.Tensor, keys: torch.Tensor, best: torch.Tensor) -> dict[str, float]:
     """
-    Computes the similarity of the selections of recent rows; each metric is 1 in full collapse.
+    Computes the collapse metrics of recent rows; each is 1 under full collapse.
 
     Args:
         queries (`torch.FloatTensor` of shape `(num_rows, embedding_size)`): after centering and scaling.

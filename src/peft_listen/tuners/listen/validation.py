@@ -1,4 +1,4 @@
-"""Checks of inputs that prompts cannot be prepended to, each with its reason."""
+"""Rejects inputs that prompts cannot be prepended to, with the reason."""
 
 from __future__ import annotations
 

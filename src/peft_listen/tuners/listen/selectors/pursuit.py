@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 class KeyGeometry(NamedTuple):
     """
-    Quantities of the keys that every pursuit over them shares.
+    Quantities that depend only on the keys and are shared by all queries.
 
     Attributes:
         keys (`torch.FloatTensor` of shape `(pool_size, embedding_size)`): a copy.
@@ -32,9 +32,9 @@ class MatchingPursuit:
 
     Args:
         step_size (`float`, defaults to 1.0):
-            Share of a selected key's part that is subtracted from the query, from 0 to 1. 1 is matching pursuit (Mallat
-            and Zhang, 1993); 0 subtracts nothing, and ranks keys by their similarity to the query; values in between
-            are the smaller steps of forward stagewise regression (Efron et al., 2004).
+            Fraction of a selected key's component that is subtracted from the query, from 0 to 1. 1 is matching
+            pursuit (Mallat and Zhang, 1993); 0 subtracts nothing, and ranks keys by their similarity to the query;
+            values in between are the smaller steps of forward stagewise regression (Efron et al., 2004).
     """
 
     def __init__(self, step_size: float = 1.0) -> None:
@@ -88,7 +88,7 @@ class MatchingPursuit:
         norms = torch.linalg.vector_norm(keys, dim=-1).clamp_min(1e-12)
         unit_keys = keys / norms.unsqueeze(-1)
         geometry = KeyGeometry(keys.detach().clone(), norms, unit_keys @ unit_keys.T)
-        # One assignment: another thread reads either the old or the new geometry, never a mixture.
+        # A single assignment: another thread reads either the old or the new geometry, never a mixture.
         self._geometry = geometry
         return geometry
 
