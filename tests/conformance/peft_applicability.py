@@ -37,11 +37,11 @@ def cases(models: list[str]) -> list[tuple[str, type, dict[str, Any]]]:
 
 _MERGING = (
     "Prompts depend on the input and cannot be merged into weights. `merge_and_unload` and `merge_adapter` are refused "
-    "with that reason (`test_merging_is_refused`)."
+    "with that reason (`test_merging_raises`)."
 )
 _MIXED = (
     "Other adapters for other rows of a batch (`adapter_names`): PEFT has it for LoRA and RoAd alone. LISTEN refuses it "
-    "(`test_different_adapters_for_the_rows_of_a_batch_are_refused`)."
+    "(`test_different_adapters_for_the_rows_of_a_batch_raise`)."
 )
 _PROMPT_LEARNING = (
     "For PEFT's `PromptLearningConfig` methods, which live in `PeftModel` itself; LISTEN is a tuner. What it checks of "
@@ -77,7 +77,7 @@ NOT_APPLICABLE: dict[str, str] = {
     ),
     "test_lora_conversion": (
         "Prompts change no weights, so no LoRA adapter does the same: `supports_lora_conversion()` is `False` "
-        "(`test_prompts_are_no_change_of_weights_that_lora_could_be`), and the test ends there."
+        "(`test_prompts_cannot_be_converted_to_lora`), and the test ends there."
     ),
     "test_training_prompt_learning_tasks": _PROMPT_LEARNING,
     "test_set_requires_grad_prompt_learning_raises": (
@@ -91,7 +91,7 @@ NOT_APPLICABLE: dict[str, str] = {
     "test_prompt_tuning_config_invalid_args": _PROMPT_TUNING_INIT,
     "test_prompt_tuning_prepare_inputs_for_generation_4d_attention_mask": (
         "About `PromptTuningConfig` alone: prompts enter its inputs before `generate` makes a mask. LISTEN's enter in "
-        "the decoder, and a mask made before is refused (`test_a_prepared_mask_is_refused`)."
+        "the decoder, and a mask made before is refused (`test_a_prepared_mask_raises`)."
     ),
     "test_prefix_tuning_qwen2_with_grouped_query_attention": _PREFIX_TUNING,
     "test_prefix_tuning_qwen3_with_grouped_query_attention": _PREFIX_TUNING,

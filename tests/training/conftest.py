@@ -66,7 +66,7 @@ def make_model() -> Callable[..., AudioListenForCausalLM]:
             **kwargs,
         )
         with torch.no_grad():
-            # Large enough weights that the audio changes the output visibly, so that no test passes by accident.
+            # Large enough weights that the audio changes the output visibly, so no test passes by accident.
             base = model.model
             parts = (base.speech_tower, base.sound_tower, base.language_model, model.lm_head)
             for part, seed in zip(parts, (speech_seed, 2, 3, 4), strict=True):

@@ -59,7 +59,7 @@ class ListenCallback(TrainerCallback):
     ) -> None:
         if any(step < 1 for step in init_keys_at_steps):
             raise ValueError(
-                f"`init_keys_at_steps` must hold steps of at least 1, got {tuple(init_keys_at_steps)}: before the first "
+                f"`init_keys_at_steps` must contain steps of at least 1, got {tuple(init_keys_at_steps)}: before the first "
                 "step there are no queries to initialize the keys from."
             )
         if num_queries < 1:
@@ -169,8 +169,8 @@ class ListenCallback(TrainerCallback):
             self._recent_queries.extend(pool.recent_queries)
         elif self._is_pending(state.global_step):
             warnings.warn(
-                "The checkpoint contains no queries, so the keys will be initialized from the queries since the resume "
-                "only, unlike in a run that was not interrupted. Resume from a checkpoint that was written with the same "
+                "The checkpoint contains no queries, so the keys will be initialized only from queries after the resume, "
+                "unlike in an uninterrupted run. Resume from a checkpoint that was written with the same "
                 "`init_keys_at_steps`.",
                 UserWarning,
                 stacklevel=2,

@@ -37,8 +37,8 @@ def find_backbone(model: nn.Module, path: str | None = None) -> tuple[str, nn.Mo
             backbone = model.get_submodule(path)
         except AttributeError as error:
             raise ValueError(
-                f"`backbone`={path!r} is not a module of {name}. Give a path that `model.named_modules()` lists, or leave "
-                "it out; then the decoder is found automatically."
+                f"`backbone`={path!r} is not a module of {name}. Pass a path that `model.named_modules()` lists, or leave "
+                "it out to find the decoder automatically."
             ) from error
     if "inputs_embeds" not in inspect.signature(backbone.forward).parameters:
         raise ValueError(
@@ -65,7 +65,7 @@ def _decoder_of(model: nn.Module) -> tuple[str, nn.Module]:
     if backbone is model:
         raise ValueError(
             f"Found no text decoder inside {name}. LISTEN is attached to a causal language model with its head, e.g. "
-            "from `AutoModelForCausalLM`; for another composition name the decoder with `ListenConfig(backbone=...)`."
+            "from `AutoModelForCausalLM`; for other models, set the path of the decoder with `ListenConfig(backbone=...)`."
         )
     for path, module in model.named_modules():
         if module is backbone:

@@ -150,7 +150,7 @@ class ListenConfig(PeftConfig):
         for name, (off, remedy) in _REMOVED_FIELDS.items():
             if name in kwargs and kwargs[name] != off:
                 raise ValueError(
-                    f"`{name}`={kwargs[name]!r} is not supported any more. {remedy} To load an adapter that was saved "
+                    f"`{name}`={kwargs[name]!r} is no longer supported. {remedy} To load an adapter that was saved "
                     f"with it, set `{name}` to {off!r} in its `adapter_config.json`."
                 )
         return super().__new__(cls)
@@ -232,12 +232,14 @@ class ListenConfig(PeftConfig):
             isinstance(self.query_ignored_token_ids, (list, tuple, set))
             and all(is_integer(token_id) and token_id >= 0 for token_id in self.query_ignored_token_ids)
         ):
-            raise ValueError(f"`query_ignored_token_ids` must hold token ids, got {self.query_ignored_token_ids!r}.")
+            raise ValueError(
+                f"`query_ignored_token_ids` must contain token ids, got {self.query_ignored_token_ids!r}."
+            )
         if self.modules_to_save is not None and not (
             isinstance(self.modules_to_save, (list, tuple, set))
             and all(isinstance(name, str) for name in self.modules_to_save)
         ):
-            raise ValueError(f"`modules_to_save` must be a list of names of modules, got {self.modules_to_save!r}.")
+            raise ValueError(f"`modules_to_save` must be a list of module names, got {self.modules_to_save!r}.")
 
     def _check_enough_shared_prompts(self) -> None:
         longest = {"prompt_length": self.prompt_length}
@@ -246,8 +248,8 @@ class ListenConfig(PeftConfig):
         for name, value in longest.items():
             if value > self.num_shared_prompts:
                 raise ValueError(
-                    f"`num_shared_prompts`={self.num_shared_prompts} are too few to be added to `{name}`={value} "
-                    f"selected ones. Set `num_shared_prompts={value}`, or a smaller `{name}`."
+                    f"`num_shared_prompts`={self.num_shared_prompts} is too small to add a shared prompt to each of the "
+                    f"`{name}`={value} selected ones. Set `num_shared_prompts={value}`, or a smaller `{name}`."
                 )
 
     @property
@@ -270,7 +272,7 @@ _PAPER_FORM: dict[str, Any] = {
     "key_loss_reduction": "sum",
 }
 
-_WITHOUT_GAIN = "It did not lower the loss in any benchmark."
+_WITHOUT_GAIN = "It did not lower the loss in any benchmark run."
 
 # Fields of earlier versions, with the value at which they had no effect and advice for users of other values.
 _REMOVED_FIELDS: dict[str, tuple[Any, str]] = {
@@ -279,7 +281,7 @@ _REMOVED_FIELDS: dict[str, tuple[Any, str]] = {
     "exploration": (0.0, _WITHOUT_GAIN),
     "query_dropout": (0.0, _WITHOUT_GAIN),
     "detach_query": (True, "The key loss always stops its gradient at the query."),
-    "paper_form": (False, "`ListenConfig.paper()` sets the fields that it stood for."),
+    "paper_form": (False, "`ListenConfig.paper()` gives the same form."),
 }
 
 
@@ -299,6 +301,6 @@ def check_prompt_length(name: str, value: Any, pool_size: int) -> None:
         raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
     if value > pool_size:
         raise ValueError(
-            f"`{name}`={value} is more than the pool holds (`pool_size`={pool_size}). "
+            f"`{name}`={value} exceeds the size of the pool (`pool_size`={pool_size}). "
             f"Set at most {pool_size}, or use a larger pool."
         )

@@ -239,7 +239,7 @@ class PromptGeneration:
                 continue
             if value <= length and new == "max_new_tokens":
                 raise ValueError(
-                    f"The input has {length} tokens, so that `max_length`={value} leaves none to generate. Increase it, "
+                    f"The input has {length} tokens, so `max_length`={value} leaves none to generate. Increase it, "
                     "or set `max_new_tokens`."
                 )
             if config is None:
@@ -259,7 +259,7 @@ class PromptGeneration:
         size, needed = min(sizes), prompt_length + length + new_tokens - 1
         if size < needed:
             raise ValueError(
-                f"The cache holds {size} positions, and {prompt_length} prompts, {length} tokens and {new_tokens} new "
+                f"The cache holds {size} positions, but {prompt_length} prompts, {length} tokens and {new_tokens} new "
                 f"ones need {needed}. Use a larger cache."
             )
 

@@ -140,7 +140,7 @@ class PromptHooks:
         if module is not self.language_model and self.layer.active_pool is not None:
             raise ValueError(
                 f"LISTEN does not support copies of {type(self.language_model).__name__} that share its hooks, as "
-                "`torch.nn.DataParallel` makes them. Use `torch.nn.parallel.DistributedDataParallel` with one process "
+                "`torch.nn.DataParallel` creates them. Use `torch.nn.parallel.DistributedDataParallel` with one process "
                 "per device, or hide all devices but one (`CUDA_VISIBLE_DEVICES=0`)."
             )
         thread.key_loss_per_row = None
@@ -181,7 +181,7 @@ class PromptHooks:
         self._warned_without_labels = True
         warnings.warn(
             "A forward pass in training mode got no `labels`. The query is then computed from the whole input, including "
-            "any answer in it, and no key loss is added. Pass `labels`, or name the prompt with `listen_query_mask` "
+            "any answer in it, and no key loss is added. Pass `labels`, or mark the prompt with `listen_query_mask` "
             "and add `model.key_loss` to your loss.",
             UserWarning,
             stacklevel=2,
@@ -207,9 +207,9 @@ class PromptHooks:
             self._calls_to_check_for_padding = 0
             warnings.warn(
                 "The input ends with padding, and the model got neither `attention_mask` nor `labels`. Padding and any "
-                "continuation to be scored are then in the query, and the selected prompts depend on them. Pass "
-                "`attention_mask`, and name the context with `listen_query_mask` (1 for its tokens), as the documentation "
-                "shows for evaluation harnesses.",
+                "continuation to be scored are then part of the query, and the selected prompts depend on them. Pass "
+                "`attention_mask`, and mark the context with `listen_query_mask` (1 for its tokens), as shown in the "
+                "documentation for evaluation harnesses.",
                 UserWarning,
                 stacklevel=2,
             )

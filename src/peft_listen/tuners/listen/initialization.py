@@ -25,8 +25,8 @@ def embedding_size(embedding: nn.Module, model_config: object) -> int:
         size = getattr(text_config, "hidden_size", None)
     if size is None:
         raise ValueError(
-            f"Cannot tell the embedding size of {type(embedding).__name__}: it has no `embedding_dim`, and the model's "
-            "configuration has no `hidden_size`. Give the embedding module an `embedding_dim` attribute."
+            f"Cannot determine the embedding size of {type(embedding).__name__}: it has no `embedding_dim`, and the model's "
+            "configuration has no `hidden_size`. Set `embedding_dim` on the embedding module."
         )
     return int(size)
 

@@ -72,8 +72,8 @@ class ListenModel(BaseTuner):
         attached = next((path for path, module in model.named_modules() if isinstance(module, ListenLayer)), None)
         if attached is not None and attached != f"{name}.{LAYER_NAME}":
             raise ValueError(
-                f"This model's prompts are prepended at {attached.removesuffix('.' + LAYER_NAME)!r}; an adapter with "
-                f"`backbone`={name!r} cannot join them. Use the same backbone for all adapters of one model."
+                f"This model's prompts are prepended at {attached.removesuffix('.' + LAYER_NAME)!r}, but the new adapter has "
+                f"`backbone`={name!r}. Use the same backbone for all adapters of one model."
             )
         self._backbone_name = name
 
@@ -106,8 +106,8 @@ class ListenModel(BaseTuner):
         selector = layer.pool_of(adapter_name).selector
         if peft_config.key_loss_weight == 0 and not selector.keys_receive_gradient and not peft_config.inference_mode:
             warnings.warn(
-                f"With `key_loss_weight=0` nothing moves the keys of the {peft_config.selector!r} selector: they keep "
-                "their initial values. Set a weight above 0, unless this is intended.",
+                f"With `key_loss_weight=0` the keys of the {peft_config.selector!r} selector are not trained and "
+                "keep their initial values. Set a weight above 0, unless this is intended.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -164,7 +164,7 @@ class ListenModel(BaseTuner):
         if kwargs.get("adapter_names") is not None:
             raise ValueError(
                 "LISTEN does not support `adapter_names`: the prompts of all rows of a batch are selected from one pool. "
-                "Call `set_adapter` and run the rows of each adapter as a batch of their own."
+                "Call `set_adapter` and run the rows of each adapter as a separate batch."
             )
         yield
 

@@ -149,8 +149,8 @@ class PromptPool(nn.Module):
             local = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # of a DTensor
             if local.device.type != "meta" and local.is_floating_point() and not bool(local.isfinite().all()):
                 raise ValueError(
-                    f"The prompt pool cannot be {purpose}: `{name}` holds NaN or infinite values. The training has diverged, "
-                    "or the checkpoint is damaged. Go back to an earlier checkpoint, and lower the learning rate."
+                    f"The prompt pool cannot be {purpose}: `{name}` contains NaN or infinite values. The training has diverged, "
+                    "or the checkpoint is damaged. Return to an earlier checkpoint, and lower the learning rate."
                 )
 
     def warn_of_skipped_rows(self) -> None:
@@ -159,8 +159,8 @@ class PromptPool(nn.Module):
             return
         self._warned_of_skipped_rows = True
         warnings.warn(
-            f"{self._sums.num_skipped} rows whose embeddings hold NaN or infinite values were left out of the running "
-            "statistics of the queries. Look for broken inputs: their loss is not finite either.",
+            f"{self._sums.num_skipped} rows whose embeddings contain NaN or infinite values were excluded from the "
+            "running statistics of the queries. Check the inputs: the loss of these rows is not finite either.",
             UserWarning,
             stacklevel=2,
         )
@@ -321,7 +321,7 @@ class PromptPool(nn.Module):
         warnings.warn(
             "The first token of a row is supervised, so the row has no prompt to compute a query from; its first token is "
             "used as the query. For instruction data, set the labels of the prompt to -100 (completion-only or "
-            "assistant-only loss): then the query is the mean of audio and instruction, as in LiSTEN.",
+            "assistant-only loss); the query is then the mean of audio and instruction, as in LiSTEN.",
             UserWarning,
             stacklevel=2,
         )
@@ -345,7 +345,9 @@ class PromptPool(nn.Module):
                 f"{tuple(queries.shape)}."
             )
         if not bool(queries.isfinite().all()):
-            raise ValueError("`queries` holds NaN or infinite values; look for broken inputs before clustering.")
+            raise ValueError(
+                "`queries` contains NaN or infinite values. Remove these rows, and check the inputs that they come from."
+            )
         # Sorted, so the result does not depend on the number of processes that the queries were gathered from.
         rows, counts = queries.float().unique(dim=0, return_counts=True)
         queries = rows.repeat_interleave(counts, dim=0)

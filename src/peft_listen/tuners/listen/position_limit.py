@@ -74,7 +74,7 @@ class PositionLimit:
         self._warn(
             f"{num_tokens} tokens, {num_prompts} prompts and up to {max_new_tokens} new tokens are "
             f"{num_tokens + num_prompts + max_new_tokens} positions, but the model has {self.limit} "
-            "(`max_position_embeddings`). Prompts count towards them. Lower `max_new_tokens`, or use fewer prompts."
+            "(`max_position_embeddings`). Prompts count toward this limit. Lower `max_new_tokens`, or use fewer prompts."
         )
 
     def _warn(self, message: str) -> None:
