@@ -32,7 +32,7 @@ class KilledError(Exception):
 
 
 class KillAt(TrainerCallback):
-    """Stands for a process that is killed in the middle of an optimizer step."""
+    """Simulates a process that is killed in the middle of an optimizer step."""
 
     def __init__(self, step):
         self.step = step

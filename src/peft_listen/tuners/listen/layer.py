@@ -1,5 +1,4 @@
-"""Adapter layer attached to the decoder: contains the prompt pool of each adapter and selects prompts from the active
-one."""
+"""Adapter layer attached to the decoder: contains the prompt pools and selects prompts from the active one."""
 
 from __future__ import annotations
 
