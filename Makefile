@@ -59,7 +59,7 @@ test: lint types
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 # The audio models need a newer transformers than the tuner, so there are two environments. The conformance suites are
-# left out: they are those of the installed versions, and their tables are those of the newest ones.
+# left out: they run the tests of the installed versions, and the stored tables are for those of .ci/tested.txt.
 test-lowest: .venv-lowest/installed .venv-lowest-tuner/installed
 	HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest --ignore tests/conformance
 	HF_HUB_OFFLINE=1 .venv-lowest-tuner/bin/python -m pytest tests/tuners

@@ -1,1 +1,1 @@
-"""The demo behind `make demo`: data set, base model, training and evaluation."""
+"""The demo behind `make demo`: dataset, base model, training and evaluation."""

@@ -1,4 +1,4 @@
-"""Generates the demo's data set: short WAV files of speech and sounds, each with an instruction and an answer.
+"""Generates the demo's dataset: short WAV files of speech and sounds, each with an instruction and an answer.
 
     python -m demo.make_dataset OUTPUT_DIR
 
@@ -14,10 +14,10 @@ Train, validation and test are separated as follows:
 - voices: no voice occurs in two splits (American and British English occur in all of them);
 - sentences: no carrier phrase of the animals, and no subject or predicate of the other sentences, occurs in two splits;
 - sounds: the parameters of each sound are drawn from the same ranges in all splits, so no two clips are identical;
-- the animals, the settings of the emotions and the wordings of the instructions are the same in all splits: the answers
-  are what a model learns, and they are tested with new voices and new sentences.
+- the animals, the settings of the emotions and the wordings of the instructions are the same in all splits: a model
+  learns these answers and is tested on new voices and new sentences.
 
-The voices are those of eSpeak NG that a small speech recognizer understands. A clip lasts 1 to 3 s.
+Only voices of eSpeak NG that a small speech recognizer understands are used. A clip lasts 1 to 3 s.
 """
 
 import argparse
@@ -127,7 +127,7 @@ class Clip:
     One example before its audio is rendered.
 
     Attributes:
-        path (`str`): path of its audio relative to the data set's folder.
+        path (`str`): path of its audio relative to the dataset's folder.
         instruction, answer, task (`str`): as in the data file.
         text (`str`): spoken text; empty for sounds.
         speech (`dict`): arguments of [`EspeakSynthesizer.speak`]; empty for sounds.
@@ -253,8 +253,8 @@ def make_dataset(
     and existing folders. The same arguments and library versions give the same bytes.
 
     Args:
-        output_dir (`str` or `Path`): folder of the data set.
-        seed (`int`, defaults to 0): seed of the data set.
+        output_dir (`str` or `Path`): folder of the dataset.
+        seed (`int`, defaults to 0): seed of the dataset.
         train_per_task, validation_per_task, test_per_task (`int`): clips per task of each split.
 
     Returns:
@@ -282,8 +282,8 @@ def _make_renderer() -> Callable[[Clip], np.ndarray]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Generate the demo's data set of speech and sounds.")
-    parser.add_argument("output_dir", type=Path, help="folder of the data set")
+    parser = argparse.ArgumentParser(description="Generate the demo's dataset of speech and sounds.")
+    parser.add_argument("output_dir", type=Path, help="folder of the dataset")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train-per-task", type=int, default=240, metavar="COUNT")
     parser.add_argument("--validation-per-task", type=int, default=12, metavar="COUNT")

@@ -1,4 +1,4 @@
-"""Runs the whole demo: two small models, a data set, training, and answers in a new process.
+"""Runs the whole demo: two small models, a dataset, training, and answers in a new process.
 
     python -m demo.run [--folder .demo] [--speech SPEECH] [--llm LLM] [--sound SOUND] [--steps N]
 
@@ -39,7 +39,7 @@ def run_stage(title: str, output: Path, module: str, *arguments: object, force: 
 
 
 def show_results(before: dict, after: dict, per_task: int = 3) -> None:
-    """Prints answers beside the reference answers, accuracy before and after training, and the overlap of selections."""
+    """Prints answers next to the reference answers, accuracy before and after training, and the overlap of selections."""
     print("\n== Answers for clips that were not trained on (new voices, new sentences)")
     shown: dict[str, int] = {}
     for untrained, trained in zip(before["answers"], after["answers"], strict=True):
@@ -61,8 +61,8 @@ def show_results(before: dict, after: dict, per_task: int = 3) -> None:
 
     selections = after["selections"]
     print(
-        f"\n== Prompts: {selections['live_prompts']} of the pool's {selections['pool_size']} are in use; share of the "
-        f"{selections['prompt_length']} most selected that two tasks have in common (1.00 everywhere would be collapse)"
+        f"\n== Prompts: {selections['live_prompts']} of {selections['pool_size']} in use; fraction of the "
+        f"{selections['prompt_length']} most selected prompts that two tasks have in common (1.00 everywhere is collapse)"
     )
     print(format_overlap({(first, second): value for first, second, value in selections["overlap"]}))
     print(f"mean overlap of different tasks: {selections['mean_overlap']:.2f}")

@@ -3,8 +3,8 @@
     python examples/custom_selector.py [--temperature 0.5] [--steps 60]
 
 A selector receives queries `[batch, hidden]` and keys `[pool_size, hidden]` and returns the `k` selected prompts of each
-row, best first. With weights that depend on the keys, the language-model loss trains the keys too. Import the file of a
-selector before loading an adapter that uses it, so that it is registered.
+row, best first. With weights that depend on the keys, the language-model loss trains the keys too. Import the file of
+a selector before loading an adapter that uses it, because the import registers the selector.
 """
 
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ TEXTS = {
 @register_selector("soft_cosine")
 class SoftCosineSelector(Selector):
     """
-    The prompts of the highest cosine similarity, weighted by a softmax over the selected ones.
+    Selects the prompts with the highest cosine similarity, weighted by a softmax over the selected scores.
 
     Args:
         temperature (`float`, defaults to 0.5): small values give the best prompt nearly all of the weight.
@@ -47,7 +47,7 @@ class SoftCosineSelector(Selector):
         # A stable sort returns the same prompts on every device when two keys are equal.
         scores, indices = cosines.sort(dim=-1, descending=True, stable=True)
         scores, indices = scores[:, :k], indices[:, :k]
-        # Times k, so that the prompts keep the size of embeddings whatever their number.
+        # Multiplied by k, which keeps the mean weight at 1 for every k.
         return Selection(indices, scores, weights=k * (scores / self.temperature).softmax(dim=-1))
 
 

@@ -2,7 +2,7 @@
 
     python examples/sft_with_lora.py [--data train.jsonl] [--steps 200]
 
-Each line of the data file is a JSON object with `prompt` and `completion`. A random share of the rows is held out; the
+Each line of the data file is a JSON object with `prompt` and `completion`. A random part of the rows is held out; the
 table at the end has the loss on them for each combination of adapters.
 """
 
@@ -34,11 +34,11 @@ class Arguments:
     steps: int = field(default=100, metadata={"help": "optimizer steps"})
     batch_size: int = field(default=8, metadata={"help": "rows per step"})
     learning_rate: float = field(default=1e-3, metadata={"help": "of LoRA and of the keys"})
-    test_share: float = field(default=0.1, metadata={"help": "share of the rows that is held out"})
+    test_share: float = field(default=0.1, metadata={"help": "fraction of the rows that is held out"})
 
 
 def adapt(llm: torch.nn.Module, adapters: str) -> PeftModel:
-    """Adds the adapters that are named, such as "listen + lora"."""
+    """Adds the named adapters, e.g. "listen + lora"."""
     if adapters == "lora":
         return get_peft_model(llm, LORA)
     model = get_peft_model(llm, LISTEN)

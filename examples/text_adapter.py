@@ -54,7 +54,7 @@ def main(arguments: Arguments) -> None:
     def tokenize(row: dict[str, str]) -> dict[str, list[int]]:
         prompt = tokenizer(render(row["instruction"]), add_special_tokens=False)["input_ids"]
         answer = tokenizer(row["answer"] + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
-        # Only the answer is supervised. The labels also tell the adapter which tokens it must not use as its query.
+        # Only the answer is supervised. The labels also mark the tokens that must not be part of the query.
         return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
 
     rows = (
@@ -63,7 +63,7 @@ def main(arguments: Arguments) -> None:
     dataset = rows.map(tokenize, remove_columns=rows.column_names)
 
     llm = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
-    # A prompt is trained only in the steps that select it: short trainings need a small pool.
+    # A prompt is trained only in the steps that select it, so short training runs need a small pool.
     config = ListenConfig(pool_size=16, prompt_length=4, max_train_prompt_length=8, task_type="CAUSAL_LM")
     model = get_peft_model(llm, config)
     model.print_trainable_parameters()

@@ -21,7 +21,7 @@ from peft_listen.models.audio_listen import AUDIO_TOKEN, audio_chat_template
 PROJECTOR = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
 PROJECTOR_INITIALIZER_RANGE = 256**-0.5
 
-# ChatML as SmolLM2 and Qwen use it, without a system prompt: which saves two dozen tokens per example.
+# ChatML, the template of SmolLM2 and Qwen, without a system prompt, which saves about two dozen tokens per example.
 CHATML_TEMPLATE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

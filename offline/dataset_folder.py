@@ -1,4 +1,4 @@
-"""Writes a data set of WAV files and JSON lines; an interrupted call is resumed and a complete folder is reused."""
+"""Writes a dataset of WAV files and JSON lines; an interrupted call is resumed and a complete folder is reused."""
 
 import hashlib
 import importlib.metadata
@@ -25,7 +25,7 @@ class PlannedClip(Protocol):
 
     @property
     def path(self) -> str:
-        """Path of its audio relative to the data set's folder, below `audio/`."""
+        """Path of its audio relative to the dataset's folder, below `audio/`."""
 
     def row(self) -> dict[str, Any]:
         """Its row in the data file."""
@@ -41,7 +41,7 @@ def write_dataset(
     make_renderer: Callable[[], Callable[[ClipType], np.ndarray]],
 ) -> Path:
     """
-    Writes the WAV files of a data set and its `train.jsonl`, `validation.jsonl` and `test.jsonl`, or reuses them.
+    Writes the WAV files of a dataset and its `train.jsonl`, `validation.jsonl` and `test.jsonl`, or reuses them.
 
     In each `.jsonl` file the tasks alternate. The audio is mono, 16-bit PCM, 16 kHz.
 
@@ -51,12 +51,13 @@ def write_dataset(
     the same request, with the same result as without the interruption.
 
     Args:
-        output_dir (`str` or `Path`): folder of the data set.
+        output_dir (`str` or `Path`): folder of the dataset.
         plans (`Mapping[tuple[str, str], Sequence[PlannedClip]]`): clips by split and task; all tasks of a split have the same
             number of clips.
-        request (`dict`): everything that the bytes of the data set depend on, see [`describe_request`].
+        request (`dict`): everything that the bytes of the dataset depend on, see [`describe_request`].
         make_renderer (`Callable`): returns a function that renders a clip as float samples of shape `(num_samples,)`, within
-            -1 and 1, at 16 kHz. It is called once for each split and task, so that each part can be generated on its own.
+            -1 and 1, at 16 kHz. It is called once for each split and task, because each part can be generated
+            independently.
 
     Returns:
         `Path`: the folder.
@@ -70,12 +71,12 @@ def write_dataset(
         manifest = _read_json(output_dir / "manifest.json")
         if not isinstance(manifest, dict) or "sha256" not in manifest:
             raise FileExistsError(
-                f"{output_dir} is not empty and is not a generated data set. Pass another folder, or remove this one."
+                f"{output_dir} is not empty and is not a generated dataset. Pass another folder, or remove this one."
             )
         if manifest == {**request, "sha256": _content_hash(output_dir)}:
             print(f"reusing {output_dir}")
             return output_dir
-        print(f"{output_dir} differs from the requested data set and is generated again")
+        print(f"{output_dir} differs from the requested dataset and is generated again")
 
     unfinished = output_dir.parent / f".{output_dir.name}.unfinished"
     if unfinished.exists() and _read_json(unfinished / "request.json") != request:
@@ -92,10 +93,10 @@ def describe_request(
     seed: int, counts: Mapping[str, int], packages: Iterable[str], sources: Iterable[str | Path | None]
 ) -> dict[str, Any]:
     """
-    Everything that the bytes of a data set depend on: arguments, package versions and a hash of the code.
+    Everything that the bytes of a dataset depend on: arguments, package versions and a hash of the code.
 
     Args:
-        seed (`int`): seed of the data set.
+        seed (`int`): seed of the dataset.
         counts (`Mapping[str, int]`): clips per task, by split.
         packages (`Iterable[str]`): names of the distributions whose version matters.
         sources (`Iterable[str or Path]`): source files that generate the data, in addition to this one.
@@ -114,7 +115,7 @@ def describe_request(
 
 def balanced(rng: np.random.Generator, choices: Sequence[Any], count: int) -> list[Any]:
     """
-    Draws from some choices in random order and in equal numbers, to within one.
+    Draws values in random order and in equal numbers, to within one.
 
     Args:
         rng (`np.random.Generator`): random generator.

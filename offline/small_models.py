@@ -141,8 +141,8 @@ def read_ctranslate2_variables(path: str | Path) -> dict[str, np.ndarray]:
 
     The file is little-endian: version (u32), name of the specification, its revision (u32), number of variables
     (u32), and for each its name, rank (u8), dimensions (u32 each), element type (u8), size in bytes (u32) and data;
-    then the number of aliases (u32) and two names for each. A string is its length with a closing zero (u16) and its
-    bytes.
+    then the number of aliases (u32) and two names for each. A string is stored as its length including a terminating
+    zero (u16), followed by its bytes.
 
     Args:
         path (`str` or `Path`): the `model.bin` file.
@@ -361,7 +361,7 @@ def _read_string(file: BinaryIO, path: Path) -> str:
 
 def obtain(output_dir: str | Path) -> dict[str, Path]:
     """
-    Converts both models, or reuses those that are there. A model's folder appears only when it is complete.
+    Converts both models, or reuses existing folders. A model's folder appears only when it is complete.
 
     Args:
         output_dir (`str` or `Path`): receives a folder for each model.

@@ -38,7 +38,7 @@ def register_sound(name: str) -> Callable[[Sound], Sound]:
         raise ValueError(f"There is already a sound class {name!r}. Register the new one under another name.")
 
     def register(function: Sound) -> Sound:
-        def levelled(rng: np.random.Generator, duration: float, sampling_rate: int) -> np.ndarray:
+        def leveled(rng: np.random.Generator, duration: float, sampling_rate: int) -> np.ndarray:
             if duration * sampling_rate < 1 or sampling_rate < 16_000:
                 raise ValueError(
                     f"Cannot synthesize {name!r} of {duration} s at {sampling_rate} Hz: expected a positive duration and "
@@ -51,8 +51,8 @@ def register_sound(name: str) -> Callable[[Sound], Sound]:
                 samples[-fade:] *= np.linspace(1, 0, fade)
             return (samples * rng.uniform(*PEAK_LEVELS) / max(np.abs(samples).max(), 1e-9)).astype(np.float32)
 
-        SOUND_CLASSES[name] = levelled
-        return levelled
+        SOUND_CLASSES[name] = leveled
+        return leveled
 
     return register
 
@@ -106,8 +106,8 @@ def engine(rng: np.random.Generator, duration: float, sampling_rate: int) -> np.
 def wind(rng: np.random.Generator, duration: float, sampling_rate: int) -> np.ndarray:
     """Noise in a narrow band of low frequencies, swelling and fading slowly."""
     time = _time(duration, sampling_rate)
-    centre = rng.uniform(250, 600)
-    noise = _filtered_noise(rng, time.size, sampling_rate, 0.6 * centre, 1.5 * centre)
+    center = rng.uniform(250, 600)
+    noise = _filtered_noise(rng, time.size, sampling_rate, 0.6 * center, 1.5 * center)
     gusts = 1 + 0.8 * np.sin(2 * np.pi * rng.uniform(0.3, 1.0) * time + rng.uniform(0, 2 * np.pi))
     return noise * gusts
 
@@ -142,12 +142,12 @@ def knocking(rng: np.random.Generator, duration: float, sampling_rate: int) -> n
 def birds(rng: np.random.Generator, duration: float, sampling_rate: int) -> np.ndarray:
     """Quick, high chirps that glide up or down, with pauses."""
     time = _time(duration, sampling_rate)
-    centre, samples = rng.uniform(2800, 4500), np.zeros(time.size)
+    center, samples = rng.uniform(2800, 4500), np.zeros(time.size)
     start = rng.uniform(0.02, 0.2)
     while start < duration - 0.05:
         length, glide = rng.uniform(0.05, 0.14), rng.uniform(-1200, 1200)
         share = np.clip((time - start) / length, 0, 1)
-        phase = _phase(centre + glide * (share - 0.5), sampling_rate)
+        phase = _phase(center + glide * (share - 0.5), sampling_rate)
         samples += np.sin(np.pi * share) * np.sin(phase)
         start += length + rng.uniform(0.03, 0.2)
     return samples

@@ -39,7 +39,7 @@ class EspeakSynthesizer:
         try:
             import espeakng_loader
         except ImportError as error:
-            raise ImportError('Synthesising speech needs espeakng-loader: pip install "peft-listen[demo]"') from error
+            raise ImportError('Synthesizing speech needs espeakng-loader: pip install "peft-listen[demo]"') from error
         self._data = Path(espeakng_loader.get_data_path())
         self._library = _load_copy(Path(espeakng_loader.get_library_path()))
         self._library.espeak_Synth.argtypes = [

@@ -2,8 +2,8 @@
 
     python -m benchmarks.mini_listen.beats DATA_DIR CHECKPOINT.pt
 
-It classifies the sounds and their loudness, the voice and the emotion of training clips, with several labels per clip. It
-stands in for the released BEATs checkpoints, which were trained on AudioSet and cannot be downloaded without a network.
+It classifies the sounds and their loudness, the voice and the emotion of training clips, with several labels per clip.
+It replaces the released BEATs checkpoints, which were trained on AudioSet and cannot be downloaded without a network.
 """
 
 import argparse
@@ -80,7 +80,7 @@ class BeatsTraining:
 
 
 @dataclass(frozen=True)
-class LabelledClip:
+class LabeledClip:
     """Filter bank of a clip, float32 of shape `(num_frames, num_mel_bins)`, its labels and its task."""
 
     features: torch.Tensor
@@ -153,7 +153,7 @@ def train_beats(
     return accuracy
 
 
-def _read_clips(data_dir: Path, split: str, tasks: Sequence[str]) -> list[LabelledClip]:
+def _read_clips(data_dir: Path, split: str, tasks: Sequence[str]) -> list[LabeledClip]:
     extractor = BeatsFeatureExtractor()
     clips = []
     rows = [json.loads(line) for line in (data_dir / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -162,11 +162,11 @@ def _read_clips(data_dir: Path, split: str, tasks: Sequence[str]) -> list[Labell
         features = extractor(load_audio(str(data_dir / row["audio"])), sampling_rate=16_000, return_tensors="pt")
         names = {*row["sounds"], *row["voices"], row.get("emotion")}
         labels = torch.tensor([float(label in names) for label in ALL_LABELS])
-        clips.append(LabelledClip(features["input_values"][0], labels, row["task"]))
+        clips.append(LabeledClip(features["input_values"][0], labels, row["task"]))
     return clips
 
 
-def _fit(clips: list[LabelledClip], settings: BeatsTraining) -> BeatsForAudioClassification:
+def _fit(clips: list[LabeledClip], settings: BeatsTraining) -> BeatsForAudioClassification:
     config = BeatsConfig(
         **settings.model,
         id2label=dict(enumerate(ALL_LABELS)),
@@ -200,8 +200,8 @@ def _fit(clips: list[LabelledClip], settings: BeatsTraining) -> BeatsForAudioCla
 
 
 def _batches(
-    clips: list[LabelledClip], batch_size: int, rng: np.random.Generator | None = None
-) -> Iterator[list[LabelledClip]]:
+    clips: list[LabeledClip], batch_size: int, rng: np.random.Generator | None = None
+) -> Iterator[list[LabeledClip]]:
     """Batches of clips of similar length; with a generator, in random order and with random differences in length."""
     jitter = rng.uniform(0.9, 1.1, len(clips)) if rng is not None else np.ones(len(clips))
     order = np.argsort([len(clip.features) * factor for clip, factor in zip(clips, jitter, strict=True)])
@@ -210,7 +210,7 @@ def _batches(
         yield [clips[index] for index in order[start : start + batch_size]]
 
 
-def _pad(batch: list[LabelledClip]) -> tuple[torch.Tensor, torch.Tensor]:
+def _pad(batch: list[LabeledClip]) -> tuple[torch.Tensor, torch.Tensor]:
     lengths = torch.tensor([len(clip.features) for clip in batch])
     silence = BeatsFeatureExtractor().padding_value
     inputs = torch.nn.utils.rnn.pad_sequence(
@@ -220,7 +220,7 @@ def _pad(batch: list[LabelledClip]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @torch.no_grad()
-def _accuracy(model: BeatsForAudioClassification, clips: list[LabelledClip], kind: str, batch_size: int) -> float:
+def _accuracy(model: BeatsForAudioClassification, clips: list[LabeledClip], kind: str, batch_size: int) -> float:
     """Share of clips whose labels of this kind all score above the other labels of the kind."""
     columns = [ALL_LABELS.index(label) for label in LABELS[kind]]
     right = []

@@ -1,4 +1,4 @@
-"""The benchmark's data set: short WAV files for six tasks, modelled on those of LiSTEN (arXiv 2505.18517).
+"""The benchmark's dataset: short WAV files for six tasks, modeled on those of LiSTEN (arXiv 2505.18517).
 
     python -m benchmarks.mini_listen.data FOLDER [--smoke]
 
@@ -12,7 +12,7 @@
 
 The splits have different sentences, voices, wordings of the instructions, and parameters of the sounds, which are drawn from
 different stripes of their ranges (see `StripedGenerator`). They share the words of the sentences, the settings of the
-emotions and the kinds of sounds, which are what a model learns.
+emotions and the kinds of sounds, because a model can only learn what occurs in training.
 """
 
 import argparse
@@ -94,7 +94,7 @@ SPEAKER_GAP, SOUND_GAP = 0.4, 0.1
 SILENCE = 0.01  # share of the largest sample below which the ends of an utterance are trimmed
 
 STRIPES = 20
-# Which stripes of a parameter's range belong to a split; the rest belong to training.
+# Stripes of a parameter's range that belong to a split; the others belong to training.
 HELD_OUT_STRIPES = {"validation": (3, 13), "test": (6, 9, 16, 19)}
 
 
@@ -148,7 +148,7 @@ class Clip:
     One example before its audio is rendered.
 
     Attributes:
-        path (`str`): path of its audio relative to the data set's folder.
+        path (`str`): path of its audio relative to the dataset's folder.
         split (`str`): `"train"`, `"validation"` or `"test"`.
         instruction, answer, task (`str`): as in the data file.
         parts (`tuple[Utterance | Sound, ...]`): utterances or sounds, in order.
@@ -261,7 +261,7 @@ def _plan_er(split: str, count: int, seed: int, rng: np.random.Generator) -> lis
 def _plan_sv(split: str, count: int, seed: int, rng: np.random.Generator) -> list[Draft]:
     drawn = _draw_sentences("sv", split, 2 * count, seed, rng)
     drafts = []
-    # "same" is listed twice, so that Yes and No are equally frequent.
+    # "same" is listed twice, which makes Yes and No equally frequent.
     for index, kind in enumerate(balanced(rng, ["same", "same", "same gender", "other gender"], count)):
         gender = str(rng.choice(GENDERS))
         first = second = str(rng.choice(VOICES[split][gender]))
@@ -299,7 +299,7 @@ def _plan_acap(split: str, count: int, seed: int, rng: np.random.Generator) -> l
         kinds = [first]
         if number == 2:
             second = next(names)
-            # Two sounds of the same class could not be told apart.
+            # Two sounds of the same class could not be distinguished.
             kinds.append(second if second != first else str(rng.choice([n for n in CAPTIONS if n != first])))
         parts = tuple(Sound(name, next(loudnesses)) for name in kinds)
         drafts.append(Draft(", then ".join(part.caption for part in parts), parts, {}))
@@ -403,9 +403,9 @@ def make_data(folder: str | Path, sizes: Mapping[str, int] | None = None, seed: 
     [`write_dataset`] for interrupted calls and existing folders. The same arguments and library versions give the same bytes.
 
     Args:
-        folder (`str` or `Path`): folder of the data set.
+        folder (`str` or `Path`): folder of the dataset.
         sizes (`Mapping[str, int]`, *optional*): clips per task, by split; `SIZES` if not given. `SMOKE_SIZES` is for tests.
-        seed (`int`, defaults to 0): seed of the data set.
+        seed (`int`, defaults to 0): seed of the dataset.
 
     Returns:
         `Path`: the folder.
@@ -436,7 +436,7 @@ def _make_renderer() -> Callable[[Clip], np.ndarray]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="folder of the data set")
+    parser.add_argument("folder", type=Path, help="folder of the dataset")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="a few clips of each task only")
     for split, size in SIZES.items():

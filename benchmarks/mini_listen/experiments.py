@@ -13,7 +13,7 @@ SEEDS = (0, 1, 2)
 
 # The paper's form: no remedies, P = 400, k drawn from 1 to P, keys from the vocabulary, summed key loss.
 PAPER = {"pool_size": 400, "prompt_length": 10, "key_loss_weight": 0.01, "paper_form": True}
-# With k drawn up to 40, the forms differ in their selection and not in ten times the compute.
+# With k drawn up to 40, the forms differ in their selection only, not tenfold in their compute.
 PLAIN = {**PAPER, "max_train_prompt_length": 40}
 # The remedies against collapse that the study of remedies adds to the plain form one by one.
 REMEDIES: dict[str, dict[str, Any]] = {
@@ -29,7 +29,7 @@ REMEDIES: dict[str, dict[str, Any]] = {
     "shared prompts added": {"num_shared_prompts": 40, "shared_prompt_mode": "add"},
     "one of each group": {"selector": "grouped"},
 }
-UNREMEDIED = {
+WITHOUT_REMEDIES = {
     "pool_size": 400,
     "prompt_length": 10,
     "max_train_prompt_length": 40,
@@ -65,7 +65,7 @@ GROUPED = {
     "num_shared_prompts": 38,
     "shared_prompt_mode": "add",
 }
-# A value gets gradients from few rows and a shared prompt from all: at the same rate the values were mostly noise.
+# A value gets gradients from few rows, a shared prompt from all rows. At the same rate, the values were mostly noise.
 TEN_PER_SLOT = {**GROUPED, "value_rate": 0.2}
 # Two prompts per position instead of ten: each is trained by more rows, and an unseen wording of an instruction less often
 # selects a prompt that has not been trained on its task.
@@ -100,8 +100,8 @@ class Experiment:
         return [replace(self.settings, seed=seed) for seed in self.seeds]
 
 
-# Options that lost and no longer exist. Runs that use them were measured with commit 3368f81, the last one that had these
-# options; their stored results stay in the tables, but they cannot be run again.
+# Options that were removed because they did not improve the results. Runs that use them were measured with commit
+# 3368f81, the last one that had these options; their stored results stay in the tables, but they cannot be run again.
 REMOVED_OPTIONS = frozenset({"usage_balance", "reseed_every", "exploration", "exploration_steps", "query_dropout"})
 
 
@@ -232,9 +232,9 @@ def attention(base: RunSettings) -> Iterator[Experiment]:
 def remedies(base: RunSettings) -> Iterator[Experiment]:
     """Each remedy added alone to the plain form, after a third of the steps; last, those of the improved form together."""
     study = _study(base)
-    yield Experiment("none", _listen(study, **UNREMEDIED), seeds=(0,))
+    yield Experiment("none", _listen(study, **WITHOUT_REMEDIES), seeds=(0,))
     for label, options in REMEDIES.items():
-        yield Experiment(label, _listen(study, **{**UNREMEDIED, **options}), seeds=(0,))
+        yield Experiment(label, _listen(study, **{**WITHOUT_REMEDIES, **options}), seeds=(0,))
     yield _improved(study)
 
 

@@ -68,7 +68,7 @@ INSTRUCTIONS: dict[str, dict[str, list[str]]] = {
 
 def reworded(examples: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
     """
-    Replaces the instructions of examples by those of another split, which are used in turn.
+    Replaces the instructions of examples with those of another split, in rotation.
 
     Args:
         examples (`Iterable[dict]`): examples of any tasks.

@@ -69,7 +69,7 @@ def projector(base: AudioListenForCausalLM, processor: AudioListenProcessor, see
 
 @register_method("lora")
 def lora(base: AudioListenForCausalLM, processor: AudioListenProcessor, seed: int, rank: int = 8) -> Adapted:
-    """LoRA on the query and value projections of the language model, scaled as SALMONN does (alpha = 4 r)."""
+    """LoRA on the query and value projections of the language model, with SALMONN's scaling (alpha = 4 r)."""
     config = LoraConfig(
         r=rank,
         lora_alpha=4 * rank,
@@ -88,8 +88,8 @@ def soft_prompt(
     """
     One soft prompt for all inputs, as in prompt tuning (Lester et al., arXiv 2104.08691).
 
-    It is inserted at the position of the pool's prompts, whereas PEFT's own `PromptTuningConfig` prepends before the padding.
-    It is made of shared prompts and a pool of the smallest possible size, one prompt.
+    It is inserted at the position of the pool's prompts, whereas PEFT's own `PromptTuningConfig` inserts it before the
+    padding. It consists of shared prompts and a pool of one prompt, the smallest possible size.
 
     Args:
         base ([`AudioListenForCausalLM`]): the base model.
@@ -132,7 +132,7 @@ def listen(
         init_keys_at_steps (`list[int]`, *optional*): optimizer steps before which the keys are initialized from queries.
         ignore_template (`bool`, defaults to `False`): exclude the tokens of the chat template from the query.
         paper_form (`bool`, defaults to `False`): use the paper's form, [`ListenConfig.paper`].
-        lora_rank (`int`, *optional*): rank of a LoRA adapter beside the pool.
+        lora_rank (`int`, *optional*): rank of an additional LoRA adapter.
         value_rate (`float`, defaults to 1.0): learning rate of the values, relative to that of soft prompts.
         config: options of [`ListenConfig`].
     """

@@ -151,7 +151,7 @@ def tasks_won(runs: list[Run], reference: list[Run]) -> list[str]:
 
 
 def on_common_seeds(*groups: list[Run]) -> list[list[Run]]:
-    """Restricts several lists of runs to the seeds that all of them contain, so that means are over the same seeds."""
+    """Restricts several lists of runs to the seeds that all of them contain, to average over the same seeds."""
     seeds = set.intersection(*({run["settings"]["seed"] for run in runs} for runs in groups))
     return [[run for run in runs if run["settings"]["seed"] in seeds] for runs in groups]
 

@@ -1,11 +1,11 @@
-"""Runs the benchmark: prepares data, base model and features once, then performs every run that has no stored result.
+"""Runs the benchmark: prepares data, base model and features once, then executes every run that has no stored result.
 
     python -m benchmarks.mini_listen.run [--groups methods remedies ...] [--steps 600] [--seeds 0 1 2]
 
-When the same command is repeated, an interrupted run continues from its last checkpoint and a stored run is skipped. The
-command may be started several times in parallel: each process takes runs that no other process is working on. With few
-cores, two processes with `--threads 1` are faster than one process with two threads.
-`python -m benchmarks.mini_listen.results` makes the tables from the stored results.
+When the same command is repeated, an interrupted run continues from its last checkpoint and a stored run is skipped.
+Several processes can run the command in parallel: each takes runs that no other process is working on. With few cores,
+two processes with `--threads 1` are faster than one process with two threads. `python -m
+benchmarks.mini_listen.results` makes the tables from the stored results.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Material:
 
     Args:
         base_dir (`Path`): folder of the base model.
-        data_dir (`Path`): folder of the data set.
+        data_dir (`Path`): folder of the dataset.
         processor ([`AudioListenProcessor`]): processor of the base model.
         features ([`FeatureCache`]): encoder outputs of all clips.
         train, validation, test (`list[dict]`): examples that every run is evaluated on.
@@ -65,7 +65,7 @@ def run(settings: RunSettings, material: Material, work_dir: Path, results_dir: 
     """
     Trains and evaluates one run, starting from its last checkpoint if there is one, and stores its result.
 
-    The result file appears only when the run has finished. A run that is stored already is not repeated.
+    The result file appears only when the run has finished. A stored run is not repeated.
 
     Args:
         settings ([`RunSettings`]): settings of the run.
@@ -117,7 +117,7 @@ def run(settings: RunSettings, material: Material, work_dir: Path, results_dir: 
     if settings.method == "listen":
         tasks, instructions = ([example[name] for example in material.test] for name in ("task", "instruction"))
         selections = SelectionRecords.from_records(records, adapted.model, tasks, instructions)
-        # A description in place of a folder on this machine.
+        # A description instead of the name of a local folder.
         config = {
             **selections.config,
             "base_model_name_or_path": "SmolLM2-135M-Instruct, Whisper tiny.en, small BEATs",
@@ -159,7 +159,7 @@ def prepare(folder: Path, base_dir: Path, data_dir: Path, per_task: dict[str, in
     Args:
         folder (`Path`): receives the folder `features`.
         base_dir (`Path`): folder of the base model.
-        data_dir (`Path`): folder of the data set.
+        data_dir (`Path`): folder of the dataset.
         per_task (`dict[str, int]`): number of examples per task, by split.
 
     Returns:

@@ -1,6 +1,6 @@
 """A grammar of short English sentences with their Chinese translations, several thousand in all.
 
-Every sentence fills the slots of one of five patterns, so that questions can be asked about its parts:
+Every sentence fills the slots of one of five patterns, and questions can be asked about its parts:
 
 - "counted": my sister found three flowers
 - "coloured": the girl lost a red table
@@ -8,8 +8,8 @@ Every sentence fills the slots of one of five patterns, so that questions can be
 - "acting": the boy sings in the park
 - "timed": my uncle works every day
 
-The words are those that a small speech recognizer understands when eSpeak NG speaks them. Their Chinese translations are
-short, because small English tokenizers need two or three tokens per character.
+All words are understood by a small speech recognizer when eSpeak NG speaks them. Their Chinese translations are short,
+because small English tokenizers need two or three tokens per character.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Settings of one benchmark run: everything that its result depends on, and nothing else."""
+"""Settings of one benchmark run: exactly the values that its result depends on."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def read_results(folder: Path) -> dict[str, Run]:
 
 def write_result(folder: Path, file_name: str, run: Run, selections: SelectionRecords | None = None) -> Path:
     """
-    Writes a run's result, and its selections to a file beside it that git ignores.
+    Writes the result of a run, and its selections to a second file, which git ignores.
 
     Args:
         folder (`Path`): folder of result files; created if missing.
@@ -68,7 +68,7 @@ def write_result(folder: Path, file_name: str, run: Run, selections: SelectionRe
 
 
 def selections_path(result_path: Path) -> Path:
-    """The file of a run's selections, beside its JSON file."""
+    """Path of the file with a run's selections, next to its JSON file."""
     return result_path.with_suffix(".safetensors")
 
 

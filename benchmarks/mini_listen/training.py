@@ -29,7 +29,7 @@ def read_split(
     Reads examples of a split.
 
     Args:
-        data_dir (`Path`): folder of the data set.
+        data_dir (`Path`): folder of the dataset.
         split (`str`): name of the split.
         tasks (`tuple[str, ...]`): tasks to read.
         per_task (`int`, *optional*): number of examples per task, from the beginning of the file; all if not given.

@@ -28,7 +28,7 @@ def answer(
     model: str, data_file: Path, output_file: Path, batch_size: int = 8, max_new_tokens: int = 128
 ) -> list[dict[str, Any]]:
     """
-    Answers this process' share of a data file.
+    Answers this process's part of the examples of a data file.
 
     Args:
         model (`str`): folder of an adapter or of a model.

@@ -4,8 +4,8 @@
 
 Both have the same language model, Q-Former, windows and number of audio tokens. The number of layers of Granite Speech's
 encoder is set so that its parameters are closest to those of Whisper's encoder (with `--sound`, of Whisper's and BEATs'
-encoders). The weights are random, because only their sizes matter here. Forward and `generate` are timed from features on, in
-evaluation mode. The median of the ratios and their quartiles are printed.
+encoders). The weights are random, because only their sizes matter here. `forward` and `generate` are timed in
+evaluation mode and start from features. The median of the ratios and their quartiles are printed.
 
 One difference by design is included: Whisper always encodes 30 s, independent of the clip's length.
 """
@@ -207,7 +207,7 @@ def main() -> None:
     print(f"{arguments.dtype}; {describe_machine(arguments.device)}")
     print(
         f"clips of {arguments.seconds:g} s, {benchmark.num_audio_tokens} audio tokens and {arguments.length} of text; "
-        f"{arguments.repeats} repeats in turn\n"
+        f"{arguments.repeats} alternating repeats\n"
     )
     print(benchmark.describe(), end="\n\n")
     print(header(goals=False))

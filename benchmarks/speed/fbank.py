@@ -2,9 +2,9 @@
 
     python -m benchmarks.speed.fbank [--clips 32] [--seconds 10] [--repeats 15] [--threads 1]
 
-Both process the same clips in turns in one process, and the ratio is computed within each turn, so that variations of the
-machine's speed affect both. The plain loop processes all frames of a clip at once and keeps the mel filters between clips.
-`--rebuild-filters` computes them again for each clip, as `torchaudio.compliance.kaldi.fbank` does.
+Both process the same clips alternately in one process, and the ratio is computed within each turn, so variations of
+the machine's speed affect both. The plain loop processes all frames of a clip at once and keeps the mel filters
+between clips. `--rebuild-filters` computes them again for each clip, as `torchaudio.compliance.kaldi.fbank` does.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def main() -> None:
 
     print(f"clips: {options.clips} of {options.seconds:g} s, equal lengths, float32 noise")
     print(f"machine: {describe_machine('cpu')}")
-    print(f"repeats in turns: {options.repeats}, after one of each to warm up")
+    print(f"alternating repeats: {options.repeats}, after one warm-up of each")
     print(f"largest difference of the two results: {difference:.1e}")
     print(f"BeatsFeatureExtractor: {describe([our_time for our_time, _ in times], ' ms', 1e3)}")
     filters = "mel filters rebuilt for each clip" if options.rebuild_filters else "mel filters built once"

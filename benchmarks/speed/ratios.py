@@ -1,4 +1,4 @@
-"""Times two calls in turns in one process, so that variations of the machine's speed affect both, and reports ratios."""
+"""Times two alternating calls in one process, so variations of the machine's speed affect both, and reports ratios."""
 
 import platform
 import statistics
@@ -59,7 +59,7 @@ def time_in_turns(
     before: tuple[Call, Call] | None = None,
 ) -> list[tuple[float, float]]:
     """
-    Times two calls in turns. The first call of a turn alternates, so that neither always runs with warm caches.
+    Times two alternating calls. The order is reversed in every turn, so neither call always runs with warm caches.
 
     Args:
         call (`Callable`): measured call.

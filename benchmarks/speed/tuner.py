@@ -98,12 +98,12 @@ class Benchmark:
         def peer() -> None:
             base(**long, logits_to_keep=1)
 
-        return self.compare("forward / base on as many positions", listen, peer, 1.02)
+        return self.compare("forward / base model with the same number of positions", listen, peer, 1.02)
 
     def train_step(self, peer_method: str, goal: float) -> Ratio:
         steps = [self._train_step(self.adapted(method)) for method in ("listen", peer_method)]
         peer = {"prompt_tuning": "PromptTuning of the same length", "lora": "LoRA r = 8 on q, v"}[peer_method]
-        return self.compare(f"train step / {peer}", *steps, goal)
+        return self.compare(f"training step / {peer}", *steps, goal)
 
     def _train_step(self, model: PeftModel) -> Callable[[], None]:
         model.train()
@@ -149,14 +149,14 @@ class Benchmark:
             decoder(model, self.length),
             decoder(base, self.length + self.prompts),
         )
-        name = "decoding step / base with as long a cache"
+        name = "decoding step / base model with a cache of the same length"
         return self.compare(name, run, run_peer, 1.02, before=(fill, fill_peer))
 
     def selectors(self, keys_change: bool) -> Ratio:
         """
         Compares the residual selector with the similarity selector.
 
-        The residual selector caches the Gram matrix of the keys until they change, which is at an optimizer step. `keys_change`
+        The residual selector caches the Gram matrix of the keys until an optimizer step changes them. `keys_change`
         measures it without the cache.
         """
         torch.manual_seed(0)
@@ -168,7 +168,7 @@ class Benchmark:
             selector, turn = get_selector(name), itertools.cycle(pools)
             return lambda: selector.select(query, next(turn), self.prompts)
 
-        when = "other keys each time" if keys_change else "the same keys"
+        when = "different keys in each call" if keys_change else "same keys in each call"
         name = f"residual / similarity selector, P = {pool_size}, d = {size}, {when}"
         return self.compare(name, selector("residual"), selector("similarity"), 1.5)
 
@@ -181,7 +181,7 @@ class Benchmark:
                 for method in ("listen", "lora")
             )
             ratios.append(listen / lora)
-        ratio = Ratio("peak memory of a train step, above the base model's / LoRA r = 8", ratios, 1.0)
+        ratio = Ratio("peak memory of a training step above the base model / LoRA r = 8", ratios, 1.0)
         print(ratio.line(), flush=True)
         return ratio
 
@@ -191,7 +191,7 @@ class Benchmark:
         CUDA, resident memory otherwise.
         """
         llm = self.llm()
-        before = self._peak_memory()  # the peak never falls, so it is that of the base model here
+        before = self._peak_memory()  # the peak never decreases, so here it is that of the base model
         step = self._train_step(self.adapted(method, llm))
         step(), step()
         print(self._peak_memory() - before)
@@ -238,7 +238,7 @@ def main() -> None:
         end="",
     )
     print(f"{arguments.length} tokens, k = {arguments.prompt_length} of P = {arguments.pool_size}; ", end="")
-    print(f"{arguments.repeats} repeats in turn\n")
+    print(f"{arguments.repeats} alternating repeats\n")
     print(header(goals=True))
     benchmark.forward()
     benchmark.train_step("prompt_tuning", 1.02)

@@ -55,7 +55,7 @@ _SPECIAL_FILES = {
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
-    A temporary path in the folder of `path`; what the block writes there takes the name `path` when the block ends.
+    Gives a temporary path in the folder of `path`, which is renamed to `path` when the block ends.
 
     If the block raises, the temporary file or folder is removed and whatever `path` held before stays as it was. The
     content is on the disk before it takes the name, so a disk that is full or a power cut cannot leave a part of it

@@ -1,8 +1,8 @@
 """Registers the tuner with PEFT, and the models and the pipeline with transformers.
 
 Neither library has entry points for plug-ins (https://github.com/huggingface/peft/issues/229 requests them), so
-registration runs when `peft_listen` is imported. It can run any number of times. No other file changes the registries of
-other libraries.
+registration runs when `peft_listen` is imported. It can safely run more than once. No other file changes the
+registries of other libraries.
 
 The tuner is registered at once. The audio models are registered when transformers first looks one of them up: importing
 `peft_listen` does not import them, and works with a transformers that is too old for them.

@@ -1,7 +1,7 @@
 """The `peft-listen` command. Each sub-command is a file with its help text, its arguments and the function that runs it.
 
-The command is a package beside `peft_listen` because importing `peft_listen` registers the tuner, which imports torch and
-transformers. Sub-commands import them only when they run, which keeps `--help` and `--version` fast.
+The command is a package separate from `peft_listen` because importing `peft_listen` registers the tuner, which imports
+torch and transformers. Sub-commands import them only when they run, which keeps `--help` and `--version` fast.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Loads the model that a sub-command's user names."""
+"""Loads the model that is given on the command line."""
 
 import os
 
@@ -27,7 +27,8 @@ def load_pipeline(model: str) -> Pipeline:
 
 
 def _base_of(model: str) -> str:
-    """For the folder of an adapter, a sentence about the base model that is loaded with it."""
+    """A sentence about the adapter's base model, for the error message; empty if `model` is not the folder of an
+    adapter."""
     if not os.path.isfile(os.path.join(model, CONFIG_NAME)):
         return ""
     base = PeftConfig.from_pretrained(model).base_model_name_or_path

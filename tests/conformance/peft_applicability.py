@@ -1,5 +1,5 @@
-"""The PEFT tests that apply to LISTEN. The tests and the table in `tests/conformance/peft_conformance.md` are made from
-these."""
+"""The PEFT tests that apply to LISTEN. The tests and the table in `tests/conformance/peft_conformance.md` are generated
+from these."""
 
 from __future__ import annotations
 
@@ -30,29 +30,31 @@ OTHER_CONFIGS: list[dict[str, Any]] = [
 
 
 def cases(models: list[str]) -> list[tuple[str, type, dict[str, Any]]]:
-    """Model, configuration class and its arguments of everything that a test of PEFT is run with."""
+    """Model, configuration class and arguments of every case that a test of PEFT is run with."""
     others = [(name, ListenConfig, config) for name in models if "Llama" in name for config in OTHER_CONFIGS]
     return [(name, ListenConfig, CONFIG) for name in models] + others
 
 
 _MERGING = (
-    "Prompts depend on the input and cannot be merged into weights. `merge_and_unload` and `merge_adapter` are refused "
-    "with that reason (`test_merging_is_refused`)."
+    "Prompts depend on the input and cannot be merged into weights. `merge_and_unload` and `merge_adapter` raise an "
+    "error with this reason (`test_merging_raises`)."
 )
 _MIXED = (
-    "Other adapters for other rows of a batch (`adapter_names`): PEFT has it for LoRA and RoAd alone. LISTEN refuses it "
-    "(`test_different_adapters_for_the_rows_of_a_batch_are_refused`)."
+    "Different adapters for the rows of a batch (`adapter_names`): PEFT supports this only for LoRA and RoAd. LISTEN "
+    "raises an error (`test_different_adapters_for_the_rows_of_a_batch_raise`)."
 )
 _PROMPT_LEARNING = (
-    "For PEFT's `PromptLearningConfig` methods, which live in `PeftModel` itself; LISTEN is a tuner. What it checks of "
-    "them is checked here of a tuner: `test_training_decoders`, `test_prepare_for_training_parametrized`."
+    "For PEFT's `PromptLearningConfig` methods, which are implemented in `PeftModel`; LISTEN is a tuner. The same is "
+    "checked for tuners by `test_training_decoders`, `test_prepare_for_training_parametrized`."
 )
-_PROMPT_TUNING_INIT = "An option of `PromptTuningConfig`; how a LISTEN pool begins is tested in `test_pool.py`."
-_PREFIX_TUNING = "About `PrefixTuningConfig` alone: it configures that method in its body."
-_LORA = "About `LoraConfig` alone: it configures that method in its body."
+_PROMPT_TUNING_INIT = (
+    "An option of `PromptTuningConfig`; the initialization of a LISTEN pool is tested in `test_pool.py`."
+)
+_PREFIX_TUNING = "Only for `PrefixTuningConfig`: its body configures that method."
+_LORA = "Only for `LoraConfig`: its body configures that method."
 _WEIGHTED = (
-    "PEFT has `add_weighted_adapter` for LoRA and IA3 alone. A sum of pools would be no pool: its keys would be those "
-    "of neither."
+    "PEFT has `add_weighted_adapter` only for LoRA and IA3. A weighted sum of pools is not meaningful: its keys would "
+    "not match the queries of either."
 )
 
 # Tests of PEFT that do not apply, each with the reason. All others run.
@@ -69,19 +71,19 @@ NOT_APPLICABLE: dict[str, str] = {
     "_test_weighted_combination_of_adapters_lora": _WEIGHTED,
     "_test_weighted_combination_of_adapters_ia3": _WEIGHTED,
     "test_training_decoders_layer_indexing": (
-        "`layers_to_transform`: prompts stand before the first layer, and there are no layers to choose from."
+        "`layers_to_transform`: prompts are inserted before the first layer, so there are no layers to select."
     ),
     "test_adding_multiple_adapters_with_bias_raises": (
-        "`bias`: prompts have none. A second adapter that cannot be added leaves no half of it behind "
+        "`bias`: prompts have none. A second adapter that cannot be added leaves nothing behind "
         "(`test_all_adapters_of_a_model_share_its_backbone`)."
     ),
     "test_lora_conversion": (
-        "Prompts change no weights, so no LoRA adapter does the same: `supports_lora_conversion()` is `False` "
-        "(`test_prompts_are_no_change_of_weights_that_lora_could_be`), and the test ends there."
+        "Prompts do not change weights, so no LoRA adapter is equivalent: `supports_lora_conversion()` is `False` "
+        "(`test_prompts_cannot_be_converted_to_lora`), and the test ends there."
     ),
     "test_training_prompt_learning_tasks": _PROMPT_LEARNING,
     "test_set_requires_grad_prompt_learning_raises": (
-        "For PEFT's `PromptLearningConfig` methods, which do not have `set_requires_grad`. LISTEN has it, as other "
+        "For PEFT's `PromptLearningConfig` methods, which do not have `set_requires_grad`. LISTEN has it, like other "
         "tuners (`test_requires_grad_can_be_set_for_each_adapter`)."
     ),
     "test_prompt_tuning_text_prepare_for_training": _PROMPT_TUNING_INIT,
@@ -90,8 +92,8 @@ NOT_APPLICABLE: dict[str, str] = {
     "test_prompt_tuning_sample_vocab_prepare_for_training": _PROMPT_TUNING_INIT,
     "test_prompt_tuning_config_invalid_args": _PROMPT_TUNING_INIT,
     "test_prompt_tuning_prepare_inputs_for_generation_4d_attention_mask": (
-        "About `PromptTuningConfig` alone: prompts enter its inputs before `generate` makes a mask. LISTEN's enter in "
-        "the decoder, and a mask made before is refused (`test_a_prepared_mask_is_refused`)."
+        "Only for `PromptTuningConfig`, which inserts prompts before `generate` creates a mask. LISTEN inserts them in the "
+        "decoder, and a mask that was prepared earlier raises an error (`test_a_prepared_mask_raises`)."
     ),
     "test_prefix_tuning_qwen2_with_grouped_query_attention": _PREFIX_TUNING,
     "test_prefix_tuning_qwen3_with_grouped_query_attention": _PREFIX_TUNING,
@@ -100,7 +102,7 @@ NOT_APPLICABLE: dict[str, str] = {
     "test_prefix_tuning_gemma4_works": _PREFIX_TUNING,
     "test_prefix_tuning_gemma4_warns_if_some_layers_skipped": _PREFIX_TUNING,
     "test_prefix_tuning_gemma4_raises_if_all_layers_skipped": _PREFIX_TUNING,
-    "test_generate_adalora_no_dropout": "About `AdaLoraConfig` alone: it configures that method in its body.",
+    "test_generate_adalora_no_dropout": "Only for `AdaLoraConfig`: its body configures that method.",
     "test_lora_layer_replication": _LORA,
     "test_save_pretrained_targeting_lora_to_embedding_layer": _LORA,
     "test_lora_embed_scale_is_applied": _LORA,

@@ -17,9 +17,9 @@ VERSION = importlib.metadata.version("peft")
 _INTRODUCTION = """\
 # PEFT's own tests, run for LISTEN
 
-PEFT holds each of its methods to one suite: `PeftCommonTester`, and for language models `test_decoder_models.py`. Both
-are in the source distribution of PEFT. `tests/conformance` downloads that of the installed version, {version}, once, and
-runs the tests for LISTEN with their bodies as they are:
+PEFT tests each of its methods with one suite: `PeftCommonTester` and, for language models, `test_decoder_models.py`. Both
+are in PEFT's source distribution. `tests/conformance` downloads it once for the installed version, {version}, and runs the
+tests for LISTEN with their bodies unchanged:
 
 ```bash
 pytest tests/conformance/test_peft.py
@@ -27,20 +27,20 @@ pytest tests/conformance/test_peft.py
 
 {models}
 
-A test that PEFT itself skips for LISTEN fails here, unless it is among those below that do not apply. One skip is lifted:
-PEFT spares GPT-2 the methods that wrap no `Conv1D` layers, and LISTEN wraps no layers at all. A test that a later version
-of PEFT adds runs without being listed. `python -m tests.conformance.peft_table` writes this page.
+A test that PEFT itself skips for LISTEN counts as a failure, unless it is listed below as not applicable. One skip is
+removed: PEFT skips GPT-2 for methods that do not wrap `Conv1D` layers, and LISTEN does not wrap any layers. Tests that later
+versions of PEFT add run without being listed. `python -m tests.conformance.peft_table` writes this page.
 """
 
 _MODELS = (
-    "The models that they load from the Hub are tiny ones with random weights here, made by the tests under the same "
-    "names: {names}. Beside the default selector on all of them, two further configurations run on Llama: attention "
-    "weights without key loss, and residual selection with shared prompts and remedies for collapse."
+    "Instead of models from the Hub, tiny models with random weights are created under the same names: {names}. The default "
+    "selector runs on all of them. Two further configurations run on Llama: attention weights without key loss, and "
+    "residual selection with shared prompts and remedies for collapse."
 )
 
 
 def page() -> str:
-    """The text of the page."""
+    """Renders the page."""
     decoder, common = (peft_suite.load(name) for name in ("test_decoder_models", "testing_common"))
     decoder_tests = peft_applicability.decoder_tests(decoder.TestDecoderModels)
     common_tests = peft_applicability.common_tests(common.PeftCommonTester, decoder.TestDecoderModels)
@@ -50,7 +50,7 @@ def page() -> str:
         [
             _INTRODUCTION.format(version=VERSION, models=models),
             *_run("Run: `TestDecoderModels`", decoder_tests),
-            *_run("Run: what `PeftCommonTester` checks besides", common_tests),
+            *_run("Run: other checks of `PeftCommonTester`", common_tests),
             *_not_applicable(decoder_tests + common_tests),
         ]
     )

@@ -1,16 +1,16 @@
 """
 The tests of transformers' mixins that do not apply, with reasons. The skips and the table in
-`tests/conformance/transformers_conformance.md` are made from these.
+`tests/conformance/transformers_conformance.md` are generated from these.
 """
 
-_NO_EXPERTS = "For mixtures of experts; the models here have none of their own."
-_NO_ROPE = "For models with rotary positions. BEATs has a convolution and a bias by distance in their place."
+_NO_EXPERTS = "For mixtures of experts; the models here do not have their own."
+_NO_ROPE = "For models with rotary positions. BEATs has a convolution and a relative position bias instead."
 _NO_TEXT = "For models with token embeddings. BEATs takes audio."
-_NO_PARTS = "For models made of several."
-_NO_IMAGES = "Takes images or video; here there are text and audio."
+_NO_PARTS = "For models that consist of several models."
+_NO_IMAGES = "Needs images or video; the inputs here are text and audio."
 
-# For patterns of suites and tests: why these tests do not apply to those suites, or `None` where they do. The first that
-# matches counts. All other tests run, and must pass.
+# Patterns of suites and tests: why these tests do not apply to those suites, or `None` if they do. The first match
+# counts. All other tests run and must pass.
 NOT_APPLICABLE: dict[tuple[str, str], str | None] = {
     # `ModelTesterMixin`
     ("*", "test_eager_matches_batched_and_grouped_inference*"): _NO_EXPERTS,
@@ -19,9 +19,9 @@ NOT_APPLICABLE: dict[tuple[str, str], str | None] = {
     ("*", "test_vision_axial_rope"): _NO_IMAGES,
     ("*", "test_get_image_features_*"): _NO_IMAGES,
     ("*", "test_get_video_features_*"): _NO_IMAGES,
-    ("*", "test_get_text_features_*"): "For models that embed text on its own, as CLIP does.",
-    ("BEATs", "test_get_audio_features_*"): "For language models that hear.",
-    ("*", "test_encoder_decoder_loss_no_double_shift"): "For models with an encoder and a decoder of text.",
+    ("*", "test_get_text_features_*"): "For models that embed text separately, such as CLIP.",
+    ("BEATs", "test_get_audio_features_*"): "For language models that accept audio.",
+    ("*", "test_encoder_decoder_loss_no_double_shift"): "For models with a text encoder and a text decoder.",
     (
         "*",
         "test_reverse_loading_mapping",
@@ -31,32 +31,32 @@ NOT_APPLICABLE: dict[tuple[str, str], str | None] = {
     ),
     ("*", "test_resize_position_vector_embeddings"): "For models with a table of positions that can grow.",
     ("*", "test_sliding_window_mask"): (
-        "Asks for the window in the model's own configuration. Here it is the language model's: `test_greedy_decoding_"
+        "Reads the window from the model's own configuration. Here it is in that of the language model: `test_greedy_decoding_"
         "equals_decoding_by_hand_for_other_families` runs Mistral with a window shorter than the prompt."
     ),
     ("BEATs", "test_model_rope_*"): _NO_ROPE,
     (
         "*",
         "test_model_rope_with_partial_rotation",
-    ): "For models that rotate a part of each head only; Llama rotates all.",
+    ): "For models that rotate only a part of each head; Llama rotates all of it.",
     ("BEATs", "test_inputs_embeds*"): _NO_TEXT,
     ("BEATs", "test_resize_*"): _NO_TEXT,
     ("BEATs", "test_model_get_set_embeddings"): (
-        "Wants an `nn.Embedding`. What BEATs embeds is patches of sound, by a convolution "
+        "Needs an `nn.Embedding`. BEATs embeds patches of the spectrogram with a convolution "
         "(`test_the_input_embedding_is_the_patch_embedding`)."
     ),
     ("BEATs", "test_causal_lm_loss_honors_shift_labels"): "For language models.",
     (
         "BEATs",
         "test_keep_in_fp32_modules*",
-    ): "For models that keep a part in float32; BEATs runs in half precision whole.",
+    ): "For models that keep a part in float32; BEATs runs entirely in half precision.",
     ("BEATs", "test_tp_plan_matches_params"): "For models with a plan for tensor parallelism.",
     ("BEATs", "test_tied_head_has_a_tp_plan_entry"): "For models with a plan for tensor parallelism.",
     ("BEATs", "test_attn_implementation_composite_models"): _NO_PARTS,
     ("BEATs", "test_sdpa_can_dispatch_composite_models"): _NO_PARTS,
     ("BEATs", "test_can_set_attention_dynamically_composite_model"): _NO_PARTS,
     ("BEATs", "test_internal_model_config_and_subconfig_are_same"): _NO_PARTS,
-    ("AudioListen*", "test_sdpa_can_dispatch_non_composite_models"): "For models of one part.",
+    ("AudioListen*", "test_sdpa_can_dispatch_non_composite_models"): "For models that consist of one part.",
     ("AudioListen*", "test_sdpa_can_dispatch_composite_models"): (
         "Looks for a part named `audio_tower`; here there are two (`test_attention_implementations_agree_and_reach_all_"
         "parts`)."
@@ -72,16 +72,16 @@ NOT_APPLICABLE: dict[tuple[str, str], str | None] = {
     ("AudioListen processor*", "test_processor_text_has_no_visual"): _NO_IMAGES,
     ("AudioListen processor*", "test_replacement_offsets"): _NO_IMAGES,
     ("AudioListen processor*", "test_get_num_multimodal_tokens_matches_processor_call*"): (
-        "For a method by which vLLM counts tokens where it runs a model of transformers itself. How many tokens a clip "
-        "becomes is counted by `num_audio_tokens` (`test_placeholders_equal_encoder_outputs_for_any_length`)."
+        "For a method that vLLM calls to count tokens when it runs a transformers model. The tokens of a clip are "
+        "counted by `num_audio_tokens` (`test_placeholders_equal_encoder_outputs_for_any_length`)."
     ),
     ("AudioListen processor*", "test_apply_chat_template_tool_calls_no_content"): (
-        "For templates with tools. A language model's own template is kept with what it can do "
-        "(`test_the_language_models_template_is_kept`); SALMONN's format, for those without, has none."
+        "For templates with tools. A language model's own template keeps its features "
+        "(`test_the_language_models_template_is_kept`); SALMONN's format, for models without a template, has no tools."
     ),
     ("AudioListen processor with a sound encoder", "test_processor_to_json_string"): (
         "Compares arguments that are plain values. The sound encoder's feature extractor is an object "
-        "(`test_processors_survive_saving_and_loading`); with speech alone the test runs."
+        "(`test_processors_survive_saving_and_loading`); with speech only, the test runs."
     ),
     # `PipelineTesterMixin`
     ("audio-text-to-text pipeline", "test_pipeline_audio_text_to_text*"): None,
@@ -89,7 +89,7 @@ NOT_APPLICABLE: dict[tuple[str, str], str | None] = {
     ("*pipeline*", "test_pipeline_*"): "For another task.",
 }
 
-# For patterns of tests: what they want. They run where it is, and skip themselves elsewhere.
+# Patterns of tests, and their requirements. They skip themselves where these are not met.
 NEEDS: dict[str, str] = {
     "test_can_load_with_device_context_manager": "an accelerator",
     "test_can_load_with_global_device_set": "an accelerator",
@@ -106,7 +106,7 @@ NEEDS: dict[str, str] = {
     "test_*_with_deepspeed*": "an accelerator and DeepSpeed",
 }
 
-# `GenerationTesterMixin` is in no distribution of transformers. What it asks of a model, and the tests of our own for it.
+# `GenerationTesterMixin` is not part of any distribution of transformers. Its requirements, and our own tests of them.
 GENERATION: dict[str, tuple[str, ...]] = {
     "greedy decoding, with and without a cache": (
         "test_greedy_decoding_equals_decoding_by_hand_without_a_cache",
@@ -132,8 +132,8 @@ GENERATION: dict[str, tuple[str, ...]] = {
         "test_prompt_lookup_drafts_stop_at_the_end_of_the_text",
     ),
     "padding on the left": ("test_padding_on_the_left_changes_no_logits",),
-    "padding of rows that ended": ("test_a_finished_row_is_padded",),
-    "the cache that is returned": ("test_the_cache_contains_keys_and_values_of_every_layer",),
+    "padding of finished rows": ("test_a_finished_row_is_padded",),
+    "the returned cache": ("test_the_cache_contains_keys_and_values_of_every_layer",),
     "a static cache; prefilling in chunks": (
         "test_greedy_decoding_equals_decoding_by_hand_without_a_cache",
         "test_beams_and_static_caches_agree_with_greedy_decoding_in_other_families",
@@ -143,15 +143,15 @@ GENERATION: dict[str, tuple[str, ...]] = {
         "test_generation_can_be_continued",
         "test_a_filled_cache_is_extended_by_a_new_turn_with_audio",
     ),
-    "embeddings in place of ids, continued, and with a static cache": (
+    "embeddings instead of ids, continued, and with a static cache": (
         "test_embeddings_of_the_prompt_generate_the_same",
         "test_different_embeddings_give_a_different_answer",
         "test_generation_can_be_continued_from_embeddings",
         "test_embeddings_can_fill_a_static_cache",
     ),
-    "no input at all": ("test_generation_without_input_starts_with_the_bos_token",),
+    "no input": ("test_generation_without_input_starts_with_the_bos_token",),
     "eager and SDPA attention": ("test_attention_implementations_generate_the_same",),
     "logits of the last position only": ("test_logits_are_computed_only_for_the_last_position",),
     "streaming": ("test_tokens_are_streamed_one_by_one",),
-    "arguments that the model does not know": ("test_misspelt_arguments_are_refused",),
+    "unknown arguments": ("test_misspelt_arguments_are_refused",),
 }

@@ -30,42 +30,42 @@ MIXINS = (
 _INTRODUCTION = """\
 # transformers' own tests, run for BEATs and AudioListen
 
-transformers holds its models, processors and pipelines to mixins of tests. The source distribution of transformers has
-most of them. `tests/conformance` downloads that of the installed version, {version}, once, and runs them on small models
-with random weights, their bodies as they are:
+transformers tests its models, processors and pipelines with mixins. Most of them are in its source distribution.
+`tests/conformance` downloads it once for the installed version, {version}, and runs the mixins on small models with random
+weights, with the bodies of the tests unchanged:
 
 ```bash
 pytest tests/conformance -k transformers
 ```
 
-A test that skips itself fails here, unless it is among those below that do not apply, or that want hardware. A test that
-a later version adds runs without being listed. Variants that take long run with `-m slow`. This page is written by
+A test that skips itself counts as a failure, unless it is listed below as not applicable or as needing hardware. Tests that
+later versions add run without being listed. Slow variants run with `-m slow`. This page is written by
 `python -m tests.conformance.transformers_table`.
 
-Of those that do not apply, two would fail (`test_model_get_set_embeddings`, `test_processor_to_json_string`); the others
+Of the tests that do not apply, two would fail (`test_model_get_set_embeddings`, `test_processor_to_json_string`); the others
 skip themselves or find nothing to test.
 
-In the tables, ✓ is a test that passes, - one that does not apply, and ○ one that runs where there is what it wants. A
-number in brackets counts the variants of a test.
+In the tables, ✓ is a test that passes, - a test that does not apply, and ○ a test that runs only where its requirements are
+met. A number in parentheses counts the variants of a test.
 """
 
 _ABSENT = """\
 ## Mixins that are not run
 
-- `GenerationTesterMixin` and `ExportTesterMixin` are in `tests/generation` and `tests/exporters`, which no distribution
-  has. Of the second, what concerns generation is a compiled decoding step, below.
-- `TensorParallelTesterMixin`, `FSDPTesterMixin` and `ExpertParallelTesterMixin` are there, but not what starts their
-  processes. `TrainingTesterMixin` trains models of text alone: it reads their `vocab_size`.
+- `GenerationTesterMixin` and `ExportTesterMixin` are in `tests/generation` and `tests/exporters`, which are not part of any
+  distribution. The part of the second that concerns generation, a compiled decoding step, is tested below.
+- `TensorParallelTesterMixin`, `FSDPTesterMixin` and `ExpertParallelTesterMixin` are included, but the code that starts
+  their processes is not. `TrainingTesterMixin` trains only text models: it reads their `vocab_size`.
 
-What `GenerationTesterMixin` asks of a model is tested by tests of our own in `tests/models/audio_listen`:
+The requirements of `GenerationTesterMixin` are covered by our own tests in `tests/models/audio_listen`:
 
-| what | tests |
+| requirement | tests |
 |---|---|
 """
 
 _OUT_OF_TRANSFORMERS = """
 Contrastive search, DoLa, group beams and constrained beams are no longer part of transformers, which fetches their code
-from the Hub; quantised caches want optimum-quanto or HQQ, and offloaded caches an accelerator.
+from the Hub; quantized caches need optimum-quanto or HQQ, and offloaded caches need an accelerator.
 """
 
 
@@ -74,7 +74,7 @@ def load_suites() -> None:
     Imports the tests, which fills `SUITES`.
 
     Raises:
-        TestsUnavailableError: if transformers' tests cannot be had.
+        TestsUnavailableError: if transformers' tests are not available.
     """
     for module in MODULES:
         try:
@@ -86,7 +86,7 @@ def load_suites() -> None:
 
 
 def page() -> str:
-    """The text of the page."""
+    """Renders the page."""
     load_suites()
     lines = [_INTRODUCTION.format(version=VERSION)]
     for mixin in MIXINS:
@@ -106,7 +106,7 @@ def _table(mixin: str) -> list[str]:
             if origin == mixin or (mixin == "PipelineTesterMixin" and origin == suite.test_class.__name__):
                 marks = cells.setdefault(_without_variant(test, suite.tests), {})
                 marks.setdefault(suite.name, []).append(_mark(suite.name, test))
-    # A task's name is all that tells the many tests of other pipelines apart.
+    # The tests of other pipelines differ only in the task's name.
     if mixin == "PipelineTesterMixin":
         cells = {test: marks for test, marks in cells.items() if any("-" not in mark for mark in marks.values())}
     header = f"| test | {' | '.join(suite.name for suite in suites)} |"
@@ -129,7 +129,7 @@ def _summary(marks: list[str]) -> str:
 
 
 def _without_variant(test: str, tests: dict[str, str]) -> str:
-    """The name without the number, and what follows it, that a parameter adds to it."""
+    """The name of a test without the suffix that `parameterized` adds."""
     match = re.fullmatch(r"(test_\w+?)_(\d+)(_\w+)?", test)
     first = re.compile(rf"{match[1]}_0+(_\w+)?") if match else None
     return match[1] if match and first and any(first.fullmatch(other) for other in tests) else test
@@ -169,7 +169,7 @@ def _needs() -> list[str]:
                 tests = by_need.setdefault(need, [])
                 if test not in tests:
                     tests.append(test)
-    lines = ["## What tests want\n", "| tests | want |", "|---|---|"]
+    lines = ["## Requirements of tests\n", "| tests | requirement |", "|---|---|"]
     lines += [f"| {', '.join(f'`{test}`' for test in tests)} | {need} |" for need, tests in by_need.items()]
     return [*lines, ""]
 

@@ -96,7 +96,7 @@ def test_a_folder_that_was_changed_or_made_otherwise_is_made_anew(
     original = contents(folder)
     (folder / "audio" / "train" / "sound-0000.wav").write_bytes(b"damaged")
     make_dataset(folder, **counts)
-    assert "differs from the requested data set and is generated again" in capsys.readouterr().out
+    assert "differs from the requested dataset and is generated again" in capsys.readouterr().out
     assert contents(folder) == original
 
     make_dataset(folder, **{**counts, "test_per_task": 2})
@@ -108,7 +108,7 @@ def test_a_folder_that_was_changed_or_made_otherwise_is_made_anew(
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letters.txt").write_text("dear")
-    with pytest.raises(FileExistsError, match="is not a generated data set"):
+    with pytest.raises(FileExistsError, match="is not a generated dataset"):
         make_dataset(tmp_path, **SMALL)
     assert contents(tmp_path).keys() == {"letters.txt"}
 

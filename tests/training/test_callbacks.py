@@ -1,4 +1,4 @@
-"""`ListenCallback` tells the adapter its steps, starts its keys, logs what it chose, and warns of collapse."""
+"""`ListenCallback` passes steps to the adapter, initializes keys, logs selections, and warns about collapse."""
 
 import warnings
 
@@ -21,7 +21,7 @@ def rows(spread=True, count=16):
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(3, 64, (count, 8), generator=generator)
     if not spread:
-        rows[:, :6] = rows[0, :6]  # all prompts alike
+        rows[:, :6] = rows[0, :6]  # identical prompts
     return [{"input_ids": row, "labels": torch.cat([torch.full((6,), -100), row[6:]])} for row in rows]
 
 
@@ -58,13 +58,13 @@ class AtStepBegin(TrainerCallback):
         self.seen.append(self.look())
 
 
-def test_prompt_lengths_are_those_of_the_steps_and_are_logged(make_model, tmp_path):
+def test_prompt_lengths_follow_the_steps_and_are_logged(make_model, tmp_path):
     trainer = trainer_of(make_model(), tmp_path, ListenCallback(), max_steps=6)
     trainer.train()
     assert logged(trainer, "prompt_length") == [draw_prompt_length(SEED, step, 5) for step in range(6)]
 
 
-def test_micro_batches_of_a_step_have_one_length(make_model, tmp_path):
+def test_micro_batches_of_a_step_have_the_same_prompt_length(make_model, tmp_path):
     model = make_model()
     trainer = trainer_of(model, tmp_path, ListenCallback(), max_steps=3, gradient_accumulation_steps=2)
     with model.record_selections() as records:
@@ -74,18 +74,18 @@ def test_micro_batches_of_a_step_have_one_length(make_model, tmp_path):
     assert lengths == [length for length in expected for _ in range(2)]
 
 
-def test_live_prompts_and_key_loss_are_those_since_the_last_log(make_model, tmp_path):
+def test_live_prompts_and_key_loss_cover_the_steps_since_the_last_log(make_model, tmp_path):
     model = make_model()
     trainer = trainer_of(model, tmp_path, ListenCallback(), max_steps=4, logging_steps=2)
     with model.record_selections() as records:
         trainer.train()
     assert len(records) == 4
-    chosen = [len(torch.cat([record.indices.flatten() for record in records[i : i + 2]]).unique()) for i in (0, 2)]
-    assert logged(trainer, "live_prompts") == chosen
+    selected = [len(torch.cat([record.indices.flatten() for record in records[i : i + 2]]).unique()) for i in (0, 2)]
+    assert logged(trainer, "live_prompts") == selected
     assert logged(trainer, "key_loss")[-1] == pytest.approx(float(model.key_loss.detach()), abs=1e-4)
 
 
-def test_callbacks_that_come_after_see_the_values(make_model, tmp_path):
+def test_later_callbacks_see_the_logged_values(make_model, tmp_path):
     class Reporter(TrainerCallback):
         def __init__(self):
             self.logs = []
@@ -94,23 +94,23 @@ def test_callbacks_that_come_after_see_the_values(make_model, tmp_path):
             self.logs.append(dict(logs))
 
     reporter = Reporter()
-    trainer = trainer_of(make_model(), tmp_path, reporter, max_steps=1)  # as the integrations of `report_to`
+    trainer = trainer_of(make_model(), tmp_path, reporter, max_steps=1)  # like the integrations of `report_to`
     trainer.callback_handler.callbacks.insert(0, ListenCallback())
     trainer.train()
     assert reporter.logs[0].keys() >= {"key_loss", "prompt_length", "live_prompts", "query_cosine"}
 
 
-def test_evaluation_is_not_counted(make_model, tmp_path):
+def test_evaluation_does_not_count_as_a_step(make_model, tmp_path):
     model = make_model()
     evaluation = {"eval_dataset": rows(), "eval_strategy": "steps", "eval_steps": 1}
     trainer = trainer_of(model, tmp_path, ListenCallback(), max_steps=2, **evaluation)
     with model.record_selections() as records:
         trainer.train()
-    assert {record.indices.shape[1] for record in records if len(record.query) == 8} == {2}  # evaluation's length
+    assert {record.indices.shape[1] for record in records if len(record.query) == 8} == {2}  # the length of evaluation
     assert logged(trainer, "prompt_length") == [draw_prompt_length(SEED, step, 5) for step in range(2)]
 
 
-def test_keys_start_at_the_queries_of_the_steps_before(make_model, tmp_path):
+def test_keys_are_initialized_from_the_queries_of_earlier_steps(make_model, tmp_path):
     model = make_model()
     layer = model.base_model.layer
     look = AtStepBegin(lambda: layer.listen_pools["default"].keys.detach().clone())
@@ -126,7 +126,7 @@ def test_keys_start_at_the_queries_of_the_steps_before(make_model, tmp_path):
     assert not torch.equal(at_one, at_two)
 
 
-def test_only_the_last_queries_are_remembered(make_model, tmp_path):
+def test_only_the_last_queries_are_stored(make_model, tmp_path):
     model = make_model()
     pool = model.base_model.layer.pool_of()
     look = AtStepBegin(lambda: pool.recent_queries)
@@ -134,10 +134,10 @@ def test_only_the_last_queries_are_remembered(make_model, tmp_path):
         trainer_of(model, tmp_path, ListenCallback((4,), num_queries=6), look).train()
     last = torch.cat([record.query for record in records[:3]])[-6:]
     torch.testing.assert_close(look.seen[3], last)
-    assert pool.recent_queries is None  # nothing is pending
+    assert pool.recent_queries is None  # no initialization is pending
 
 
-def test_the_query_mean_has_seen_every_step_when_it_is_saved(make_model, tmp_path):
+def test_the_saved_query_mean_includes_every_step(make_model, tmp_path):
     model = make_model()
     with model.record_selections() as records:
         trainer_of(model, tmp_path, ListenCallback(), max_steps=3).train()
@@ -146,14 +146,14 @@ def test_the_query_mean_has_seen_every_step_when_it_is_saved(make_model, tmp_pat
     assert model.base_model.layer.listen_pools["default"].step == 3
 
 
-def test_collapsed_queries_are_warned_of_once(make_model, tmp_path):
+def test_collapsed_queries_give_one_warning(make_model, tmp_path):
     model = make_model(center_queries=False)
-    with pytest.warns(UserWarning, match=r"nearly one direction \(mean cosine 1\.000\)") as caught:
+    with pytest.warns(UserWarning, match=r"nearly the same direction \(mean cosine 1\.000\)") as caught:
         trainer_of(model, tmp_path, ListenCallback(), data=rows(spread=False), max_steps=6).train()
-    assert sum("nearly one direction" in str(warning.message) for warning in caught) == 1
+    assert sum("nearly the same direction" in str(warning.message) for warning in caught) == 1
 
 
-def test_spread_queries_are_not_warned_of(make_model, tmp_path):
+def test_distinct_queries_give_no_warning(make_model, tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="The queries of the last rows")
         trainer = trainer_of(make_model(), tmp_path, ListenCallback(), max_steps=6)
@@ -161,7 +161,7 @@ def test_spread_queries_are_not_warned_of(make_model, tmp_path):
     assert max(logged(trainer, "query_cosine")) < 0.5
 
 
-def test_a_run_that_failed_leaves_nothing_recording(make_model, tmp_path):
+def test_recording_stops_after_a_failed_run(make_model, tmp_path):
     class Fail(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             raise RuntimeError("killed")
@@ -173,7 +173,7 @@ def test_a_run_that_failed_leaves_nothing_recording(make_model, tmp_path):
     assert model.base_model.layer.thread.recorders == ()
 
 
-def test_after_training_the_adapter_counts_its_steps_itself(make_model, tmp_path):
+def test_the_adapter_counts_steps_itself_after_training(make_model, tmp_path):
     model = make_model()
     trainer_of(model, tmp_path, ListenCallback(), max_steps=2).train()
     pool = model.base_model.layer.pool_of()
@@ -186,7 +186,7 @@ def test_after_training_the_adapter_counts_its_steps_itself(make_model, tmp_path
     assert pool.step == step + 2
 
 
-def test_the_tuner_is_found_beside_other_adapters_and_inside_wrappers(make_model):
+def test_the_tuner_is_found_with_other_adapters_and_inside_wrappers(make_model):
     model = make_model()
     assert find_tuner(nn.Sequential(model)) is model.base_model
 
@@ -194,13 +194,13 @@ def test_the_tuner_is_found_beside_other_adapters_and_inside_wrappers(make_model
 @pytest.mark.parametrize(
     "make", [lambda llm: llm, lambda llm: get_peft_model(llm, LoraConfig(target_modules=["q_proj"]))]
 )
-def test_a_model_without_an_adapter_is_refused(make_model, make, tmp_path):
+def test_a_model_without_an_adapter_raises(make_model, make, tmp_path):
     model = make(make_model().unload())
     with pytest.raises(ValueError, match=r"no LISTEN adapter in .*get_peft_model\(model, ListenConfig\(\)\)"):
         trainer_of(model, tmp_path, ListenCallback()).train()
 
 
-def test_impossible_settings_are_refused():
+def test_invalid_settings_raise():
     with pytest.raises(ValueError, match=r"steps of at least 1, got \(0, 8\)"):
         ListenCallback(init_keys_at_steps=(0, 8))
     with pytest.raises(ValueError, match="`num_queries` must be at least 1, got 0"):

@@ -1,4 +1,4 @@
-"""Collapse metrics: each is 1 when everything is alike and low when it is not."""
+"""Collapse metrics: each is 1 under full collapse and low otherwise."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ ALIKE = torch.ones(64, 32) + 0.01 * DIFFERENT
 
 
 @pytest.mark.parametrize("collapsed", ["query_cosine", "key_cosine", "top_prompt_share", None])
-def test_each_signature_is_told_from_the_others(collapsed):
+def test_each_metric_detects_one_kind_of_collapse(collapsed):
     measures = collapse_measures(
         ALIKE if collapsed == "query_cosine" else DIFFERENT,
         ALIKE if collapsed == "key_cosine" else DIFFERENT,
@@ -27,5 +27,5 @@ def test_each_signature_is_told_from_the_others(collapsed):
         assert f"{measures[collapsed]:.3f}" in warnings[collapsed]
 
 
-def test_no_rows_have_no_share():
+def test_the_share_is_zero_without_rows():
     assert collapse_measures(DIFFERENT, DIFFERENT, torch.empty(0, dtype=torch.long))["top_prompt_share"] == 0.0

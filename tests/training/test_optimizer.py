@@ -1,4 +1,4 @@
-"""Keys, values and the rest have learning rates of their own, and nothing that is trained is forgotten."""
+"""Keys, values and other parameters have separate learning rates, and every trained parameter is in a group."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def names_of(model, group):
     return {name for name, parameter in model.named_parameters() if id(parameter) in ours}
 
 
-def test_keys_values_and_the_rest_are_apart(model):
+def test_keys_values_and_other_parameters_have_separate_groups(model):
     keys, values, rest = parameter_groups(model, 1e-3, weight_decay=0.1)
     assert all(name.endswith("listen_pools.default.keys") for name in names_of(model, keys))
     assert all(name.endswith("listen_pools.default.values") for name in names_of(model, values))
@@ -26,12 +26,12 @@ def test_keys_values_and_the_rest_are_apart(model):
     assert [group["weight_decay"] for group in (keys, values, rest)] == [0.0, 0.0, 0.1]
 
 
-def test_given_rates_are_taken(model):
+def test_given_rates_are_used(model):
     keys, values, rest = parameter_groups(model, 1e-3, value_learning_rate=0.5, key_learning_rate=0.0)
     assert [group["lr"] for group in (keys, values, rest)] == [0.0, 0.5, 1e-3]
 
 
-def test_shared_prompts_are_as_fast_as_the_values_or_as_they_are_told(make_adapted):
+def test_shared_prompts_have_the_rate_of_the_values_or_the_given_one(make_adapted):
     model = make_adapted(num_shared_prompts=2)
     for given, expected in (({}, 1e-2), ({"shared_value_learning_rate": 0.5}, 0.5)):
         _, values, shared, _ = parameter_groups(model, 1e-3, **given)
@@ -43,14 +43,14 @@ def test_shared_prompts_are_as_fast_as_the_values_or_as_they_are_told(make_adapt
         )
 
 
-def test_everything_trained_is_in_one_group(model):
+def test_every_trained_parameter_is_in_exactly_one_group(model):
     groups = parameter_groups(model, 1e-3)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     names = [name for group in groups for name in names_of(model, group)]
     assert sorted(names) == sorted(trained)
 
 
-def test_empty_groups_are_left_out():
+def test_empty_groups_are_omitted():
     model = torch.nn.Linear(2, 2)
     (group,) = parameter_groups(model, 1e-3)
     assert len(group["params"]) == 2

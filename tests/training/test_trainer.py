@@ -1,4 +1,4 @@
-"""`AudioListenForCausalLM` with a LISTEN adapter under HF's `Trainer`: it learns, resumes, and comes back from disk."""
+"""`AudioListenForCausalLM` with a LISTEN adapter in `Trainer`: training, resuming, saving and loading."""
 
 import shutil
 
@@ -32,7 +32,7 @@ class KilledError(Exception):
 
 
 class KillAt(TrainerCallback):
-    """The process dies in the middle of an optimizer step."""
+    """Simulates a process that is killed in the middle of an optimizer step."""
 
     def __init__(self, step):
         self.step = step
@@ -65,7 +65,7 @@ def cached(processor, cache):
     return AudioListenCollator(processor, feature_cache=cache)
 
 
-def test_the_loss_falls_and_the_frozen_parts_stay(make_adapted, examples, cached, tmp_path):
+def test_the_loss_falls_and_the_frozen_parts_do_not_change(make_adapted, examples, cached, tmp_path):
     model = make_adapted()
     frozen = {name: weight.clone() for name, weight in model.named_parameters() if not weight.requires_grad}
     trainer = train(model, examples, cached, tmp_path, ListenCallback(), max_steps=24, learning_rate=0.05)
@@ -121,10 +121,10 @@ def test_workers_of_the_data_loader_give_the_same_losses(make_adapted, examples,
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_kept_logits_and_accumulation_leave_loss_and_gradients_as_they_are(
+def test_kept_logits_and_accumulation_do_not_change_loss_and_gradients(
     make_adapted, examples, processor, cache, tmp_path, accumulation
 ):
-    """Answers differ in length, so only the count of all micro-batches' tokens weighs them rightly."""
+    """Answers differ in length, so the losses are weighted correctly only by the token count of all micro-batches."""
     results = []
     for only, steps in ((False, 1), (True, accumulation)):
         collator = AudioListenCollator(processor, feature_cache=cache, supervised_logits_only=only)
@@ -146,7 +146,7 @@ def test_kept_logits_and_accumulation_leave_loss_and_gradients_as_they_are(
     torch.testing.assert_close(gradients, all_gradients, atol=1e-5, rtol=1e-4)
 
 
-def test_a_killed_and_resumed_run_is_the_run_that_was_not_killed(make_adapted, examples, cached, tmp_path):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(make_adapted, examples, cached, tmp_path):
     changes = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "linear"}
 
     def callback():
@@ -169,7 +169,7 @@ def test_a_killed_and_resumed_run_is_the_run_that_was_not_killed(make_adapted, e
             torch.testing.assert_close(weight, weights[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_a_checkpoint_keeps_the_queries_only_as_long_as_keys_are_to_be_started(
+def test_a_checkpoint_contains_queries_only_while_an_initialization_is_pending(
     make_adapted, examples, cached, tmp_path
 ):
     callback = ListenCallback(init_keys_at_steps=(3,))
@@ -180,7 +180,7 @@ def test_a_checkpoint_keeps_the_queries_only_as_long_as_keys_are_to_be_started(
     assert name not in found[1]
 
 
-def test_missing_queries_of_a_checkpoint_are_warned_of(make_adapted, examples, cached, tmp_path):
+def test_a_checkpoint_without_queries_gives_a_warning(make_adapted, examples, cached, tmp_path):
     changes = {"save_strategy": "steps", "save_steps": 2}
     train(make_adapted(), examples, cached, tmp_path, ListenCallback(), max_steps=2, **changes)
     checkpoint = str(tmp_path / "checkpoint-2")

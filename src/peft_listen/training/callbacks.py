@@ -1,4 +1,4 @@
-"""Trainer callback: optimizer steps, initialization of the keys, logging, and warnings of collapse."""
+"""Trainer callback: optimizer steps, initialization of the keys, logging, and warnings about collapse."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ class ListenCallback(TrainerCallback):
     """
     Connects a LISTEN adapter to a `Trainer` or `SFTTrainer`.
 
-    - Passes the optimizer step to the adapter, from which the stochastic prompt length follows. A resumed run draws the
+    - Passes the optimizer step to the adapter, which determines the stochastic prompt length. A resumed run draws the
       same prompt lengths as an uninterrupted one.
-    - Warns of trainer options that drop or distort the key loss.
+    - Warns about trainer options that drop or distort the key loss.
     - Initializes the keys from real queries after a few steps, and again later if requested, since the queries change
       while the projector is trained (ours).
     - Logs `key_loss`, `prompt_length`, `live_prompts` (number of prompts of the pool that were selected since the last
-      log) and the collapse metrics (`query_cosine`, `key_cosine`, `top_prompt_share`), and warns once of each that is
-      above the threshold. They are in `trainer.state.log_history` and on the progress bar. Integrations given by
+      log) and the collapse metrics (`query_cosine`, `key_cosine`, `top_prompt_share`), and warns once about each that
+      is above the threshold. They are in `trainer.state.log_history` and on the progress bar. Integrations given by
       `report_to` run before other callbacks; for them, put this one first with
       `trainer.callback_handler.callbacks.insert(0, ListenCallback())` instead of `callbacks=[...]`.
 
-    While an initialization of the keys is pending, the recent queries of all processes are a buffer of the adapter, and so
-    in every checkpoint. A resumed run initializes the keys from the same queries.
+    While an initialization of the keys is pending, the recent queries of all processes are stored in a buffer of the
+    adapter and therefore in every checkpoint. A resumed run initializes the keys from the same queries.
 
     Args:
         init_keys_at_steps (`Sequence[int]`, defaults to `()`):
             Optimizer steps, from 1, before which the keys are set to the centers of a k-means clustering of the queries
             of the last `num_queries` rows. E.g. `(8, 64)`.
         num_queries (`int`, defaults to 2048):
-            Number of queries stored for it, over all processes.
+            Number of queries stored for the initialization, over all processes.
         collapse_threshold (`float`, defaults to 0.95):
             Value of a collapse metric above which a warning is given; see
-            [`~peft_listen.training.collapse.collapse_measures`]. Above 1, there is never a warning.
+            [`~peft_listen.training.collapse.collapse_measures`]. With a value above 1, there are no warnings.
 
     Raises:
         ValueError: for steps or a number of queries below 1; when training begins, for a model without an adapter, and
@@ -60,7 +60,7 @@ class ListenCallback(TrainerCallback):
     ) -> None:
         if any(step < 1 for step in init_keys_at_steps):
             raise ValueError(
-                f"`init_keys_at_steps` must hold steps of at least 1, got {tuple(init_keys_at_steps)}: before the first "
+                f"`init_keys_at_steps` must contain steps of at least 1, got {tuple(init_keys_at_steps)}: before the first "
                 "step there are no queries to initialize the keys from."
             )
         if num_queries < 1:
@@ -94,7 +94,7 @@ class ListenCallback(TrainerCallback):
         self._recent_queries.clear()
         self._recent_best.clear()
         self._is_selected = None
-        self._recording.close()  # a run before this one may have ended with an exception
+        self._recording.close()  # a previous run may have ended with an exception
         self._recording.enter_context(self._tuner.layer.recording(self._record))
         self._resume_queries(state)
 
@@ -172,15 +172,15 @@ class ListenCallback(TrainerCallback):
             self._recent_queries.extend(pool.recent_queries)
         elif self._is_pending(state.global_step):
             warnings.warn(
-                "The checkpoint contains no queries, so the keys will be initialized from the queries since the resume "
-                "only, unlike in a run that was not interrupted. Resume from a checkpoint that was written with the same "
+                "The checkpoint contains no queries, so the keys will be initialized only from queries after the resume, "
+                "unlike in an uninterrupted run. Resume from a checkpoint that was written with the same "
                 "`init_keys_at_steps`.",
                 UserWarning,
                 stacklevel=2,
             )
 
     def _record(self, record: SelectionRecord) -> None:
-        # Everything stays on the device: reading it here would synchronize in every step.
+        # The values stay on the device: reading them here would synchronize in every step.
         pool = self._pool
         if not pool.is_training_step:
             return

@@ -21,7 +21,7 @@ class CollapseMetric:
 
     Attributes:
         measure (`str`): name of the metric in the logs.
-        message (`str`): what has happened and what to do about it; `{value}` is replaced by the value.
+        message (`str`): what has happened and what to do about it; `{value}` is replaced by the metric's value.
     """
 
     measure: str
@@ -31,20 +31,20 @@ class CollapseMetric:
 METRICS = (
     CollapseMetric(
         "query_cosine",
-        "The queries of the last rows are nearly one direction (mean cosine {value:.3f}), so that all inputs select the "
+        "The queries of recent rows have nearly the same direction (mean cosine {value:.3f}), so all inputs select the "
         "same prompts. Set `center_queries=True` and initialize the keys from real queries (`init_keys_at_steps`); see "
         "the documentation on collapse.",
     ),
     CollapseMetric(
         "key_cosine",
-        "The keys are nearly one direction (mean cosine {value:.3f}), so that the selection is nearly arbitrary. Lower "
+        "The keys have nearly the same direction (mean cosine {value:.3f}), so the selection is nearly arbitrary. Lower "
         "`key_loss_weight`, or initialize the keys from real queries (`init_keys_at_steps`).",
     ),
     CollapseMetric(
         "top_prompt_share",
-        "A share of {value:.3f} of the last rows has the same best prompt, so that the pool works like one plain soft "
+        "A fraction of {value:.3f} of recent rows has the same best prompt, so the pool works like one plain soft "
         "prompt. Initialize the keys from real queries (`init_keys_at_steps`), or use the grouped selector with added "
-        "shared prompts. For a single task with similar inputs, this can be as intended.",
+        "shared prompts. For a single task with similar inputs, this may be intended.",
     ),
 )
 
@@ -52,7 +52,7 @@ METRICS = (
 @torch.no_grad()
 def collapse_measures(queries: torch.Tensor, keys: torch.Tensor, best: torch.Tensor) -> dict[str, float]:
     """
-    Computes the similarity of the selections of recent rows; each metric is 1 in full collapse.
+    Computes the collapse metrics of recent rows; each is 1 under full collapse.
 
     Args:
         queries (`torch.FloatTensor` of shape `(num_rows, embedding_size)`): after centering and scaling.

@@ -21,8 +21,8 @@ def parameter_groups(
     Parameter groups for a torch optimizer: keys, values, and all other trained parameters.
 
     A value is trained only in the steps in which it is selected, and soft prompts need ten to a hundred times the
-    learning rate of other adapters (Lester et al., arXiv 2104.08691). Keys and values get no weight decay: it would pull
-    those that are not selected towards zero.
+    learning rate of other adapters (Lester et al., arXiv 2104.08691). Keys and values get no weight decay: it would
+    pull those that are not selected toward zero.
 
     Args:
         model (`nn.Module`): with a LISTEN adapter.

@@ -27,7 +27,7 @@ def sft_config(output_dir: str | os.PathLike[str], **kwargs: Any) -> SFTConfig:
     """
     Creates a [`~trl.SFTConfig`] with which TRL's `SFTTrainer` can train [`AudioListenForCausalLM`].
 
-    By default, `SFTTrainer` prepares the data set itself and removes unknown columns, so the model would be trained on
+    By default, `SFTTrainer` prepares the dataset itself and removes unknown columns, so the model would be trained on
     text without audio. With this configuration, the collator receives the examples unchanged.
 
     Args:

@@ -1,4 +1,4 @@
-"""Tiny models with random weights, of every architecture that the tuner is held to, and the call by hand."""
+"""Tiny models with random weights, one for each tested architecture, and the equivalent call by hand."""
 
 import copy
 
@@ -19,7 +19,7 @@ SIZES = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 128,
-    "initializer_range": 0.2,  # large, so that prompts visibly act and greedy tokens differ
+    "initializer_range": 0.2,  # large, to make the effect of prompts visible and greedy tokens different
     "bos_token_id": 1,
     "eos_token_id": None,
     "pad_token_id": 0,
@@ -110,7 +110,7 @@ def architecture(request):
 
 @pytest.fixture
 def build():
-    """Makes the base model of an architecture; the same one each time."""
+    """Makes the base model of an architecture, with the same weights each time."""
 
     def build(architecture="llama", attn_implementation=None, **changes):
         torch.manual_seed(0)
@@ -126,7 +126,7 @@ def build():
 
 @pytest.fixture
 def attach():
-    """Attaches a pool that visibly acts to a copy of a base model."""
+    """Attaches a pool with a visible effect to a copy of a base model."""
 
     def attach(base, adapter_name="default", **changes):
         plain = {"center_queries": False, "query_pooling": "mean"}

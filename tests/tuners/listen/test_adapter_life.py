@@ -1,4 +1,4 @@
-"""Adding, switching, saving, loading and taking off adapters, by PEFT's ways and by transformers'."""
+"""Adding, switching, saving, loading and removing adapters, with the methods of PEFT and of transformers."""
 
 import copy
 import json
@@ -46,7 +46,7 @@ def saved_base(build, tmp_path):
 # ------------------------------------------------------------------------------------------------- several adapters
 
 
-def test_adapters_with_different_settings_live_side_by_side(build, attach, tokens):
+def test_adapters_with_different_settings_can_coexist(build, attach, tokens):
     model = attach(build())
     input_ids = tokens()
     first = model(input_ids).logits
@@ -54,7 +54,7 @@ def test_adapters_with_different_settings_live_side_by_side(build, attach, token
         pool_size=20, prompt_length=7, init_weights=False, selector="attention", seed=5, center_queries=False
     )
     model.add_adapter("other", other)
-    assert torch.equal(model(input_ids).logits, first)  # the first stays active
+    assert torch.equal(model(input_ids).logits, first)  # the first adapter is still active
     model.set_adapter("other")
     second = model(input_ids).logits
     assert model.last_selection.indices.shape == (2, 7)
@@ -81,7 +81,7 @@ def test_only_the_active_adapter_is_trained(build, attach, tokens):
     assert model.layer.listen_pools["other"].keys.grad is not None
 
 
-def test_two_pools_at_once_are_refused(build, attach):
+def test_activating_two_pools_raises(build, attach):
     model = attach(build())
     model.add_adapter("other", ListenConfig(pool_size=8, prompt_length=2))
     with pytest.raises(
@@ -91,7 +91,7 @@ def test_two_pools_at_once_are_refused(build, attach):
 
 
 @pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])
-def test_different_adapters_for_the_rows_of_a_batch_are_refused(task_type, build, attach, tokens):
+def test_different_adapters_for_the_rows_of_a_batch_raise(task_type, build, attach, tokens):
     model = attach(build(), task_type=task_type)
     model.add_adapter("other", ListenConfig(pool_size=8, prompt_length=2))
     for call in (model, model.generate):
@@ -99,7 +99,7 @@ def test_different_adapters_for_the_rows_of_a_batch_are_refused(task_type, build
             call(input_ids=tokens(), adapter_names=["default", "other"])
 
 
-def test_a_deleted_adapter_leaves_no_tensor_behind(build, attach, tokens):
+def test_a_deleted_adapter_leaves_no_tensors(build, attach, tokens):
     model = attach(build())
     before, names = model(tokens()).logits, set(model.state_dict())
     model.add_adapter("other", ListenConfig(pool_size=8, prompt_length=2))
@@ -115,14 +115,14 @@ def test_a_deleted_adapter_leaves_no_tensor_behind(build, attach, tokens):
     assert not [name for name in model.state_dict() if ".default." in name]
 
 
-def test_without_any_adapter_left_the_base_model_runs(build, attach, tokens):
+def test_the_base_model_runs_after_the_last_adapter_is_deleted(build, attach, tokens):
     base = build()
     model = attach(base)
     model.base_model.delete_adapter("default")
     assert torch.equal(model.base_model.model(tokens()).logits, base(tokens()).logits)
 
 
-def test_a_disabled_adapter_is_the_base_model_exactly(architecture, build, attach, tokens):
+def test_a_disabled_adapter_gives_exactly_the_base_model(architecture, build, attach, tokens):
     base = build(architecture)
     model = attach(base)
     input_ids = tokens()
@@ -153,7 +153,7 @@ def test_saving_and_loading_gives_the_same_model(low_cpu_mem_usage, dtype, build
     assert loaded.peft_config["default"].inference_mode
 
 
-def test_a_loaded_adapter_can_be_trained_on(build, attach, tokens, tmp_path):
+def test_a_loaded_adapter_can_be_trained_further(build, attach, tokens, tmp_path):
     attach(build()).save_pretrained(tmp_path)
     model = PeftModel.from_pretrained(build(), tmp_path, is_trainable=True).train()
     model(input_ids=tokens(), labels=tokens()).loss.backward()
@@ -199,7 +199,7 @@ def test_modules_to_save_are_trained_and_saved(build, attach, tokens, tmp_path):
 
 
 @needs_renaming_by_peft
-def test_an_adapter_for_another_size_is_refused(build, attach, tmp_path):
+def test_an_adapter_for_another_size_raises(build, attach, tmp_path):
     attach(build()).save_pretrained(tmp_path)
     sizes = {"vocab_size": 61, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     larger = AutoModelForCausalLM.from_config(LlamaConfig(hidden_size=64, **sizes))
@@ -208,7 +208,7 @@ def test_an_adapter_for_another_size_is_refused(build, attach, tmp_path):
 
 
 @needs_renaming_by_peft
-def test_an_adapter_for_another_architecture_is_refused(build, attach, tmp_path):
+def test_an_adapter_for_another_architecture_raises(build, attach, tmp_path):
     attach(build()).save_pretrained(tmp_path)
     with pytest.raises(
         ValueError, match=r"another architecture: its prompts are at .*model.model'.*'.*model.decoder'"
@@ -281,16 +281,16 @@ def test_transformers_models_add_and_save_adapters(build, tokens, tmp_path):
     assert torch.equal(loaded(tokens()).logits, base(tokens()).logits)
 
 
-# ------------------------------------------------------------------------------------------------------ taking off
+# ------------------------------------------------------------------------------------------------------ unloading
 
 
-def test_unloading_gives_the_base_model_back_bit_for_bit(architecture, build, tokens):
+def test_unloading_restores_the_base_model_bit_for_bit(architecture, build, tokens):
     base = build(architecture)
     before, names = copy.deepcopy(base.state_dict()), [name for name, _ in base.named_modules()]
     attributes = set(base.__dict__)
     logits = base(tokens()).logits
     model = get_peft_model(base, ListenConfig(pool_size=8, prompt_length=2, init_weights=False))
-    assert [name for name, _ in base.named_modules() if "prompt_pool" not in name] == names  # all paths stay
+    assert [name for name, _ in base.named_modules() if "prompt_pool" not in name] == names  # no path has changed
     model(tokens())
     unloaded = model.unload()
     assert unloaded is base
@@ -304,7 +304,7 @@ def test_unloading_gives_the_base_model_back_bit_for_bit(architecture, build, to
     assert not torch.equal(again(tokens()).logits, logits)
 
 
-def test_merging_is_refused(build, attach):
+def test_merging_raises(build, attach):
     model = attach(build())
     for merge in (model.merge_and_unload, model.base_model.merge_and_unload, model.merge_adapter):
         with pytest.raises(ValueError, match=r"cannot be merged into the weights"):
@@ -323,9 +323,9 @@ def test_a_custom_generate_of_the_model_is_kept(build, attach, tokens):
 # ------------------------------------------------------------------------------------------------------------- copies
 
 
-def test_a_copy_is_a_model_of_its_own(build, attach, tokens):
+def test_a_copy_is_independent(build, attach, tokens):
     model = attach(build()).train()
-    model(input_ids=tokens(), labels=tokens())  # leaves a graph behind
+    model(input_ids=tokens(), labels=tokens())  # leaves a graph on the model
     for duplicate in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         duplicate.eval(), model.eval()
         assert torch.equal(duplicate(tokens()).logits, model(tokens()).logits)
@@ -350,7 +350,7 @@ def test_a_model_can_be_cast(dtype, build, attach, tokens):
     assert model.generate(tokens(), max_new_tokens=2).shape == (2, 8)
 
 
-def test_the_pool_can_be_kept_in_the_bases_precision(build, attach, tokens, tmp_path):
+def test_the_pool_can_have_the_precision_of_the_base_model(build, attach, tokens, tmp_path):
     base, config = build().bfloat16(), ListenConfig(pool_size=8, prompt_length=2, num_shared_prompts=1)
     model = get_peft_model(copy.deepcopy(base), config, autocast_adapter_dtype=False)
     names = [name for name, _ in model.named_parameters() if ".listen_" in name]
@@ -387,11 +387,11 @@ def test_requires_grad_can_be_set_for_each_adapter(build, attach):
         assert found == set(trained)
 
 
-def test_prompts_are_no_change_of_weights_that_lora_could_be(attach, build):
+def test_prompts_cannot_be_converted_to_lora(attach, build):
     assert not attach(build()).supports_lora_conversion()
 
 
-# ------------------------------------------------------------------------------------------------------ beside LoRA
+# ------------------------------------------------------------------------------------------------------ together with LoRA
 
 
 def trained(model):
@@ -420,7 +420,7 @@ def test_prompts_and_lora_are_trained_and_saved_together_by_transformers_add_ada
     assert {"lora_A", "lora_B", "keys", "values"} == {
         part for name in moved for part in name.split(".") if part.startswith("lora_") or part in ("keys", "values")
     }
-    assert all("lora_" in name or "listen_" in name for name in moved)  # the base model stays
+    assert all("lora_" in name or "listen_" in name for name in moved)  # the base model is unchanged
 
     model.eval()
     expected = model(tokens()).logits
@@ -460,7 +460,7 @@ def test_prompts_and_lora_are_trained_and_saved_together_by_injecting_lora_under
     assert torch.equal(loaded.eval()(tokens()).logits, expected)
 
 
-def test_prompts_can_be_put_on_a_model_that_has_lora(build, tokens):
+def test_prompts_can_be_added_to_a_model_with_lora(build, tokens):
     lora = get_peft_model(build(), LoraConfig(**LORA), adapter_name="lora")
     alone = lora.eval()(tokens()).logits
     with pytest.warns(UserWarning, match=r"Already found a `peft_config`"):

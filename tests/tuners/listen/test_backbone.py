@@ -1,4 +1,4 @@
-"""The decoder is found without a list of architectures, and what has none is refused."""
+"""The decoder is found without a list of architectures, and unsuitable models are rejected."""
 
 import pytest
 import transformers
@@ -28,7 +28,7 @@ def test_the_decoder_is_found(architecture, path, build):
     assert backbone is base.get_submodule(path)
 
 
-def test_a_causal_language_model_inside_a_composite_is_looked_into(build):
+def test_the_decoder_of_a_composite_model_is_found(build):
     class Composite(nn.Module):
         def __init__(self):
             super().__init__()
@@ -41,7 +41,7 @@ def test_a_causal_language_model_inside_a_composite_is_looked_into(build):
     assert find_backbone(Composite())[0] == "language_model.model"
 
 
-def test_the_decoder_can_be_named(build):
+def test_the_path_of_the_decoder_can_be_given(build):
     base = build("llava")
     assert find_backbone(base, "model.language_model")[1] is base.model.language_model
     with pytest.raises(
@@ -54,14 +54,14 @@ def test_the_decoder_can_be_named(build):
         find_backbone(base, "lm_head")
 
 
-def test_an_encoder_decoder_model_is_refused():
+def test_an_encoder_decoder_model_raises():
     sizes = {"vocab_size": 40, "d_model": 16, "d_ff": 16, "num_layers": 1, "num_heads": 2, "d_kv": 8}
     model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes))
     with pytest.raises(ValueError, match=r"T5ForConditionalGeneration is an encoder-decoder model"):
         get_peft_model(model, ListenConfig())
 
 
-def test_a_model_without_a_head_is_refused(build):
+def test_a_model_without_a_head_raises(build):
     with pytest.raises(ValueError, match=r"Found no text decoder inside LlamaModel"):
         get_peft_model(build().model, ListenConfig())
     with pytest.raises(ValueError, match=r"Found no text decoder inside Linear"):
@@ -69,7 +69,7 @@ def test_a_model_without_a_head_is_refused(build):
 
 
 @pytest.mark.parametrize("path", [None, "model"])
-def test_a_model_with_embeddings_in_every_layer_is_refused(path):
+def test_a_model_with_embeddings_in_every_layer_raises(path):
     sizes = {"vocab_size": 64, "vocab_size_per_layer_input": 64, "hidden_size": 16, "intermediate_size": 16}
     layers = {"num_hidden_layers": 2, "num_kv_shared_layers": 0, "layer_types": ["full_attention"] * 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "hidden_size_per_layer_input": 4}
@@ -81,7 +81,7 @@ def test_a_model_with_embeddings_in_every_layer_is_refused(path):
         get_peft_model(model, ListenConfig(backbone=path))
 
 
-def test_a_refusal_leaves_the_model_as_it_was(build, attach):
+def test_a_rejected_model_is_not_changed(build, attach):
     base = build()
     names = [name for name, _ in base.named_modules()]
     with pytest.raises(ValueError, match=r"no selector"):
@@ -94,7 +94,7 @@ def test_a_refusal_leaves_the_model_as_it_was(build, attach):
 def test_all_adapters_of_a_model_share_its_backbone(build, attach):
     model = attach(build("llava"))
     with pytest.raises(
-        ValueError, match=r"prepended at 'model.language_model'; an adapter with `backbone`='model' cannot"
+        ValueError, match=r"prepended at 'model.language_model', but the new adapter has `backbone`='model'"
     ):
         model.add_adapter("other", ListenConfig(backbone="model"))
     assert list(model.peft_config) == ["default"]

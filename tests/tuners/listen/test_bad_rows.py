@@ -1,4 +1,4 @@
-"""Rows with NaN or infinite values affect no other row, and no statistic."""
+"""Rows with NaN or infinite values do not affect other rows or the running statistics."""
 
 import warnings
 
@@ -22,7 +22,7 @@ def step(model, optimizer, embeds, labels):
     loss.nan_to_num(0.0, 0.0, 0.0).backward()
     for parameter in model.parameters():
         if parameter.grad is not None:
-            parameter.grad.nan_to_num_(0.0, 0.0, 0.0)  # as a loop that skips what is not finite
+            parameter.grad.nan_to_num_(0.0, 0.0, 0.0)  # like a training loop that replaces values that are not finite
     optimizer.step()
     optimizer.zero_grad()
 
@@ -30,7 +30,7 @@ def step(model, optimizer, embeds, labels):
 @pytest.mark.parametrize("standardize", [False, True])
 @pytest.mark.parametrize("rows", [[1], [0, 1]], ids=["one row", "all rows"])
 @pytest.mark.parametrize("value", BAD)
-def test_the_statistics_are_those_of_the_other_rows(value, rows, standardize, build, attach, tokens):
+def test_the_statistics_include_only_the_other_rows(value, rows, standardize, build, attach, tokens):
     settings = {"center_queries": True, "standardize_queries": standardize, "stochastic_prompt_length": False}
     model, plain = (attach(build(), **settings).train() for _ in range(2))
     optimizer, other = (torch.optim.SGD(m.base_model.layer.pool_of().parameters(), lr=0.0) for m in (model, plain))
@@ -54,11 +54,11 @@ def test_the_statistics_are_those_of_the_other_rows(value, rows, standardize, bu
     assert torch.equal(model.base_model.last_selection.indices, plain.base_model.last_selection.indices)
 
 
-def test_they_are_warned_of_once(build, attach, tokens):
+def test_skipped_rows_give_one_warning(build, attach, tokens):
     model = attach(build(), stochastic_prompt_length=False).train()
     embeds = model.get_input_embeddings()(tokens()).detach()
     embeds[1, 2] = torch.nan
-    with pytest.warns(UserWarning, match=r"1 rows whose embeddings hold NaN or infinite values were left out"):
+    with pytest.warns(UserWarning, match=r"1 rows whose embeddings contain NaN or infinite values were excluded"):
         model(inputs_embeds=embeds, labels=supervised(tokens()))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -66,7 +66,7 @@ def test_they_are_warned_of_once(build, attach, tokens):
 
 
 @pytest.mark.parametrize("selector", available_selectors())
-def test_other_rows_of_the_batch_get_what_they_get_alone(selector, build, attach, tokens):
+def test_other_rows_of_the_batch_get_the_same_result_as_alone(selector, build, attach, tokens):
     model = attach(build(), selector=selector)
     embeds = model.get_input_embeddings()(tokens(3)).detach()
     expected = model(inputs_embeds=embeds[[0, 2]]).logits
@@ -86,7 +86,7 @@ def test_infinite_keys_do_not_reach_rows_that_do_not_select_them(build, attach, 
     assert expected.isfinite().all()
 
 
-def test_under_gradient_scaling_one_step_is_skipped_and_no_other(build, attach, tokens):
+def test_gradient_scaling_skips_only_the_step_with_bad_rows(build, attach, tokens):
     model = attach(build(), center_queries=True, stochastic_prompt_length=False).train()
     optimizer = torch.optim.AdamW(model.base_model.layer.pool_of().parameters(), lr=1e-3)
     scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
@@ -117,7 +117,7 @@ def test_a_pool_that_is_not_finite_is_not_saved(name, value, build, attach, tmp_
     model = attach(build(), **SETTINGS)
     with torch.no_grad():
         getattr(model.base_model.layer.pool_of(), name).view(-1)[3] = BAD[value]
-    with pytest.raises(ValueError, match=f"cannot be saved: `{name}` holds NaN or infinite values"):
+    with pytest.raises(ValueError, match=f"cannot be saved: `{name}` contains NaN or infinite values"):
         model.save_pretrained(tmp_path)
     assert not (tmp_path / "adapter_model.safetensors").exists()
 
@@ -131,7 +131,7 @@ def test_a_pool_that_is_not_finite_is_not_used(name, load, build, attach, tokens
     (key,) = (key for key in tensors if key.endswith(f".{name}"))
     tensors[key].view(-1)[3] = torch.nan
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=f"cannot be (loaded|used): `{name}` holds NaN or infinite values"):
+    with pytest.raises(ValueError, match=f"cannot be (loaded|used): `{name}` contains NaN or infinite values"):
         if load == "PEFT":
             PeftModel.from_pretrained(build(), tmp_path)
         else:

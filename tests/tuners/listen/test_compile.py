@@ -1,4 +1,4 @@
-"""`torch.compile` compiles the decoder a fixed number of times, whatever the lengths."""
+"""`torch.compile` compiles the decoder a fixed number of times, regardless of the lengths."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def counter():
 GRAPHS = 4
 
 
-def test_evaluation_compiles_no_more_for_other_lengths(counter, build, attach, tokens):
+def test_evaluation_does_not_recompile_for_other_lengths(counter, build, attach, tokens):
     model = attach(build())
     compiled = torch.compile(model, backend=counter)
     for length, k in ((6, 4), (6, 4), (7, 4), (9, 4), (6, 3), (8, 5), (5, 7), (12, 2), (6, 12)):
@@ -32,7 +32,7 @@ def test_evaluation_compiles_no_more_for_other_lengths(counter, build, attach, t
     assert counter.frame_count <= GRAPHS
 
 
-def test_training_with_a_stochastic_prompt_length_compiles_no_more_for_other_lengths(counter, build, attach, tokens):
+def test_training_with_a_stochastic_prompt_length_does_not_recompile_for_other_lengths(counter, build, attach, tokens):
     model, plain = (attach(build(), center_queries=True).train() for _ in range(2))
     compiled = torch.compile(model, backend=counter)
     input_ids = tokens()

@@ -1,4 +1,4 @@
-"""The configuration refuses what cannot be, and holds nothing that is not read."""
+"""The configuration rejects invalid values, and every field is used."""
 
 import ast
 import copy
@@ -46,7 +46,7 @@ def test_every_field_is_read_somewhere_and_documented_twice(name):
         ({"pool_size": 0}, "`pool_size` must be an integer of at least 1, got 0"),
         ({"pool_size": 2.5}, "`pool_size` must be an integer of at least 1, got 2.5"),
         ({"prompt_length": 0}, "`prompt_length` must be an integer of at least 1, got 0"),
-        ({"prompt_length": 401}, "`prompt_length`=401 is more than the pool holds .`pool_size`=400"),
+        ({"prompt_length": 401}, "`prompt_length`=401 exceeds the size of the pool .`pool_size`=400"),
         ({"pool_size": 5, "prompt_length": 2, "max_train_prompt_length": 6}, "`max_train_prompt_length`=6.*=5"),
         ({"max_train_prompt_length": 0}, "`max_train_prompt_length` must be an integer of at least 1, got 0"),
         ({"key_loss_weight": -1.0}, "`key_loss_weight` must be a finite number of at least 0, got -1.0"),
@@ -57,17 +57,17 @@ def test_every_field_is_read_somewhere_and_documented_twice(name):
         ({"init_weights": "zeros"}, "`init_weights` must be True, False, 'vocab' or 'normal', got 'zeros'"),
         ({"standardize_queries": True, "center_queries": False}, "Set `center_queries=True` too"),
         ({"query_pooling": "max"}, "`query_pooling` must be 'mean' or 'modality_mean', got 'max'"),
-        ({"query_ignored_token_ids": ["user"]}, "`query_ignored_token_ids` must hold token ids"),
+        ({"query_ignored_token_ids": ["user"]}, "`query_ignored_token_ids` must contain token ids"),
         ({"num_shared_prompts": -1}, "`num_shared_prompts` must be an integer of at least 0, got -1"),
         ({"shared_prompt_mode": "sum"}, "`shared_prompt_mode` must be 'prepend' or 'add', got 'sum'"),
         (
             {"shared_prompt_mode": "add", "num_shared_prompts": 9},
-            "`num_shared_prompts`=9 are too few to be added to `prompt_length`=10 selected ones. Set "
+            "`num_shared_prompts`=9 is too small to add a shared prompt to each of the `prompt_length`=10 selected ones. Set "
             "`num_shared_prompts=10`, or a smaller `prompt_length`",
         ),
         (
             {"shared_prompt_mode": "add", "num_shared_prompts": 10},
-            "`num_shared_prompts`=10 are too few to be added to `max_train_prompt_length`=400 selected ones",
+            "`num_shared_prompts`=10 is too small to add .* to each of the `max_train_prompt_length`=400 selected ones",
         ),
         ({"query_mean_momentum": "0.9"}, r"`query_mean_momentum` must be a number in \[0, 1\), got '0.9'"),
         ({"query_mean_momentum": 1.0}, r"`query_mean_momentum` must be a number in \[0, 1\), got 1.0"),
@@ -75,18 +75,18 @@ def test_every_field_is_read_somewhere_and_documented_twice(name):
         ({"selector": ["similarity"]}, r"`selector` must be the name of a registered selector, got \['similarity'\]"),
         ({"selector_kwargs": [1]}, r"`selector_kwargs` must be a dictionary of keyword arguments, got \[1\]"),
         ({"backbone": 3}, "`backbone` must be the dotted path of a module, got 3"),
-        ({"modules_to_save": "lm_head"}, "`modules_to_save` must be a list of names of modules, got 'lm_head'"),
-        ({"query_ignored_token_ids": 5}, "`query_ignored_token_ids` must hold token ids, got 5"),
+        ({"modules_to_save": "lm_head"}, "`modules_to_save` must be a list of module names, got 'lm_head'"),
+        ({"query_ignored_token_ids": 5}, "`query_ignored_token_ids` must contain token ids, got 5"),
         ({"seed": -1}, "`seed` must be an integer of at least 0, got -1"),
         ({"seed": 0.5}, "`seed` must be an integer of at least 0, got 0.5"),
     ],
 )
-def test_impossible_values_are_refused(settings, message):
+def test_invalid_values_raise(settings, message):
     with pytest.raises(ValueError, match=message):
         ListenConfig(**settings)
 
 
-def test_a_selector_that_is_not_registered_is_refused_when_it_is_attached(build, attach):
+def test_a_selector_that_is_not_registered_raises_when_it_is_attached(build, attach):
     with pytest.raises(ValueError, match=r"no selector 'nearest'; registered are"):
         attach(build(), selector="nearest")
     with pytest.raises(ValueError, match=r"'attention' does not take `selector_kwargs`={'heat': 1}"):
@@ -123,9 +123,9 @@ def test_removed_fields_that_are_off_load_with_a_warning(config_class, tmp_path)
 
 @pytest.mark.parametrize("config_class", [PeftConfig, ListenConfig])
 @pytest.mark.parametrize("name", ON)
-def test_removed_fields_that_are_on_are_refused_by_name(name, config_class, tmp_path):
+def test_removed_fields_that_are_on_raise_by_name(name, config_class, tmp_path):
     written_by_an_earlier_version(tmp_path, **{name: ON[name]})
-    with pytest.raises(ValueError, match=rf"`{name}`={ON[name]} is not supported any more.*adapter_config.json"):
+    with pytest.raises(ValueError, match=rf"`{name}`={ON[name]} is no longer supported.*adapter_config.json"):
         config_class.from_pretrained(tmp_path)
 
 

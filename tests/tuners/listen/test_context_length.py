@@ -1,4 +1,4 @@
-"""Prompts count towards a model's positions; other heads than those for text; further calls of the model."""
+"""The position limit, heads other than language modeling, additional calls of the model in `generate`, and inputs without tokens."""
 
 import copy
 import warnings
@@ -38,7 +38,7 @@ def short(build, attach):
 
 
 @pytest.mark.parametrize("architecture", LEARNED)
-def test_too_many_positions_are_an_error_that_names_all_three_numbers(architecture, short, tokens):
+def test_too_many_positions_raise_an_error_with_all_three_numbers(architecture, short, tokens):
     model = short(architecture)
     assert model(input_ids=tokens(2, 12)).logits.shape[1] == 12
     message = r"14 tokens and 4 prompts, which are 18 positions, but the model has 16"
@@ -56,7 +56,7 @@ def test_too_many_positions_are_an_error_that_names_all_three_numbers(architectu
 
 
 @pytest.mark.parametrize("architecture", LEARNED)
-def test_padding_takes_no_position(architecture, short, padded, tokens):
+def test_padding_does_not_count_as_positions(architecture, short, padded, tokens):
     model = short(architecture)
     batch = padded([tokens(1, 12)[0], tokens(1, 5)[0]], "left")
     batch = {name: torch.nn.functional.pad(value, (3, 0)) for name, value in batch.items()}
@@ -64,7 +64,7 @@ def test_padding_takes_no_position(architecture, short, padded, tokens):
 
 
 @pytest.mark.parametrize("architecture", ROTARY)
-def test_too_many_rotary_positions_are_warned_of_once(architecture, short, tokens):
+def test_too_many_rotary_positions_give_one_warning(architecture, short, tokens):
     model = short(architecture)
     with pytest.warns(UserWarning, match=r"14 tokens and 4 prompts, which are 18 positions, but the model has 16"):
         model(input_ids=tokens(2, 14))
@@ -75,7 +75,7 @@ def test_too_many_rotary_positions_are_warned_of_once(architecture, short, token
 
 @pytest.mark.parametrize("settings", [{}, STATIC])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_a_generation_that_may_be_too_long_is_warned_of_before_it_begins(architecture, settings, short, tokens):
+def test_a_generation_that_may_be_too_long_gives_a_warning_before_it_starts(architecture, settings, short, tokens):
     model = short(architecture)
     with pytest.warns(UserWarning, match=r"10 tokens, 4 prompts and up to 5 new tokens are 19 positions"):
         try:
@@ -85,7 +85,7 @@ def test_a_generation_that_may_be_too_long_is_warned_of_before_it_begins(archite
 
 
 @pytest.mark.parametrize("architecture", ["bloom", "llama", "gpt2", "mistral", "gemma2"])
-def test_inputs_that_fit_are_not_warned_of(architecture, build, attach, tokens):
+def test_inputs_that_fit_give_no_warning(architecture, build, attach, tokens):
     model = attach(build(architecture))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*positions.*")
@@ -105,7 +105,7 @@ HEADS = {
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_classification_head_selects_by_the_whole_input(head, build, tokens):
+def test_a_classification_head_uses_the_whole_input_as_the_query(head, build, tokens):
     cls, targets = HEADS[head]
     config = build().config
     config.num_labels, config.pad_token_id, config.classifier_dropout = 2, 0, 0.0
@@ -128,7 +128,7 @@ def test_a_classification_head_selects_by_the_whole_input(head, build, tokens):
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 5), (1, 6), (2, 6, 1)])
-def test_labels_that_are_not_one_per_token_are_refused_by_name(shape, build, attach, tokens):
+def test_labels_that_are_not_one_per_token_raise(shape, build, attach, tokens):
     model = attach(build()).train()
     with pytest.raises(
         ValueError, match=r"`labels` must have one entry per token, in the shape of the input, \(2, 6\)"
@@ -136,7 +136,7 @@ def test_labels_that_are_not_one_per_token_are_refused_by_name(shape, build, att
         model(input_ids=tokens(), labels=torch.ones(shape, dtype=torch.long))
 
 
-# ------------------------------------------------------------------------------- further calls of the model in generate
+# ------------------------------------------------------------------------------- additional calls of the model in generate
 
 
 class CallsTheModel(LogitsProcessor):
@@ -153,7 +153,7 @@ class CallsTheModel(LogitsProcessor):
 @torch.no_grad()
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("settings", [{}, STATIC, {"use_cache": False}], ids=["dynamic", "static", "uncached"])
-def test_another_input_gets_prompts_of_its_own(settings, use_cache, build, attach, tokens):
+def test_another_input_gets_its_own_prompts(settings, use_cache, build, attach, tokens):
     model = attach(build())
     input_ids, other = tokens(2, 6), tokens(2, 9, seed=7)
     expected, alone = model.generate(input_ids, **GREEDY, **settings), model(input_ids=other).logits
@@ -205,17 +205,17 @@ def test_an_adapted_model_can_be_offloaded(where, build, attach, tokens, tmp_pat
     assert torch.equal(offloaded.generate(tokens(), **GREEDY), sequences)
 
 
-# ------------------------------------------------------------------------------------------------------ without any token
+# ------------------------------------------------------------------------------------------------------ without tokens
 
 
 @pytest.mark.parametrize("inputs", [{}, {"input_ids": None}, {"attention_mask": torch.ones(1, 2)}])
-def test_a_call_without_input_is_refused(inputs, build, attach):
+def test_a_call_without_input_raises(inputs, build, attach):
     with pytest.raises(ValueError, match=r"`input_ids`.*`inputs_embeds`|input_ids or inputs_embeds"):
         attach(build())(**inputs)
 
 
 @pytest.mark.parametrize("shape", [(0, 6), (2, 0), (0, 0)])
-def test_a_batch_without_tokens_is_refused(shape, build, attach):
+def test_a_batch_without_tokens_raises(shape, build, attach):
     with pytest.raises(ValueError, match=r"no token|input_ids or inputs_embeds"):
         attach(build())(input_ids=torch.ones(shape, dtype=torch.long))
 
@@ -223,7 +223,7 @@ def test_a_batch_without_tokens_is_refused(shape, build, attach):
 # -------------------------------------------------------------------------------------------------- evaluation harnesses
 
 
-def test_padding_in_the_query_is_warned_of_once(build, attach, padded, tokens):
+def test_padding_in_the_query_gives_one_warning(build, attach, padded, tokens):
     model = attach(build())
     batch = padded([tokens(1, 8)[0], tokens(1, 5)[0]], "right")
     with pytest.warns(UserWarning, match=r"ends with padding.*`attention_mask`.*`listen_query_mask`"):
@@ -233,7 +233,7 @@ def test_padding_in_the_query_is_warned_of_once(build, attach, padded, tokens):
         model(input_ids=batch["input_ids"])
 
 
-def test_calls_that_are_right_are_not_warned_of(build, attach, padded, tokens):
+def test_correct_calls_give_no_warning(build, attach, padded, tokens):
     model = attach(build())
     batch = padded([tokens(1, 8)[0], tokens(1, 5)[0]], "right")
     with warnings.catch_warnings():
@@ -246,7 +246,7 @@ def test_calls_that_are_right_are_not_warned_of(build, attach, padded, tokens):
 
 
 @torch.no_grad()
-def test_a_named_context_gives_scores_without_padding_and_continuation_in_the_query(build, attach, padded, tokens):
+def test_with_a_marked_context_padding_and_continuation_are_not_in_the_query(build, attach, padded, tokens):
     model = attach(build())
     contexts = [tokens(1, length, seed=length)[0] for length in (6, 4)]
     answers = [tokens(1, length, seed=20 + length)[0] for length in (3, 1)]

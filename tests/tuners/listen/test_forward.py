@@ -1,4 +1,4 @@
-"""A forward pass with the adapter on is the base model's on `[V_selected; E]`, for every architecture."""
+"""A forward pass with the adapter equals that of the base model on `[V_selected; E]`, for every architecture."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_forward_equals_the_call_by_hand(architecture, build, attach, by_hand, t
     assert len(output.hidden_states) == len(expected.hidden_states)
     for hidden, by_hand_hidden in zip(output.hidden_states, expected.hidden_states, strict=True):
         torch.testing.assert_close(hidden, by_hand_hidden[:, 4:], **CLOSE)
-    assert (output.logits - base(input_ids).logits).abs().max() > 1e-2  # the prompts act
+    assert (output.logits - base(input_ids).logits).abs().max() > 1e-2  # the prompts have an effect
 
 
 def test_loss_and_gradient_of_the_values_equal_the_call_by_hand(architecture, build, attach, by_hand, tokens):
@@ -45,7 +45,7 @@ def test_loss_and_gradient_of_the_values_equal_the_call_by_hand(architecture, bu
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_padded_row_gives_what_it_gives_alone(architecture, side, build, attach, padded, tokens):
+def test_a_padded_row_gives_the_same_result_as_alone(architecture, side, build, attach, padded, tokens):
     model = attach(build(architecture))
     rows = [tokens(1, length, seed=length)[0] for length in (7, 3, 5)]
     batch = padded(rows, side)
@@ -85,7 +85,7 @@ def test_the_loss_does_not_depend_on_padding(side, build, attach, padded, tokens
 
 
 @pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])
-def test_every_way_of_calling_gives_the_same(task_type, build, attach, tokens):
+def test_all_ways_of_calling_give_the_same_result(task_type, build, attach, tokens):
     model = attach(build(), task_type=task_type)
     input_ids = tokens()
     expected = model(input_ids=input_ids).logits
@@ -126,7 +126,7 @@ def test_attentions_have_a_row_per_token_and_a_column_per_prompt_and_token(
         torch.testing.assert_close(attention, by_hand_attention[:, :, 4:], **CLOSE)
 
 
-def test_a_tuple_is_returned_when_asked_for(architecture, build, attach, tokens):
+def test_a_tuple_is_returned_on_request(architecture, build, attach, tokens):
     model = attach(build(architecture))
     input_ids = tokens()
     output = model(input_ids=input_ids, labels=input_ids, output_hidden_states=True)
@@ -136,7 +136,7 @@ def test_a_tuple_is_returned_when_asked_for(architecture, build, attach, tokens)
     torch.testing.assert_close(as_tuple[1], output.logits, rtol=0, atol=0)
 
 
-def test_a_tuple_holds_the_key_loss_too(build, attach, tokens):
+def test_a_tuple_also_includes_the_key_loss(build, attach, tokens):
     model = attach(build(), stochastic_prompt_length=False).train()
     input_ids = tokens()
     with pytest.warns(UserWarning, match=r"no prompt"):
@@ -176,7 +176,7 @@ def test_selection_is_the_same_under_autocast(build, attach, tokens):
     assert torch.equal(model.base_model.last_selection.scores, expected.scores)
 
 
-def test_a_model_with_images_gets_its_prompts_before_everything(build, attach, by_hand):
+def test_prompts_come_before_images_and_text(build, attach, by_hand):
     base = build("llava")
     model = attach(base)
     input_ids = torch.tensor([[5, 60, 60, 60, 60, 7, 8]])
@@ -193,7 +193,7 @@ def test_a_model_with_images_gets_its_prompts_before_everything(build, attach, b
     torch.testing.assert_close(logits, expected[:, 4:], **CLOSE)
 
 
-def test_positions_of_an_image_in_three_dimensions_are_shifted(build, attach, by_hand):
+def test_three_dimensional_positions_of_an_image_are_shifted(build, attach, by_hand):
     base = build("qwen2-vl")
     model = attach(base)
     input_ids = torch.tensor([[5, 6, 58, 60, 60, 60, 60, 57, 7, 8]])
@@ -219,7 +219,7 @@ def test_positions_of_an_image_in_three_dimensions_are_shifted(build, attach, by
     torch.testing.assert_close(logits, base.lm_head(hidden)[:, 4:], **CLOSE)
 
 
-def test_features_added_in_deeper_layers_stay_with_their_images(build, attach):
+def test_features_added_in_deeper_layers_stay_at_their_images(build, attach):
     base = build("qwen3-vl")
     model = attach(base)
     input_ids = torch.tensor([[5, 6, 58, 60, 57, 7, 8]])
@@ -248,7 +248,7 @@ def test_features_added_in_deeper_layers_stay_with_their_images(build, attach):
     torch.testing.assert_close(logits, base.lm_head(hidden)[:, 4:], **CLOSE)
 
 
-def test_token_types_are_refused_since_a_prompt_has_none(build, attach, tokens):
+def test_token_types_raise_because_prompts_have_none(build, attach, tokens):
     model = attach(build("gpt2"))
     with pytest.raises(ValueError, match=r"cannot insert prompts into `token_type_ids`"):
         model(input_ids=tokens(), token_type_ids=torch.zeros(2, 6, dtype=torch.long))
@@ -267,20 +267,20 @@ def test_token_types_are_refused_since_a_prompt_has_none(build, attach, tokens):
         ),
     ],
 )
-def test_packed_sequences_are_refused(packed, message, build, attach, tokens):
+def test_packed_sequences_raise(packed, message, build, attach, tokens):
     model = attach(build())
     with pytest.raises(ValueError, match=message):
         model(input_ids=tokens(1), **packed)
 
 
 @pytest.mark.parametrize("mask", [torch.zeros(2, 1, 6, 6), {"full_attention": None}], ids=["4-d", "dict"])
-def test_a_prepared_mask_is_refused(mask, build, attach, tokens):
+def test_a_prepared_mask_raises(mask, build, attach, tokens):
     model = attach(build())
     with pytest.raises(ValueError, match=r"mask of shape \(batch_size, sequence_length\)"):
         model(input_ids=tokens(), attention_mask=mask)
 
 
-def test_nothing_is_left_behind_by_a_forward_pass_that_failed(build, attach, tokens):
+def test_a_failed_forward_pass_leaves_no_state(build, attach, tokens):
     model = attach(build(), stochastic_prompt_length=False)
     input_ids = tokens()
     expected = model(input_ids=input_ids).logits
@@ -292,6 +292,6 @@ def test_nothing_is_left_behind_by_a_forward_pass_that_failed(build, attach, tok
     handle.remove()
     assert torch.equal(model(input_ids=input_ids).logits, expected)
 
-    with pytest.raises(ValueError, match=r"prepared one"):  # refused before the backbone runs
+    with pytest.raises(ValueError, match=r"prepared mask"):  # rejected before the backbone runs
         model(input_ids=input_ids, labels=labels, attention_mask=torch.zeros(2, 1, 6, 6))
     assert torch.equal(model(input_ids=input_ids).logits, expected)

@@ -1,4 +1,4 @@
-"""`generate` with the adapter on gives the tokens of an uncached decode by hand, whatever the way of generating."""
+"""`generate` with the adapter gives the tokens of an uncached decoding loop, in every generation mode."""
 
 import copy
 
@@ -26,7 +26,7 @@ def test_greedy_tokens_equal_an_uncached_decode_by_hand(architecture, build, att
     reference = by_hand(base, model)
     for row, sequence in zip(rows, sequences, strict=True):
         assert sequence[7 - len(row) :].tolist() == reference.greedy(row, 6).tolist()
-    assert not torch.equal(sequences, base.generate(**padded(rows, "left"), **GREEDY))  # the prompts act
+    assert not torch.equal(sequences, base.generate(**padded(rows, "left"), **GREEDY))  # the prompts have an effect
 
 
 def test_static_cache_gives_the_same_tokens(architecture, build, attach, padded, tokens):
@@ -39,7 +39,7 @@ def test_static_cache_gives_the_same_tokens(architecture, build, attach, padded,
     assert torch.equal(model.generate(batch["input_ids"][:1], **GREEDY, **STATIC), expected[:1])
 
 
-def test_a_padded_batch_is_continued_as_the_base_model_continues_its_embeddings_with_prompts(
+def test_a_padded_batch_equals_the_base_model_on_embeddings_with_prompts(
     architecture, build, attach, by_hand, padded, tokens
 ):
     base = build(architecture)
@@ -125,7 +125,7 @@ def test_generate_is_the_same_on_the_peft_model_the_tuner_and_the_base_model(
         assert torch.equal(generate(input_ids, GenerationConfig(**GREEDY, **settings, pad_token_id=0)), expected)
 
 
-def test_embeddings_of_the_user_continue_as_their_tokens_do(architecture, build, attach, tokens):
+def test_embeddings_and_their_tokens_give_the_same_continuation(architecture, build, attach, tokens):
     model = attach(build(architecture))
     input_ids = tokens()
     embeds = model.get_input_embeddings()(input_ids)
@@ -138,7 +138,7 @@ def test_embeddings_of_the_user_continue_as_their_tokens_do(architecture, build,
 
 
 @pytest.mark.parametrize("side", [None, "left"])
-def test_a_chunked_prefill_chooses_by_the_whole_input(architecture, side, build, attach, padded, tokens):
+def test_a_chunked_prefill_selects_prompts_for_the_whole_input(architecture, side, build, attach, padded, tokens):
     if architecture in ("qwen2-vl", "qwen3-vl") and Version(transformers.__version__) < Version("5.20"):
         pytest.skip("older versions of transformers compute the positions of each chunk from the whole input")
     model = attach(build(architecture))
@@ -152,7 +152,7 @@ def test_a_chunked_prefill_chooses_by_the_whole_input(architecture, side, build,
     assert torch.equal(model.generate(**batch, **beams, prefill_chunk_size=4), model.generate(**batch, **beams))
 
 
-def test_a_first_chunk_of_padding_is_refused(build, attach, padded, tokens):
+def test_a_first_chunk_of_padding_raises(build, attach, padded, tokens):
     model = attach(build())
     batch = padded([tokens(1, 9)[0], tokens(1, 5)[0]], "left")
     with pytest.raises(ValueError, match=r"begins with 4 positions of padding.*`prefill_chunk_size`=4"):
@@ -161,7 +161,7 @@ def test_a_first_chunk_of_padding_is_refused(build, attach, padded, tokens):
 
 def test_assisted_decoding_gives_the_greedy_tokens(architecture, build, attach, tokens):
     model = attach(build(architecture))
-    assistant = build(architecture)  # without prompts, so that its drafts are refused at times
+    assistant = build(architecture)  # without prompts, so some of its drafts are rejected
     row = tokens(1)
     expected = model.generate(row, max_new_tokens=8, do_sample=False)
     with model.base_model.record_selections() as records:
@@ -176,12 +176,12 @@ def test_assisted_decoding_gives_the_greedy_tokens(architecture, build, attach, 
 
 
 @pytest.mark.parametrize("side", [None, "left"])
-def test_a_filled_cache_is_continued_by_hand(architecture, side, build, attach, padded, tokens):
+def test_a_filled_cache_can_be_continued_by_forward_passes(architecture, side, build, attach, padded, tokens):
     model = attach(build(architecture))
     batch = padded([tokens(1, length, seed=length)[0] for length in (8, 8 if side is None else 5)], "left")
     input_ids, mask = batch["input_ids"], batch["attention_mask"]
     whole_prompt = torch.zeros_like(mask)
-    whole_prompt[:, :5] = 1  # the second part comes later, and is not in the query
+    whole_prompt[:, :5] = 1  # the second part is added later and is not in the query
     expected = model(**batch, listen_query_mask=whole_prompt).logits
     first = model(input_ids=input_ids[:, :5], attention_mask=mask[:, :5], use_cache=True)
     with_mask = model(input_ids=input_ids[:, 5:], attention_mask=mask, past_key_values=first.past_key_values)
@@ -194,11 +194,11 @@ def test_a_filled_cache_is_continued_by_hand(architecture, side, build, attach, 
 
 @pytest.mark.parametrize("side", [None, "left"])
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
-def test_generation_goes_on_from_a_filled_cache(architecture, side, kind, build, attach, padded, tokens):
+def test_generation_continues_from_a_filled_cache(architecture, side, kind, build, attach, padded, tokens):
     if kind == "static":
         _skip_without_static_cache(architecture)
     model = attach(build(architecture))
-    # Without a mask, `generate` takes the pad token for padding wherever it stands.
+    # Without a mask, `generate` treats the pad token as padding at any position.
     settings = {**GREEDY, "disable_compile": True, "suppress_tokens": [0]}
     batch = padded([tokens(1, length, seed=length)[0] for length in (7, 7 if side is None else 5)], "left")
     cache = DynamicCache() if kind == "dynamic" else StaticCache(model.config.get_text_config(), max_cache_len=40)
@@ -206,7 +206,7 @@ def test_generation_goes_on_from_a_filled_cache(architecture, side, kind, build,
     more = torch.cat([turn, tokens(2, 3, seed=9)], dim=1)
     mask = torch.cat([batch["attention_mask"], torch.ones(2, 9, dtype=torch.long)], dim=1)
     query_mask = torch.zeros_like(mask)
-    query_mask[:, :7] = 1  # the prompts of the first turn stay
+    query_mask[:, :7] = 1  # the prompts of the first turn are kept
     expected = model.generate(more, attention_mask=mask, **settings, listen_query_mask=query_mask)
 
     sequences = model.generate(more, attention_mask=mask, **settings, past_key_values=copy.deepcopy(cache))
@@ -231,8 +231,8 @@ def test_lengths_mean_the_same_with_a_static_cache(build, attach, tokens):
         assert torch.equal(model.generate(input_ids, do_sample=False, **lengths, **STATIC), expected)
         config = GenerationConfig(do_sample=False, pad_token_id=0, eos_token_id=7, **lengths)
         assert torch.equal(model.generate(input_ids, config, **STATIC), expected)
-        assert config.max_length == lengths.get("max_length")  # the caller's stays as it was
-    with pytest.raises(ValueError, match=r"input has 6 tokens, so that `max_length`=6 leaves none"):
+        assert config.max_length == lengths.get("max_length")  # the caller's configuration is unchanged
+    with pytest.raises(ValueError, match=r"input has 6 tokens, so `max_length`=6 leaves none"):
         model.generate(input_ids, max_length=6, **STATIC)
 
 
@@ -261,7 +261,7 @@ def test_outputs_of_generate_have_the_length_of_the_input(settings, build, attac
     [{}, {"num_beams": 2}, STATIC, {**STATIC, "num_beams": 2}, {"use_cache": False}, {"prefill_chunk_size": 3}],
     ids=["dynamic", "beams", "static", "static beams", "uncached", "chunked"],
 )
-def test_the_query_mask_names_the_query(settings, build, attach, tokens):
+def test_the_query_mask_sets_the_query(settings, build, attach, tokens):
     model = attach(build())
     input_ids = tokens()
     query_mask = torch.tensor([[1, 1, 0, 0, 0, 1], [0, 0, 1, 0, 0, 0]])
@@ -273,7 +273,7 @@ def test_the_query_mask_names_the_query(settings, build, attach, tokens):
     torch.testing.assert_close(query[1], embeds[1, 2])
 
 
-def test_a_query_mask_of_another_shape_is_refused(build, attach, tokens):
+def test_a_query_mask_of_another_shape_raises(build, attach, tokens):
     model = attach(build())
     mask = torch.ones(2, 5)
     with pytest.raises(ValueError, match=r"shape of the input, \(2, 6\), got \(2, 5\)"):
@@ -282,7 +282,7 @@ def test_a_query_mask_of_another_shape_is_refused(build, attach, tokens):
         model(tokens(), listen_query_mask=mask)
 
 
-def test_padding_without_a_mask_is_told_from_the_pad_token(build, attach, padded, tokens):
+def test_padding_without_a_mask_is_recognized_by_the_pad_token(build, attach, padded, tokens):
     model = attach(build(eos_token_id=57))
     batch = padded([tokens(1, length, seed=length)[0] for length in (7, 3)], "left")
     expected = model.generate(**batch, **GREEDY)
@@ -290,14 +290,14 @@ def test_padding_without_a_mask_is_told_from_the_pad_token(build, attach, padded
         assert torch.equal(model.generate(batch["input_ids"], **GREEDY, **settings), expected)
 
 
-def test_repetition_is_penalised_over_the_input_with_a_static_cache_too(build, attach, tokens):
+def test_repetition_of_the_input_is_also_penalized_with_a_static_cache(build, attach, tokens):
     model = attach(build())
     input_ids = tokens()
     settings = {**GREEDY, "repetition_penalty": 5.0}
     assert torch.equal(model.generate(input_ids, **settings, **STATIC), model.generate(input_ids, **settings))
 
 
-def test_generation_from_nothing_begins_with_one_token(build, attach):
+def test_generation_without_input_begins_with_one_token(build, attach):
     model = attach(build())
     sequences = model.generate(**GREEDY)
     assert torch.equal(sequences, model.generate(torch.tensor([[1]]), **GREEDY))
@@ -336,7 +336,7 @@ def test_images_are_in_the_query_and_before_the_answer(architecture, settings, b
     assert torch.equal(sequences, row)
 
 
-def test_what_a_decoder_gets_beside_its_embeddings_keeps_it_from_a_static_cache(build, attach):
+def test_a_static_cache_raises_for_decoders_with_additional_inputs(build, attach):
     model = attach(build("qwen3-vl"))
     input_ids = torch.tensor([[5, 6, 58, 60, 57, 7, 8]])
     image = {
@@ -349,7 +349,7 @@ def test_what_a_decoder_gets_beside_its_embeddings_keeps_it_from_a_static_cache(
         model.generate(input_ids=input_ids, **image, **GREEDY, **STATIC)
 
 
-def test_a_cache_of_the_other_state_is_refused(build, attach, tokens):
+def test_a_cache_that_does_not_match_the_adapter_raises(build, attach, tokens):
     model = attach(build())
     input_ids = tokens()
     with torch.no_grad(), model.disable_adapter():
@@ -365,7 +365,7 @@ def test_a_cache_of_the_other_state_is_refused(build, attach, tokens):
                 call(input_ids=input_ids, past_key_values=copy.deepcopy(behind_prompts))
 
 
-def test_what_cannot_be_combined_is_refused(build, attach, tokens):
+def test_unsupported_combinations_raise(build, attach, tokens):
     model = attach(build())
     row = tokens(1)
     cache = model(input_ids=row, use_cache=True).past_key_values
@@ -381,14 +381,14 @@ def test_what_cannot_be_combined_is_refused(build, attach, tokens):
         model(input_ids=row[:, :1], attention_mask=torch.ones(1, 6), past_key_values=cache)
 
 
-def test_a_static_cache_that_is_too_small_is_refused(build, attach, tokens):
+def test_a_static_cache_that_is_too_small_raises(build, attach, tokens):
     model = attach(build())
     cache = StaticCache(model.config, max_cache_len=14)
-    with pytest.raises(ValueError, match=r"holds 14 positions, and 4 prompts, 6 tokens and 6 new ones need 15"):
+    with pytest.raises(ValueError, match=r"holds 14 positions, but 4 prompts, 6 tokens and 6 new ones need 15"):
         model.generate(tokens(), **GREEDY, past_key_values=cache)
 
 
-def test_the_generate_of_the_class_is_refused_where_it_needs_to_know_of_prompts(build, attach, tokens):
+def test_the_generate_of_the_class_raises_with_a_static_cache(build, attach, tokens):
     model = attach(build()).get_base_model()
     plain = transformers.GenerationMixin.generate
     assert torch.equal(plain(model, tokens(), **GREEDY), model.generate(tokens(), **GREEDY))
@@ -414,7 +414,7 @@ def test_a_streamer_gets_the_input_and_the_new_tokens(build, attach, tokens):
         assert streamer.put_tokens == sequences[0].tolist()
 
 
-def test_with_the_adapter_off_generate_is_the_base_models(build, attach, tokens):
+def test_generate_equals_the_base_model_with_the_adapter_off(build, attach, tokens):
     base = build()
     model = attach(base)
     with model.disable_adapter():

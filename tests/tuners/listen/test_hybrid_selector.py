@@ -1,4 +1,4 @@
-"""The hybrid selector lies between those of the paper, and its weights carry the loss to the keys."""
+"""The hybrid selector is between those of the paper, and its weights propagate the gradient of the loss to the keys."""
 
 import math
 
@@ -22,7 +22,7 @@ def clustered():
 
 @given(seed=st.integers(0, 2**16), k=st.integers(1, 20))
 @settings(max_examples=25, deadline=None)
-def test_its_ends_are_the_choices_of_similarity_and_residual(draw, seed, k):
+def test_its_limits_are_the_selections_of_similarity_and_residual(draw, seed, k):
     query, keys = draw(seed)
     for step_size, name in ((0, "similarity"), (1, "residual")):
         hybrid = get_selector("hybrid", step_size=step_size).select(query, keys, k)
@@ -32,34 +32,34 @@ def test_its_ends_are_the_choices_of_similarity_and_residual(draw, seed, k):
 
 
 @pytest.mark.parametrize("step_size", [0.25, 0.5, 0.9])
-def test_it_takes_out_a_share_of_each_chosen_keys_part(draw, step_size):
+def test_it_subtracts_a_fraction_of_each_selected_keys_component(draw, step_size):
     query, keys = (tensor.double() for tensor in draw(1))
     selection = get_selector("hybrid", step_size=step_size).select(query, keys, 8)
     unit_keys = keys / keys.norm(dim=-1, keepdim=True)
     for row, indices, scores in zip(query, selection.indices.tolist(), selection.scores, strict=True):
-        left, chosen = row / row.norm(), []
+        left, selected = row / row.norm(), []
         for index, score in zip(indices, scores, strict=True):
             cosines = unit_keys @ left / left.norm()
-            cosines[chosen] = -torch.inf
+            cosines[selected] = -torch.inf
             assert index == int(cosines.argmax())
             torch.testing.assert_close(score, cosines[index])
             left = left - step_size * (left @ unit_keys[index]) * unit_keys[index]
-            chosen.append(index)
+            selected.append(index)
 
 
-def test_its_prompts_are_less_alike_than_similaritys_and_closer_to_the_query_than_residuals(clustered):
+def test_its_keys_are_less_similar_than_those_of_similarity_and_closer_than_those_of_residual(clustered):
     query, keys = clustered
     alike, close = {}, {}
     for name in ("similarity", "hybrid", "residual"):
-        chosen = torch.nn.functional.normalize(keys[get_selector(name).select(query, keys, 10).indices], dim=-1)
-        gram = chosen @ chosen.transpose(1, 2)
+        selected = torch.nn.functional.normalize(keys[get_selector(name).select(query, keys, 10).indices], dim=-1)
+        gram = selected @ selected.transpose(1, 2)
         alike[name] = float((gram.sum(dim=(1, 2)) - 10).mean() / 90)
-        close[name] = float((chosen @ torch.nn.functional.normalize(query, dim=-1).unsqueeze(-1)).mean())
+        close[name] = float((selected @ torch.nn.functional.normalize(query, dim=-1).unsqueeze(-1)).mean())
     assert alike["residual"] < alike["hybrid"] < alike["similarity"] - 0.1
     assert close["residual"] + 0.1 < close["hybrid"] < close["similarity"]
 
 
-def test_weights_are_those_of_an_attention_over_the_chosen(draw):
+def test_weights_are_a_softmax_over_the_selected_keys(draw):
     query, keys = draw(2)
     for k in (1, 5, 20):
         selection = get_selector("hybrid", temperature=0.2).select(query, keys, k)
@@ -68,7 +68,7 @@ def test_weights_are_those_of_an_attention_over_the_chosen(draw):
         torch.testing.assert_close(selection.weights.mean(dim=-1), torch.ones(3))
 
 
-def test_no_weight_exceeds_another_beyond_the_bound_however_large_the_query(draw):
+def test_the_ratio_of_weights_is_bounded_for_large_queries(draw):
     query, keys = draw(3, rows=50, pool_size=100)
     for temperature in (0.5, 1.0):
         weights = get_selector("hybrid", temperature=temperature).select(1e4 * query, keys, 100).weights
@@ -82,9 +82,9 @@ def test_the_keys_get_the_gradient_of_the_loss(draw):
     keys.requires_grad_()
     selection = get_selector("hybrid").select(query, keys, 5)
     (selection.weights * torch.arange(5.0)).sum().backward()
-    chosen = torch.zeros(20, dtype=torch.bool).index_fill(0, selection.indices.flatten(), True)
-    assert (keys.grad[chosen].abs().sum(dim=-1) > 0).all()
-    assert torch.equal(keys.grad[~chosen], torch.zeros_like(keys.grad[~chosen]))
+    selected = torch.zeros(20, dtype=torch.bool).index_fill(0, selection.indices.flatten(), True)
+    assert (keys.grad[selected].abs().sum(dim=-1) > 0).all()
+    assert torch.equal(keys.grad[~selected], torch.zeros_like(keys.grad[~selected]))
 
 
 def test_gradients_are_finite_for_queries_and_keys_of_zeros():
@@ -94,7 +94,7 @@ def test_gradients_are_finite_for_queries_and_keys_of_zeros():
     assert query.grad.isfinite().all() and keys.grad.isfinite().all()
 
 
-def test_the_loss_of_a_model_moves_the_keys_without_a_key_loss(build, attach, tokens):
+def test_the_loss_of_a_model_trains_the_keys_without_a_key_loss(build, attach, tokens):
     model = attach(build(), selector="hybrid", key_loss_weight=0.0, stochastic_prompt_length=False).train()
     input_ids = tokens()
     model(input_ids=input_ids, labels=input_ids.masked_fill(torch.arange(6) < 3, -100)).loss.backward()
@@ -110,6 +110,6 @@ def test_the_loss_of_a_model_moves_the_keys_without_a_key_loss(build, attach, to
         ({"temperature": 0}, "`temperature` must be above 0, got 0"),
     ],
 )
-def test_impossible_settings_are_refused(settings, message):
+def test_invalid_settings_raise(settings, message):
     with pytest.raises(ValueError, match=message):
         get_selector("hybrid", **settings)

@@ -1,4 +1,4 @@
-"""Prompts stand directly before the first real token of each row."""
+"""Prompts are placed directly before the first real token of each row."""
 
 import torch
 from hypothesis import given, settings
@@ -17,7 +17,7 @@ def test_embeddings_are_inserted_before_the_first_real_token():
     assert inserted.tolist() == [[-1, -2, 1, 2, 3, 4], [0, 0, -3, -4, 7, 8], [-5, -6, 5, 6, 0, 0]]
 
 
-def test_masks_and_positions_follow():
+def test_masks_and_positions_include_the_prompts():
     placement = PromptPlacement(2, MASK)
     assert placement.insert_mask(MASK).tolist() == [[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]]
     assert placement.insert_mask(MASK.bool(), value=False).int().tolist() == [
@@ -30,14 +30,14 @@ def test_masks_and_positions_follow():
     assert torch.equal(positions[real], positions_from_mask(placement.insert_mask(MASK))[real])
 
 
-def test_positions_continue_from_where_the_caller_began():
+def test_positions_start_at_the_callers_first_position():
     placement = PromptPlacement(2)
     assert placement.insert_positions(torch.tensor([[5, 6, 7]])).tolist() == [[5, 6, 7, 8, 9]]
     axes = torch.tensor([[[0, 1, 1]], [[0, 1, 2]]])
     assert placement.insert_positions(axes).tolist() == [[[0, 1, 2, 3, 3]], [[0, 1, 2, 3, 4]]]
 
 
-def test_one_row_of_positions_serves_a_padded_batch():
+def test_one_row_of_positions_is_expanded_for_a_padded_batch():
     inserted = PromptPlacement(1, MASK).insert_positions(torch.arange(4)[None])
     assert inserted.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
 

@@ -1,4 +1,4 @@
-"""How a pool begins."""
+"""Initialization of a pool."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def rows_among(tensor, embedding):
 
 
 @pytest.mark.parametrize("init_weights", [True, "vocab"])
-def test_values_begin_as_embeddings_of_ordinary_tokens(init_weights):
+def test_values_are_initialized_with_embeddings_of_ordinary_tokens(init_weights):
     embedding = vocabulary()
     keys, values, shared_values, mean = initial_pool(
         ListenConfig(pool_size=30, init_weights=init_weights, center_queries=False), embedding, ModelConfig()
@@ -44,7 +44,7 @@ def test_values_begin_as_embeddings_of_ordinary_tokens(init_weights):
     assert not torch.equal(keys, values)
 
 
-def test_centred_keys_begin_around_their_mean():
+def test_centered_keys_are_initialized_around_their_mean():
     embedding = vocabulary()
     keys, values, _, mean = initial_pool(ListenConfig(pool_size=30, center_queries=True), embedding, ModelConfig())
     torch.testing.assert_close(keys.mean(dim=0), torch.zeros(6), atol=1e-6, rtol=0)
@@ -53,7 +53,7 @@ def test_centred_keys_begin_around_their_mean():
     torch.testing.assert_close(keys + mean, plain.keys)
 
 
-def test_unused_rows_of_a_vocabulary_are_passed_over():
+def test_unused_rows_of_a_vocabulary_are_skipped():
     embedding = vocabulary()
     with torch.no_grad():
         embedding.weight[20:] = 0.0
@@ -62,7 +62,7 @@ def test_unused_rows_of_a_vocabulary_are_passed_over():
     assert all(4 <= token < 19 for token in rows_among(pool.values, embedding))
 
 
-def test_a_normal_start_has_the_embeddings_scale():
+def test_normal_initialization_has_the_scale_of_the_embeddings():
     embedding = vocabulary(400, 32)
     with torch.no_grad():
         embedding.weight.mul_(3.0)
@@ -72,7 +72,7 @@ def test_a_normal_start_has_the_embeddings_scale():
 
 
 @pytest.mark.parametrize("init_weights", [True, "normal", False])
-def test_the_start_is_a_function_of_the_seed(init_weights):
+def test_the_initialization_depends_only_on_the_seed(init_weights):
     embedding = vocabulary()
     pools = []
     for seed in (5, 5, 6):
@@ -81,13 +81,13 @@ def test_the_start_is_a_function_of_the_seed(init_weights):
         pools.append(
             initial_pool(ListenConfig(pool_size=30, init_weights=init_weights, seed=seed), embedding, ModelConfig())
         )
-        assert torch.equal(torch.get_rng_state(), state)  # training elsewhere draws as before
+        assert torch.equal(torch.get_rng_state(), state)  # the global random state is unchanged
     first, second, other = pools
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not torch.equal(first[0], other[0])
 
 
-def test_the_decoders_own_scaling_of_embeddings_is_in_the_pool(build):
+def test_the_pool_includes_the_decoders_scaling_of_embeddings(build):
     model = get_peft_model(build("gemma3"), ListenConfig(pool_size=8, prompt_length=2))
     embedding = model.get_input_embeddings()
     values = model.layer.listen_pools["default"].values
@@ -100,7 +100,7 @@ def test_sizes_come_from_the_configuration_not_from_a_shard():
     embedding.weight = nn.Parameter(torch.zeros(0))  # as under ZeRO-3
     assert embedding_size(embedding, ModelConfig()) == 6
     assert embedding_size(nn.Identity(), LlamaConfig(hidden_size=64)) == 64
-    with pytest.raises(ValueError, match=r"Cannot tell the embedding size of Identity"):
+    with pytest.raises(ValueError, match=r"Cannot determine the embedding size of Identity"):
         embedding_size(nn.Identity(), object())
 
 
@@ -116,7 +116,7 @@ def test_a_pool_can_be_attached_to_a_model_on_the_meta_device():
         assert abs(float(parameter.std()) / 0.02 - 1) < 0.1
 
 
-def test_the_pool_is_all_there_is_to_train(build):
+def test_only_the_pool_is_trainable(build):
     model = get_peft_model(build(), ListenConfig(pool_size=40))
     assert model.get_nb_trainable_parameters()[0] == 2 * 40 * 32
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -132,7 +132,7 @@ def test_clusters_of_points_are_found():
     assert distances.min(dim=-1).values.max() < 0.1
 
 
-def test_with_fewer_points_than_centres_the_surplus_lies_near_the_points():
+def test_with_fewer_points_than_centers_the_additional_centers_are_near_the_points():
     points = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)) * 10
     centers = cluster_centers(points, 12, seed=1)
     assert centers.shape == (12, 5)
@@ -143,7 +143,7 @@ def test_with_fewer_points_than_centres_the_surplus_lies_near_the_points():
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_equal_points_make_centres_that_differ(count):
+def test_equal_points_give_different_centers(count):
     centers = cluster_centers(torch.ones(5, 4), count, seed=0)
     assert centers.isfinite().all()
     assert len({tuple(row) for row in centers.tolist()}) == count
@@ -154,7 +154,7 @@ def test_clustering_is_deterministic_under_a_seed():
     assert torch.equal(cluster_centers(points, 7, seed=3), cluster_centers(points, 7, seed=3))
 
 
-def test_keys_can_begin_at_real_queries(build, attach, tokens):
+def test_keys_can_be_initialized_from_real_queries(build, attach, tokens):
     model = attach(build(), pool_size=6, prompt_length=1, center_queries=True)
     inputs = [tokens(4, 6, seed=seed) for seed in range(3)]
     with model.record_selections() as records:
@@ -167,14 +167,14 @@ def test_keys_can_begin_at_real_queries(build, attach, tokens):
     with model.record_selections() as records:
         for input_ids in inputs:
             model(input_ids)
-    assert len(torch.cat([record.indices for record in records]).unique()) == 6  # no key is dead
+    assert len(torch.cat([record.indices for record in records]).unique()) == 6  # every key is selected
 
 
-def test_queries_that_keys_cannot_begin_at_are_refused(build, attach):
+def test_invalid_queries_for_initializing_keys_raise(build, attach):
     model = attach(build())
     with pytest.raises(ValueError, match=r"shape \(num_queries, 32\) with at least one row, got \(4, 31\)"):
         model.init_keys_from(torch.zeros(4, 31))
     with pytest.raises(ValueError, match=r"at least one row, got \(0, 32\)"):
         model.init_keys_from(torch.zeros(0, 32))
-    with pytest.raises(ValueError, match=r"holds NaN or infinite values"):
+    with pytest.raises(ValueError, match=r"contains NaN or infinite values"):
         model.init_keys_from(torch.full((2, 32), torch.nan))

@@ -1,4 +1,4 @@
-"""How many prompts are used, and when."""
+"""Number of prompts in training and inference."""
 
 from collections import Counter
 
@@ -16,18 +16,18 @@ def test_the_draw_is_a_pure_function_of_seed_and_step():
     assert [draw_prompt_length(4, step, 400) for step in range(20)] != drawn
 
 
-def test_all_processes_platforms_and_versions_draw_the_same():
+def test_the_draw_is_the_same_in_all_processes_platforms_and_versions():
     assert [draw_prompt_length(0, step, 400) for step in range(6)] == [300, 97, 244, 165, 345, 135]
 
 
-def test_every_length_is_as_likely():
+def test_all_lengths_are_equally_likely():
     counts = Counter(draw_prompt_length(0, step, 8) for step in range(8000))
     assert sorted(counts) == list(range(1, 9))
     assert all(850 < count < 1150 for count in counts.values())
     correlation = torch.corrcoef(
         torch.tensor([[draw_prompt_length(0, s + d, 400) for s in range(2000)] for d in (0, 1)])
     )
-    assert abs(float(correlation[0, 1])) < 0.08  # neighbouring steps are independent
+    assert abs(float(correlation[0, 1])) < 0.08  # neighboring steps are independent
 
 
 def test_lengths_are_drawn_unless_they_are_fixed():
@@ -43,14 +43,14 @@ def test_the_draw_ends_at_the_maximum():
 
 
 @pytest.mark.parametrize("value", [0, True, 2.0, None])
-def test_a_length_that_is_not_a_count_is_refused(value, build, attach):
+def test_a_length_that_is_not_a_positive_integer_raises(value, build, attach):
     with pytest.raises(ValueError, match=f"`prompt_length` must be an integer of at least 1, got {value}"):
         attach(build()).set_prompt_length(value)
 
 
-def test_more_prompts_than_the_pool_holds_are_refused_with_both_numbers(build, attach):
+def test_more_prompts_than_in_the_pool_raise_with_both_numbers(build, attach):
     model = attach(build())
-    message = r"`prompt_length`=13 is more than the pool holds \(`pool_size`=12\)"
+    message = r"`prompt_length`=13 exceeds the size of the pool \(`pool_size`=12\)"
     with pytest.raises(ValueError, match=message):
         model.set_prompt_length(13)
     with pytest.raises(ValueError, match=message), model.use_prompt_length(13):
@@ -70,7 +70,7 @@ def test_the_length_can_be_changed_at_any_time(build, attach, tokens):
         model.set_prompt_length(3, "other")
 
 
-def test_the_length_can_be_changed_for_a_while(build, attach, tokens):
+def test_the_length_can_be_changed_in_a_with_block(build, attach, tokens):
     model = attach(build())
     with pytest.raises(RuntimeError), model.use_prompt_length(2):
         model(tokens())

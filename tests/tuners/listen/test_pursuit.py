@@ -1,4 +1,4 @@
-"""The pursuit keeps what it knows of the keys, and never for longer than they are the same."""
+"""Matching pursuit caches the Gram matrix of the keys until they change."""
 
 import copy
 import pickle
@@ -17,7 +17,7 @@ def check(pursuit, query, keys, k=5):
 
 
 @pytest.mark.parametrize("step_size", [0.0, 0.5, 1.0])
-def test_keys_that_change_are_seen_however_they_are_changed(draw, step_size):
+def test_changed_keys_are_detected_no_matter_how_they_change(draw, step_size):
     pursuit = MatchingPursuit(step_size)
     query, keys = draw(0)
     keys = torch.nn.Parameter(keys)
@@ -25,7 +25,7 @@ def test_keys_that_change_are_seen_however_they_are_changed(draw, step_size):
     with torch.no_grad():
         keys.add_(draw(1)[1])
     check(pursuit, query, keys)
-    keys.data.copy_(draw(2)[1])  # counted by no version
+    keys.data.copy_(draw(2)[1])  # not registered by the version counter
     check(pursuit, query, keys)
     keys.data[3, 2] += 5.0
     check(pursuit, query, keys)
@@ -34,7 +34,7 @@ def test_keys_that_change_are_seen_however_they_are_changed(draw, step_size):
     check(pursuit, *draw(0))
 
 
-def test_the_gram_matrix_is_made_once_for_the_same_keys(draw):
+def test_the_gram_matrix_is_computed_once_for_the_same_keys(draw):
     pursuit = MatchingPursuit()
     query, keys = draw(0)
     pursuit(query, keys, 3)
@@ -56,7 +56,7 @@ def test_it_can_be_used_in_training_after_inference_mode(draw):
     assert not scores.requires_grad
 
 
-def test_copies_hold_no_tensors(draw):
+def test_copies_contain_no_tensors(draw):
     pursuit = MatchingPursuit(0.5)
     query, keys = draw(0)
     pursuit(query, keys, 3)
@@ -66,7 +66,7 @@ def test_copies_hold_no_tensors(draw):
         check(duplicate, query, keys)
 
 
-def test_a_query_that_is_explained_leaves_scores_finite():
+def test_scores_are_finite_for_a_query_with_a_zero_residual():
     keys = torch.eye(4)
     indices, scores = MatchingPursuit()(keys[2:3] * 3, keys, 4)
     assert indices.tolist() == [[2, 0, 1, 3]]

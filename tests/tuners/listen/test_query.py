@@ -1,4 +1,4 @@
-"""Which positions make the query."""
+"""Positions of the query."""
 
 import pytest
 import torch
@@ -25,29 +25,29 @@ def test_padding_is_not_in_the_query(mask):
 
 def test_the_query_ends_where_the_answer_begins():
     assert positions_of(labels=[[-100, -100, 7, 8, 9]]) == ([[1, 1, 0, 0, 0]], [False])
-    # A second turn's prompt comes behind the first answer.
+    # The prompt of a second turn follows the first answer.
     assert positions_of(labels=[[-100, 7, -100, -100, 9]]) == ([[1, 0, 0, 0, 0]], [False])
     assert positions_of([[0, 1, 1, 1, 1]], [[-100, -100, -100, 8, 9]]) == ([[0, 1, 1, 0, 0]], [False])
 
 
-def test_a_row_without_an_answer_is_all_prompt():
+def test_without_an_answer_the_whole_row_is_the_prompt():
     assert positions_of(labels=[[-100] * 5]) == ([[1, 1, 1, 1, 1]], [False])
 
 
-def test_a_row_that_is_supervised_from_its_first_token_takes_that_token():
+def test_a_row_that_is_supervised_from_its_first_token_uses_that_token():
     assert positions_of(labels=[[5, 6, 7, 8, 9]]) == ([[1, 0, 0, 0, 0]], [True])
     assert positions_of([[0, 0, 1, 1, 1]], [[-100, -100, 7, 8, 9]]) == ([[0, 0, 1, 0, 0]], [True])
 
 
-def test_positions_can_be_named():
+def test_positions_can_be_given_by_a_mask():
     assert positions_of(query_mask=[[0, 1, 0, 1, 0]]) == ([[0, 1, 0, 1, 0]], [False])
-    # Instead of the rule by labels, and never with padding.
+    # Replaces the rule by labels; padding is still excluded.
     named = positions_of([[0, 1, 1, 1, 1]], [[-100, 5, 5, 5, 5]], [[1, 1, 0, 1, 0]])
     assert named == ([[0, 1, 0, 1, 0]], [False])
     assert positions_of([[0, 1, 1, 1, 1]], None, [[1, 0, 0, 0, 0]]) == ([[0, 1, 0, 0, 0]], [True])
 
 
-def test_a_mask_of_another_shape_is_refused():
+def test_a_mask_of_another_shape_raises():
     with pytest.raises(ValueError, match=r"shape of the input, \(2, 4\), got \(1, 4\)"):
         prompt_positions(2, 4, query_mask=torch.ones(1, 4))
 

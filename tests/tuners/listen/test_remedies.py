@@ -1,4 +1,4 @@
-"""The remedies for collapse: each does what it says, is saved with the adapter, and is off in the paper's form."""
+"""The remedies for collapse: their effects, saving them with the adapter, and the paper's form without them."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_ignored_tokens_are_found_in_embeddings_and_in_generation(settings, buil
     assert torch.equal(model.base_model.last_selection.query, expected)
 
 
-def test_a_row_of_ignored_tokens_alone_keeps_them(build, attach):
+def test_a_row_with_only_ignored_tokens_uses_them(build, attach):
     model = attach(build(), query_ignored_token_ids=[57, 58])
     input_ids = torch.tensor([[57, 58, 57], [57, 5, 58]])
     model(input_ids=input_ids)
@@ -64,7 +64,7 @@ def test_a_row_of_ignored_tokens_alone_keeps_them(build, attach):
 
 
 @pytest.mark.parametrize("settings", [None, {}, {"cache_implementation": "static", "disable_compile": True}])
-def test_images_and_text_are_averaged_apart(settings, build, attach):
+def test_images_and_text_are_averaged_separately(settings, build, attach):
     base = build("llava")
     model = attach(base, query_pooling="modality_mean")
     input_ids = torch.tensor([[5, 60, 60, 60, 60, 7, 8]])
@@ -81,19 +81,19 @@ def test_images_and_text_are_averaged_apart(settings, build, attach):
     torch.testing.assert_close(model.base_model.last_selection.query[0], expected, **CLOSE)
 
 
-def test_the_length_of_a_modality_changes_nothing():
+def test_the_scale_of_a_modality_has_no_effect():
     embeds = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0))
     positions = torch.ones(2, 7, dtype=torch.bool)
     audio = torch.arange(7).expand(2, -1) < 4
     louder = torch.where(audio.unsqueeze(-1), 30 * embeds, embeds)
     torch.testing.assert_close(mean_query(louder, positions, audio), mean_query(embeds, positions, audio))
     assert not torch.allclose(mean_query(louder, positions), mean_query(embeds, positions))
-    # A row of audio alone, and one of text alone, have a plain mean.
+    # A row with only audio or only text has a plain mean.
     for alone in (audio, ~audio):
         torch.testing.assert_close(mean_query(embeds, positions & alone, audio), mean_query(embeds, alone))
 
 
-def test_a_row_of_text_alone_has_one_mean(build, attach, tokens):
+def test_a_row_with_only_text_has_one_mean(build, attach, tokens):
     base = build("llava")
     model = attach(base, query_pooling="modality_mean")
     model(input_ids=tokens())
@@ -105,7 +105,7 @@ def test_a_row_of_text_alone_has_one_mean(build, attach, tokens):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_shared_prompts_stand_before_the_chosen_ones(side, build, attach, by_hand, padded, tokens):
+def test_shared_prompts_come_before_the_selected_ones(side, build, attach, by_hand, padded, tokens):
     base = build()
     model = attach(base, num_shared_prompts=2)
     rows = [tokens(1, 4, seed=1)[0], tokens(1, 7, seed=2)[0]]
@@ -137,7 +137,7 @@ def test_shared_prompts_are_trained_saved_and_counted(build, attach, tokens, tmp
     assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)
 
 
-def test_added_shared_prompts_begin_as_one_soft_prompt_of_the_same_length(build, attach, by_hand, tokens):
+def test_added_shared_prompts_initially_equal_one_soft_prompt_of_the_same_length(build, attach, by_hand, tokens):
     base = build()
     settings = {"num_shared_prompts": 4, "shared_prompt_mode": "add", "prompt_length": 3, "max_train_prompt_length": 4}
     model = attach(base, **settings, init_weights="vocab")
@@ -157,7 +157,7 @@ def test_added_shared_prompts_begin_as_one_soft_prompt_of_the_same_length(build,
     assert shared.grad.any() and values.grad.any()
 
 
-def test_prompts_beyond_the_added_ones_are_the_values_alone(build, attach, by_hand, tokens):
+def test_values_beyond_the_shared_prompts_are_unchanged(build, attach, by_hand, tokens):
     base = build()
     settings = {"num_shared_prompts": 2, "shared_prompt_mode": "add", "prompt_length": 2}
     model = attach(base, **settings, stochastic_prompt_length=False)
@@ -187,10 +187,10 @@ def test_running_statistics_are_saved_with_the_adapter(build, attach, tokens, tm
     assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)
 
 
-# ------------------------------------------------------------------------------------------------ standardised queries
+# ------------------------------------------------------------------------------------------------ standardized queries
 
 
-def test_queries_are_standardised_by_those_of_earlier_steps(build, attach, tokens):
+def test_queries_are_standardized_by_those_of_earlier_steps(build, attach, tokens):
     model = attach(build(), center_queries=True, standardize_queries=True, query_mean_momentum=0.0, **FIXED).train()
     embed = model.get_input_embeddings()
     batches = [tokens(16, seed=seed) for seed in range(3)]
@@ -207,7 +207,7 @@ def test_queries_are_standardised_by_those_of_earlier_steps(build, attach, token
 # ---------------------------------------------------------------------------------------------------- the paper's form
 
 
-def test_the_form_of_the_paper_has_no_remedy(build, attach, tokens):
+def test_the_form_of_the_paper_has_no_remedies(build, attach, tokens):
     config = ListenConfig.paper(pool_size=12, prompt_length=4, init_weights=False)
     model = get_peft_model(build(), config).train()
     train_step(model, tokens(), 0)
@@ -221,6 +221,6 @@ def test_the_form_of_the_paper_has_no_remedy(build, attach, tokens):
     assert model.peft_config["default"].key_loss_reduction == "sum"
 
 
-def test_the_form_of_the_paper_takes_other_values():
+def test_the_form_of_the_paper_accepts_other_values():
     config = ListenConfig.paper(prompt_length=160, center_queries=True)
     assert (config.prompt_length, config.center_queries, config.query_pooling) == (160, True, "mean")

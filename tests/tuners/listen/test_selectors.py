@@ -1,4 +1,4 @@
-"""What a selector is, and what each of the registered ones chooses."""
+"""The selector protocol, the registry, and the selections of the registered selectors."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def registry(monkeypatch):
     monkeypatch.setattr(selectors_module, "_SELECTORS", dict(selectors_module._SELECTORS))
 
 
-# The grouped selector's choice depends on the place of a prompt in the pool; see `test_grouped_selector.py`.
+# The grouped selector's selection depends on the index of a prompt in the pool; see `test_grouped_selector.py`.
 OF_THE_WHOLE_POOL = [name for name in available_selectors() if name != "grouped"]
 
 
@@ -44,13 +44,13 @@ def test_a_shorter_selection_is_a_prefix_of_a_longer_one(name, data, share):
 @pytest.mark.parametrize("name", OF_THE_WHOLE_POOL)
 @given(data=queries_and_keys(), seed=st.integers(0, 2**16))
 @settings(max_examples=25, deadline=None)
-def test_permuting_the_pool_permutes_the_selection_and_nothing_else(name, data, seed):
+def test_permuting_the_pool_only_permutes_the_selection(name, data, seed):
     query, keys = data
     selector, k = get_selector(name), (len(keys) + 1) // 2
     permutation = torch.randperm(len(keys), generator=torch.Generator().manual_seed(seed))
     before, after = selector.select(query, keys, k), selector.select(query, keys[permutation], k)
     assert torch.equal(permutation[after.indices], before.indices)
-    torch.testing.assert_close(after.scores, before.scores, atol=1e-4, rtol=1e-4)  # differences of float32
+    torch.testing.assert_close(after.scores, before.scores, atol=1e-4, rtol=1e-4)  # float32 rounding
     if before.weights is not None:
         torch.testing.assert_close(after.weights, before.weights)
 
@@ -58,7 +58,7 @@ def test_permuting_the_pool_permutes_the_selection_and_nothing_else(name, data, 
 @pytest.mark.parametrize("name", available_selectors())
 @given(data=queries_and_keys())
 @settings(max_examples=25, deadline=None)
-def test_a_row_is_chosen_for_alone_and_nothing_twice(name, data):
+def test_rows_are_independent_and_no_prompt_is_selected_twice(name, data):
     query, keys = data
     selection = get_selector(name).select(query, keys, len(keys))
     assert all(sorted(row) == list(range(len(keys))) for row in selection.indices.tolist())
@@ -68,20 +68,20 @@ def test_a_row_is_chosen_for_alone_and_nothing_twice(name, data):
 
 
 @pytest.mark.parametrize("name", OF_THE_WHOLE_POOL)
-def test_ties_are_broken_by_the_place_in_the_pool(name):
+def test_ties_are_broken_by_the_index_in_the_pool(name):
     query, keys = torch.ones(1, 4), torch.ones(5, 4)
     for k in range(1, 6):
         assert get_selector(name).select(query, keys, k).indices.tolist() == [list(range(k))]
 
 
 @pytest.mark.parametrize("name", available_selectors())
-def test_a_query_of_zeros_is_chosen_for_and_finite(name):
+def test_a_query_of_zeros_gives_a_finite_selection(name):
     selection = get_selector(name).select(torch.zeros(1, 4), torch.randn(5, 4), 5)
     assert selection.scores.isfinite().all()
     assert selection.weights is None or selection.weights.isfinite().all()
 
 
-def test_similarity_chooses_the_highest_cosines_in_descending_order():
+def test_similarity_selects_the_highest_cosines_in_descending_order():
     query, keys = torch.randn(3, 8), torch.randn(20, 8) * torch.rand(20, 1) * 10
     selection = get_selector("similarity").select(query, keys, 5)
     cosines = torch.nn.functional.cosine_similarity(query[:, None], keys[None], dim=-1)
@@ -92,18 +92,18 @@ def test_similarity_chooses_the_highest_cosines_in_descending_order():
     assert selection.weights is None
 
 
-def test_attention_weighs_the_chosen_with_a_mean_of_one():
+def test_attention_weights_have_a_mean_of_one():
     query, keys = torch.randn(3, 8), torch.randn(20, 8)
     logits = query @ keys.T / 8**0.5
     for k in (1, 4, 20):
         selection = get_selector("attention").select(query, keys, k)
         torch.testing.assert_close(selection.weights.mean(dim=-1), torch.ones(3))
-        chosen = logits.softmax(dim=-1).gather(1, selection.indices)
-        torch.testing.assert_close(selection.scores, chosen)
-        torch.testing.assert_close(selection.weights, chosen / chosen.sum(dim=-1, keepdim=True) * k)
+        selected = logits.softmax(dim=-1).gather(1, selection.indices)
+        torch.testing.assert_close(selection.scores, selected)
+        torch.testing.assert_close(selection.weights, selected / selected.sum(dim=-1, keepdim=True) * k)
 
 
-def test_attention_carries_the_loss_to_the_keys_and_the_others_do_not():
+def test_only_selectors_with_weights_propagate_the_loss_to_the_keys():
     for name in BUILT_IN:
         keys = torch.randn(6, 4, requires_grad=True)
         selection = get_selector(name).select(torch.randn(1, 4), keys, 3)
@@ -111,12 +111,12 @@ def test_attention_carries_the_loss_to_the_keys_and_the_others_do_not():
             assert selection.weights is None
             continue
         (selection.weights * torch.tensor([[1.0, 2.0, 3.0]])).sum().backward()
-        chosen = torch.zeros(6, dtype=torch.bool).index_fill(0, selection.indices[0], True)
-        assert (keys.grad[chosen].abs().sum(dim=-1) > 0).all()
-        assert torch.equal(keys.grad[~chosen], torch.zeros(3, 4))
+        selected = torch.zeros(6, dtype=torch.bool).index_fill(0, selection.indices[0], True)
+        assert (keys.grad[selected].abs().sum(dim=-1) > 0).all()
+        assert torch.equal(keys.grad[~selected], torch.zeros(3, 4))
 
 
-def test_a_higher_temperature_makes_the_weights_more_even():
+def test_a_higher_temperature_makes_the_weights_more_uniform():
     query, keys = torch.randn(1, 8) * 5, torch.randn(6, 8)
     sharp, even = (get_selector("attention", temperature=t).select(query, keys, 6) for t in (0.5, 50.0))
     assert torch.equal(sharp.indices, even.indices)
@@ -128,15 +128,15 @@ def test_a_higher_temperature_makes_the_weights_more_even():
 def _matching_pursuit(query, keys, k):
     """One row, with explicit projections."""
     unit_keys, residual = keys / keys.norm(dim=-1, keepdim=True), query / query.norm()
-    chosen, scores = [], []
+    selected, scores = [], []
     for _ in range(k):
         cosines = unit_keys @ residual / residual.norm().clamp_min(1e-12)
-        cosines[chosen] = -torch.inf
+        cosines[selected] = -torch.inf
         best = int(cosines.argmax())
-        chosen.append(best)
+        selected.append(best)
         scores.append(float(cosines[best]))
         residual = residual - (residual @ unit_keys[best]) * unit_keys[best]
-    return chosen, scores
+    return selected, scores
 
 
 @given(seed=st.integers(0, 2**16), pool_size=st.integers(2, 16), k=st.integers(1, 6))
@@ -153,14 +153,14 @@ def test_residual_equals_matching_pursuit_row_by_row(seed, pool_size, k):
         torch.testing.assert_close(scores, torch.tensor(expected_scores, dtype=torch.float64), atol=1e-6, rtol=1e-6)
 
 
-def test_residual_begins_as_similarity_and_passes_over_what_is_explained():
+def test_residual_starts_like_similarity_and_skips_redundant_keys():
     keys = torch.tensor([[1.0, 0.0, 0.0], [0.99, 0.1, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, -1.0]])
     query = torch.tensor([[1.0, 0.4, 0.0]])
     assert get_selector("similarity").select(query, keys, 3).indices.tolist() == [[1, 0, 2]]
     assert get_selector("residual").select(query, keys, 2).indices.tolist() == [[1, 2]]
 
 
-def test_an_opposite_key_is_no_match():
+def test_an_opposite_key_does_not_match():
     keys = torch.tensor([[-1.0, 0.0], [0.1, 1.0]])
     for name in BUILT_IN:
         assert get_selector(name).select(torch.tensor([[1.0, 0.0]]), keys, 1).indices.tolist() == [[1]]
@@ -184,13 +184,13 @@ def test_a_registered_selector_is_found_and_replaces_only_itself(registry):
     selector = get_selector("first", descending=True)
     assert selector.select(torch.zeros(1, 2), torch.zeros(3, 2), 2).indices.tolist() == [[2, 1]]
     register_selector("first")(First)  # a notebook cell run again
-    with pytest.raises(ValueError, match=r"name 'first' is taken by .*First; choose another name for Selector"):
+    with pytest.raises(ValueError, match=r"name 'first' is taken by .*First; use another name for Selector"):
         register_selector("first")(Selector)
     with pytest.raises(ValueError, match=r"'first' does not take `selector_kwargs`={'up': 1}"):
         get_selector("first", up=1)
 
 
-def test_what_is_no_selector_is_refused(registry):
+def test_a_class_that_is_not_a_selector_raises(registry):
     with pytest.raises(TypeError, match=r"must be a subclass of `Selector`, got <class 'int'>"):
         register_selector("integer")(int)
     with pytest.raises(ValueError, match=r"no selector 'nearest'; registered are .*residual, similarity"):

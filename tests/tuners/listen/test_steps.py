@@ -1,4 +1,4 @@
-"""Optimizer steps are counted, whatever the optimizer does to its parameters."""
+"""Optimizer steps are counted, no matter how the optimizer updates its parameters."""
 
 import copy
 import os
@@ -23,7 +23,7 @@ def supervised(input_ids, prompt=3):
 
 
 class ByHand:
-    """Gradient descent that writes `.data`: no version counter of torch registers it."""
+    """Gradient descent that writes to `.data`, which torch's version counters do not register."""
 
     def __init__(self, parameters):
         self.parameters = list(parameters)
@@ -113,7 +113,7 @@ def train(model, optimizer, tokens, accumulation=2, steps=STEPS, step=None):
 
 
 def expected_means(model, tokens, accumulation=2, steps=STEPS):
-    """The running mean by hand, and the lengths that each step draws."""
+    """The running mean, computed by hand, and the length that each step draws."""
     from peft_listen.tuners.listen.prompt_length import train_prompt_length
 
     embed, mean, means = model.get_input_embeddings(), torch.zeros(32), []
@@ -127,12 +127,12 @@ def expected_means(model, tokens, accumulation=2, steps=STEPS):
 
 @pytest.mark.parametrize("accumulation", [1, 2, 3])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_each_step_draws_a_length_and_moves_the_mean(name, accumulation, model, tokens):
+def test_each_step_draws_a_length_and_updates_the_mean(name, accumulation, model, tokens):
     lengths, means = train(model, OPTIMIZERS[name](trained(model)), tokens, accumulation)
     expected, expected_mean = expected_means(model, tokens, accumulation)
     assert lengths == expected
     pool = model.base_model.layer.pool_of()
-    if name in ("by hand", "master weights"):  # noticed by the next forward pass
+    if name in ("by hand", "master weights"):  # detected by the next forward pass
         model(input_ids=tokens(), labels=supervised(tokens()))
         means = [*means[1:], pool.query_mean.clone()]
     assert pool.step == int(pool.saved_step) == STEPS
@@ -173,7 +173,7 @@ def test_another_models_optimizer_does_not_count(model, tokens):
         assert pool.step == number + 1
 
 
-def test_evaluation_and_generation_count_nothing(model, tokens):
+def test_evaluation_and_generation_do_not_count(model, tokens):
     optimizer = torch.optim.SGD(trained(model), lr=0.1)
     train(model, optimizer, tokens, steps=2)
     pool = model.base_model.layer.pool_of()
@@ -184,7 +184,7 @@ def test_evaluation_and_generation_count_nothing(model, tokens):
     assert torch.equal(pool.query_mean, mean)
 
 
-def test_training_by_hand_counts_after_training_by_an_optimizer(model, tokens):
+def test_manual_updates_count_after_training_with_an_optimizer(model, tokens):
     pool = model.base_model.layer.pool_of()
     train(model, torch.optim.SGD(trained(model), lr=0.1), tokens, steps=2)
     model.eval()
@@ -275,7 +275,7 @@ torch.distributed.barrier()
 
 
 @pytest.mark.parametrize("kind", ["DDP", "FSDP2", "FSDP2 of the pool"])
-def test_two_processes_count_as_one(kind, model, tokens, tmp_path):
+def test_two_processes_count_the_same_steps_as_one(kind, model, tokens, tmp_path):
     from safetensors.torch import load_file
 
     with socket.socket() as listener:
@@ -303,7 +303,7 @@ def test_two_processes_count_as_one(kind, model, tokens, tmp_path):
         torch.testing.assert_close(found["mean"], means[-1], atol=1e-5, rtol=1e-5)
 
 
-def test_no_optimizer_is_observed_before_a_training_begins():
+def test_optimizers_are_not_observed_before_training_begins():
     code = """
 import torch, peft_listen
 from torch.optim.optimizer import _global_optimizer_post_hooks as hooks

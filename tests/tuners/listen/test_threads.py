@@ -1,4 +1,4 @@
-"""Several threads call one model at once, and each gets the answer that it gets alone."""
+"""Several threads call one model at the same time, and each gets the same answer as alone."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -96,7 +96,7 @@ def two_adapters(build, attach):
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["all", *CALLED])
-def test_each_thread_gets_the_answer_that_it_gets_alone(kind, two_adapters, tokens):
+def test_each_thread_gets_the_same_answer_as_alone(kind, two_adapters, tokens):
     model, calls = two_adapters, []
     kinds, count = (list(CALLED), CALLS) if kind == "all" else ([kind], CALLS // 4)
     for i in range(THREADS * count):
@@ -127,7 +127,7 @@ def test_results_of_the_last_call_belong_to_the_thread(two_adapters, tokens):
 
 
 @torch.no_grad()
-def test_a_call_that_fails_leaves_nothing_to_the_next_one(two_adapters, tokens):
+def test_a_failed_call_does_not_affect_the_next_one(two_adapters, tokens):
     model, input_ids = two_adapters, tokens()
     expected = model(input_ids=input_ids).logits
     wrong = [
@@ -163,7 +163,7 @@ def test_a_static_cache_can_be_used_after_its_generation(two_adapters, tokens):
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_data_parallel_is_refused_by_name(two_adapters, tokens):
+def test_data_parallel_raises_with_its_name(two_adapters, tokens):
     replica = two_adapters.get_base_model()._replicate_for_data_parallel()
     with pytest.raises(ValueError, match=r"`torch.nn.DataParallel`.*DistributedDataParallel"):
         replica(input_ids=tokens())

@@ -1,4 +1,4 @@
-"""Under HF's `Trainer`, TRL's `SFTTrainer` and two processes the keys get the gradient of the full batch."""
+"""With `Trainer`, TRL's `SFTTrainer` and two processes, the keys get the gradient of the full batch."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ from peft_listen.training import ListenCallback
 from peft_listen.tuners.listen.prompt_length import train_prompt_length
 
 
-LENGTHS = (7, 4, 6, 5)  # rows differ in their number of supervised tokens
+LENGTHS = (7, 4, 6, 5)  # the rows have different numbers of supervised tokens
 PROMPT = 3
 
 
@@ -64,7 +64,7 @@ def arguments(cls, folder, **changes):
 
 
 def by_hand(model):
-    """Gradients of keys and values for the full batch, from the two losses written out."""
+    """Gradients of keys and values for the full batch, computed from the two losses explicitly."""
     batch = collate([Rows()[i] for i in range(len(LENGTHS))])
     pool = model.base_model.layer.pool_of()
     keys, values, mean = pool.keys, pool.values, pool.query_mean
@@ -77,10 +77,10 @@ def by_hand(model):
         for row, length in zip(batch["input_ids"], LENGTHS, strict=True):
             embeds = base.get_input_embeddings()(row[:length]).detach()
             query = embeds[:PROMPT].mean(dim=0) - mean
-            chosen = torch.nn.functional.cosine_similarity(query[None], keys.detach(), dim=-1).topk(k).indices
-            logits = base(inputs_embeds=torch.cat([values[chosen], embeds])[None]).logits[0, k:]
+            selected = torch.nn.functional.cosine_similarity(query[None], keys.detach(), dim=-1).topk(k).indices
+            logits = base(inputs_embeds=torch.cat([values[selected], embeds])[None]).logits[0, k:]
             tokens = torch.nn.functional.cross_entropy(logits[PROMPT - 1 : -1], row[PROMPT:length], reduction="sum")
-            key_loss = (query - keys[chosen]).norm(dim=-1).mean()
+            key_loss = (query - keys[selected]).norm(dim=-1).mean()
             loss = loss + (tokens + 0.1 * (length - PROMPT) * key_loss) / count
         gradients = torch.autograd.grad(loss, (keys, values))
     return dict(zip(("keys", "values"), gradients, strict=True))
@@ -100,7 +100,7 @@ def check(gradients, expected):
 
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
 @pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])
-def test_trainers_gradient_is_the_full_batchs(accumulation, task_type, build, attach, tmp_path):
+def test_the_gradient_in_the_trainer_is_that_of_the_full_batch(accumulation, task_type, build, attach, tmp_path):
     model = attach(build(), max_train_prompt_length=6, center_queries=True, task_type=task_type).train()
     expected, callback = by_hand(model), Gradients()
     sizes = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
@@ -140,7 +140,7 @@ def test_supervised_fine_tuning_gives_the_gradient_of_the_trainer(accumulation, 
     check(callback.gradients, expected)
 
 
-def test_log_probabilities_of_other_trainers_stay_what_they_are(build, attach):
+def test_log_probabilities_of_other_trainers_do_not_change(build, attach):
     trl_utils = pytest.importorskip("trl.trainer.utils")
     if not hasattr(trl_utils, "add_fused_lm_head"):
         pytest.skip("this version of TRL has no fused head")
@@ -157,7 +157,7 @@ def test_log_probabilities_of_other_trainers_stay_what_they_are(build, attach):
     torch.testing.assert_close(output.loss, expected, atol=1e-5, rtol=1e-5)
 
 
-# Judged by the files that the processes write: gloo at times aborts when they exit.
+# The files that the processes write are checked, not their exit codes: gloo sometimes aborts when they exit.
 WORKER = """
 import sys, torch
 sys.path[:0] = {paths!r}
@@ -212,7 +212,7 @@ def test_two_processes_give_the_gradient_of_one(model, tmp_path):
         results = [load_file(file) for file in files]
         for rank in results:
             check({name: rank[name] for name in expected}, expected)
-        # Every micro-batch of a step, on every rank, had as many prompts; those of the second step differ.
+        # Every micro-batch of a step, on every rank, had the same number of prompts; the second step has another.
         assert torch.equal(results[0]["lengths"], results[1]["lengths"])
         assert len(results[0]["lengths"]) == 2 * accumulation
         assert len(results[0]["lengths"].unique()) == 2
@@ -226,7 +226,7 @@ class Interruption(TrainerCallback):
         return control
 
 
-def test_a_resumed_run_ends_where_the_uninterrupted_one_does(build, attach, tmp_path):
+def test_a_resumed_run_gives_the_same_adapter_as_an_uninterrupted_one(build, attach, tmp_path):
     def run(folder, callbacks=(), resume=None):
         model = attach(build(), center_queries=True, query_mean_momentum=0.5).train()
         args = arguments(TrainingArguments, folder, per_device_train_batch_size=2, lr_scheduler_type="constant")
@@ -255,7 +255,7 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(build, attach, tmp_
         ("SFTTrainer", {"loss_type": "dft"}, "`loss_type='dft'` weights the loss of every token"),
     ],
 )
-def test_an_option_that_distorts_the_key_loss_is_warned_of_when_training_begins(
+def test_an_option_that_distorts_the_key_loss_gives_a_warning_when_training_begins(
     kind, option, message, model, tmp_path
 ):
     pytest.importorskip("trl")
@@ -264,7 +264,7 @@ def test_an_option_that_distorts_the_key_loss_is_warned_of_when_training_begins(
         trainer.train()
 
 
-def test_a_loss_function_that_takes_the_labels_away_is_warned_of(model, tmp_path):
+def test_a_custom_loss_function_in_the_trainer_gives_a_warning(model, tmp_path):
     def loss_function(outputs, labels, num_items_in_batch=None):
         return outputs.logits.float().mean()
 

@@ -1,4 +1,4 @@
-"""What a training step computes: loss, gradients, and what they do not depend on."""
+"""Loss and gradients of a training step, and their invariances."""
 
 import warnings
 
@@ -34,9 +34,7 @@ def key_losses(model, input_ids, prompt=3, reduction="mean"):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("center_queries", [False, True])
-def test_the_loss_holds_the_key_loss_in_training_and_not_in_evaluation(
-    reduction, center_queries, build, attach, tokens
-):
+def test_the_loss_includes_the_key_loss_only_in_training(reduction, center_queries, build, attach, tokens):
     model = attach(build(), **FIXED, key_loss_weight=0.3, key_loss_reduction=reduction, center_queries=center_queries)
     input_ids = tokens(3)
     labels = supervised(input_ids)
@@ -48,7 +46,7 @@ def test_the_loss_holds_the_key_loss_in_training_and_not_in_evaluation(
     torch.testing.assert_close(trained, evaluated + 0.3 * expected, **CLOSE)
 
 
-def test_the_number_of_items_weighs_rows_by_their_supervised_tokens(build, attach, tokens):
+def test_with_the_number_of_items_rows_are_weighted_by_their_supervised_tokens(build, attach, tokens):
     model = attach(build(), **FIXED, key_loss_weight=0.3)
     input_ids = tokens(2)
     labels = supervised(input_ids)
@@ -61,12 +59,12 @@ def test_the_number_of_items_weighs_rows_by_their_supervised_tokens(build, attac
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
-def test_the_keys_gradient_is_the_full_batchs_however_it_is_cut(parts, build, attach, tokens):
+def test_the_gradient_of_the_keys_does_not_depend_on_micro_batches(parts, build, attach, tokens):
     model = attach(build(), max_train_prompt_length=6, center_queries=True).train()
     keys = model.base_model.layer.listen_pools["default"].keys
     input_ids = tokens(4)
     labels = supervised(input_ids)
-    labels[0, 3:5] = -100  # rows differ in their number of supervised tokens
+    labels[0, 3:5] = -100  # the rows have different numbers of supervised tokens
     count = (labels[:, 1:] != -100).sum(dim=-1)
     per_row = torch.cat([key_losses(model, input_ids[:1], 5), key_losses(model, input_ids[1:], 3)])
     (expected,) = torch.autograd.grad(0.1 * (per_row * count).sum() / count.sum(), keys)
@@ -79,7 +77,7 @@ def test_the_keys_gradient_is_the_full_batchs_however_it_is_cut(parts, build, at
 @given(data=st.data())
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.parametrize("selector", available_selectors())
-def test_the_answers_tokens_change_no_selection(selector, data, build, attach, tokens):
+def test_the_answer_does_not_change_the_selection(selector, data, build, attach, tokens):
     model = attach(build(), **FIXED, selector=selector).train()
     input_ids = tokens(4, 8)
     prompt = data.draw(st.integers(1, 7))
@@ -94,7 +92,7 @@ def test_the_answers_tokens_change_no_selection(selector, data, build, attach, t
     assert torch.equal(records[0].scores, records[1].scores)
 
 
-def test_shifted_labels_end_the_query_as_labels_do(build, attach, tokens):
+def test_shifted_labels_end_the_query_like_labels(build, attach, tokens):
     model = attach(build(), **FIXED).train()
     input_ids = tokens()
     labels = supervised(input_ids)
@@ -107,7 +105,7 @@ def test_shifted_labels_end_the_query_as_labels_do(build, attach, tokens):
     assert torch.equal(model.base_model.last_selection.query, with_labels.query)
 
 
-def test_a_row_that_is_supervised_throughout_takes_its_first_token_and_warns_once(build, attach, tokens):
+def test_a_fully_supervised_row_uses_its_first_token_and_gives_one_warning(build, attach, tokens):
     model = attach(build(), **FIXED).train()
     input_ids = tokens()
     with pytest.warns(UserWarning, match=r"first token of a row is supervised.*set the labels of the prompt to -100"):
@@ -128,7 +126,7 @@ def test_training_without_labels_warns_once(build, attach, tokens):
         model(input_ids=tokens(), listen_query_mask=torch.ones(2, 6))
 
 
-def test_a_loss_of_ones_own_adds_the_key_loss_by_hand(build, attach, tokens):
+def test_a_custom_loss_can_add_the_key_loss(build, attach, tokens):
     model = attach(build(), **FIXED).train()
     input_ids = tokens()
     logits = model(input_ids=input_ids, listen_query_mask=torch.tensor([[1, 1, 1, 0, 0, 0]] * 2)).logits
@@ -138,7 +136,7 @@ def test_a_loss_of_ones_own_adds_the_key_loss_by_hand(build, attach, tokens):
     )
 
 
-def test_keys_learn_from_the_key_loss_alone_except_where_weights_carry_the_loss(build, attach, tokens):
+def test_keys_are_trained_by_the_key_loss_only_unless_weights_propagate_the_loss(build, attach, tokens):
     input_ids = tokens()
     for selector in available_selectors():
         with warnings.catch_warnings():
@@ -150,17 +148,17 @@ def test_keys_learn_from_the_key_loss_alone_except_where_weights_carry_the_loss(
 
 
 @pytest.mark.parametrize("selector", available_selectors())
-def test_keys_that_nothing_moves_are_warned_of(selector, build, attach):
+def test_keys_that_are_not_trained_give_a_warning(selector, build, attach):
     base = build()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         attach(base, selector=selector, key_loss_weight=0.0)
         attach(base, selector=selector, key_loss_weight=0.0, inference_mode=True)
-    messages = [str(w.message) for w in caught if "nothing moves the keys" in str(w.message)]
+    messages = [str(w.message) for w in caught if "are not trained and keep" in str(w.message)]
     assert len(messages) == (0 if selector in ("attention", "hybrid") else 1)
 
 
-def test_the_key_losss_gradient_is_finite_at_distance_zero(build, attach, tokens):
+def test_the_gradient_of_the_key_loss_is_finite_at_distance_zero(build, attach, tokens):
     model = attach(build(), **FIXED).train()
     input_ids = tokens(1)
     layer = model.base_model.layer
@@ -183,7 +181,7 @@ def test_the_gradient_of_the_key_loss_stops_at_the_query(build, attach, tokens):
 
 @pytest.mark.parametrize("use_reentrant", [None, False, True])
 @pytest.mark.parametrize("input_require_grads", [False, True])
-def test_gradient_checkpointing_changes_no_gradient(
+def test_gradient_checkpointing_does_not_change_gradients(
     architecture, use_reentrant, input_require_grads, build, attach, tokens
 ):
     model = attach(build(architecture), max_train_prompt_length=6).train()
@@ -205,7 +203,7 @@ def test_gradient_checkpointing_changes_no_gradient(
         torch.testing.assert_close(checkpointed, plain, **CLOSE)
 
 
-def test_the_prompt_length_is_one_within_a_step_and_drawn_for_the_next(build, attach, tokens):
+def test_the_prompt_length_is_constant_within_a_step_and_drawn_for_each_step(build, attach, tokens):
     model = attach(build()).train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     input_ids = tokens()
@@ -219,7 +217,7 @@ def test_the_prompt_length_is_one_within_a_step_and_drawn_for_the_next(build, at
         lengths.append(within[0])
         optimizer.step()
         optimizer.zero_grad()
-        model.eval()(input_ids=input_ids)  # evaluation in between draws nothing
+        model.eval()(input_ids=input_ids)  # an evaluation in between does not draw a length
         assert model.base_model.last_selection.indices.shape[1] == 4
         model.train()
     config = model.peft_config["default"]
@@ -227,7 +225,7 @@ def test_the_prompt_length_is_one_within_a_step_and_drawn_for_the_next(build, at
     assert len(set(lengths)) > 3
 
 
-def test_a_named_step_draws_what_it_drew_before(build, attach, tokens):
+def test_a_given_step_draws_the_same_length_again(build, attach, tokens):
     model = attach(build()).train()
     input_ids = tokens()
 
@@ -240,7 +238,7 @@ def test_a_named_step_draws_what_it_drew_before(build, attach, tokens):
     assert [length(step) for step in (4, 2, 5)] == [first[4], first[2], first[5]]
 
 
-def test_the_mean_of_the_queries_stands_still_within_a_step_and_follows_them_after(build, attach, tokens):
+def test_the_query_mean_is_constant_within_a_step_and_updated_after_it(build, attach, tokens):
     model = attach(build(), center_queries=True, query_mean_momentum=0.5).train()
     layer = model.base_model.layer
     embed = model.get_input_embeddings()
@@ -258,7 +256,7 @@ def test_the_mean_of_the_queries_stands_still_within_a_step_and_follows_them_aft
         expected = torch.lerp(expected, torch.cat(queries).mean(dim=0), rate)
 
 
-def test_evaluation_moves_no_mean(build, attach, tokens):
+def test_evaluation_does_not_change_the_query_mean(build, attach, tokens):
     model = attach(build(), center_queries=True)
     before = model.base_model.layer.listen_pools["default"].query_mean.clone()
     for step in range(3):
@@ -267,7 +265,7 @@ def test_evaluation_moves_no_mean(build, attach, tokens):
     assert torch.equal(model.base_model.layer.listen_pools["default"].query_mean, before)
 
 
-def test_training_lowers_the_loss_and_brings_keys_to_queries(build, attach, tokens):
+def test_training_lowers_the_loss_and_moves_keys_toward_queries(build, attach, tokens):
     torch.manual_seed(0)
     model = attach(build(), **FIXED, key_loss_weight=1.0).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)

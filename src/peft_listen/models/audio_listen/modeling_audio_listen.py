@@ -685,7 +685,7 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
         loss = None
         if labels is not None:
             vocab_size = self.config.text_config.vocab_size
-            shift_labels = kwargs.get("shift_labels")
+            shift_labels: Any = kwargs.get("shift_labels")
             supervised = logits if shift_labels is None else logits[:, -shift_labels.shape[1] :].contiguous()
             loss = self.loss_function(logits=supervised, labels=labels, vocab_size=vocab_size, **kwargs)
         return AudioListenCausalLMOutputWithPast(

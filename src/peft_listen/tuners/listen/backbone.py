@@ -1,4 +1,4 @@
-"""Finds the module whose input gets the prompts."""
+"""Finds the module whose input the prompts are prepended to."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from torch import nn
 
 def find_backbone(model: nn.Module, path: str | None = None) -> tuple[str, nn.Module]:
     """
-    The text decoder of a causal language model: the module that turns `inputs_embeds` into `last_hidden_state`.
+    Finds the text decoder of a causal language model: the module that maps `inputs_embeds` to `last_hidden_state`.
 
     Args:
         model (`nn.Module`): a causal language model of transformers, or a composite that contains one.
         path (`str`, *optional*): its dotted path; found by `get_decoder()` if not given.
 
     Returns:
-        `tuple[str, nn.Module]`: its dotted path and itself.
+        `tuple[str, nn.Module]`: its dotted path and the module.
 
     Raises:
-        ValueError: if there is none: for an encoder-decoder model, a model with embeddings per layer, a model without a
-            head, a path that does not exist, or a path to a module that does not accept `inputs_embeds`.
+        ValueError: if there is no suitable module: for an encoder-decoder model, a model with embeddings per layer, a
+            model without a head, a path that does not exist, or a path to a module that does not accept
+            `inputs_embeds`.
     """
     name = type(model).__name__
     config = getattr(model, "config", None)
@@ -36,8 +37,8 @@ def find_backbone(model: nn.Module, path: str | None = None) -> tuple[str, nn.Mo
             backbone = model.get_submodule(path)
         except AttributeError as error:
             raise ValueError(
-                f"`backbone`={path!r} is not a module of {name}. Give a path that `model.named_modules()` lists, or leave "
-                "it out; then the decoder is found automatically."
+                f"`backbone`={path!r} is not a module of {name}. Pass a path that `model.named_modules()` lists, or leave "
+                "it out to find the decoder automatically."
             ) from error
     if "inputs_embeds" not in inspect.signature(backbone.forward).parameters:
         raise ValueError(
@@ -64,7 +65,7 @@ def _decoder_of(model: nn.Module) -> tuple[str, nn.Module]:
     if backbone is model:
         raise ValueError(
             f"Found no text decoder inside {name}. LISTEN is attached to a causal language model with its head, e.g. "
-            "from `AutoModelForCausalLM`; for another composition name the decoder with `ListenConfig(backbone=...)`."
+            "from `AutoModelForCausalLM`; for other models, set the path of the decoder with `ListenConfig(backbone=...)`."
         )
     for path, module in model.named_modules():
         if module is backbone:

@@ -1,7 +1,7 @@
-"""Objects that live for one call of the model, and the thread that makes it.
+"""State of single calls of the model, separate for each thread.
 
-Several threads may call one model at once, so nothing of a call is stored on a module: a call is reachable through
-[`ThreadState`] only, from the thread that makes it.
+Several threads may call one model at the same time, so no state of a call is stored on a module: it is reachable only
+through [`ThreadState`], from the calling thread.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class LanguageModelCall:
 
     Attributes:
         labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): targets, -100 where not supervised.
-        query_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): positions of the query, if named.
+        query_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): positions of the query, if given.
         groups ([`TokenGroups`]): positions that the query treats separately.
         num_items_in_batch (`int` or `torch.Tensor`, *optional*): supervised tokens of the whole optimizer step.
         key_loss_per_row (`torch.FloatTensor` of shape `(batch_size,)`, *optional*): set by a prefill in training.
         placement ([`PromptPlacement`], *optional*): position of the prompts in the backbone's input.
-        wants_tuple (`bool`): whether the backbone's caller asked for a tuple.
+        returns_tuple (`bool`): whether the backbone's caller requested a tuple.
         is_backbone_only (`bool`): whether the backbone was called without the language model around it.
     """
 
@@ -64,7 +64,7 @@ class LanguageModelCall:
     num_items_in_batch: Any = None
     key_loss_per_row: torch.Tensor | None = None
     placement: PromptPlacement | None = None
-    wants_tuple: bool = False
+    returns_tuple: bool = False
     is_backbone_only: bool = False
 
 
@@ -75,11 +75,11 @@ class GenerateCall:
 
     Attributes:
         query_mask (`torch.BoolTensor` of shape `(batch_size, length)`, *optional*):
-            Positions of the query. Positions after `length` were generated, and are never in the query.
+            Positions of the query. Positions after `length` are generated tokens and never part of the query.
         prompts (`torch.FloatTensor` of shape `(batch_size, k, embedding_size)`, *optional*):
             The prompts, once they are selected; `generate` without a cache repeats the prefill for each token.
         prompts_are_inserted (`bool`):
-            Whether the inputs of `generate` contain the prompts already; then the hooks do not change the inputs.
+            Whether the inputs of `generate` already contain the prompts, in which case the hooks do not change them.
         placement ([`PromptPlacement`], *optional*):
             If the prompts are inserted: their position in the prefill, to strip them from its output.
         marked_caches (`list`): if the prompts are inserted: the caches of this call, marked for the hooks.
@@ -115,8 +115,8 @@ class GenerateCall:
         # Without a cache, each forward pass repeats the input. The comparison waits for the device, in a pass that takes
         # much longer.
         rows, length = self.prefill_embeds.shape[:2]
-        begins_alike = inputs_embeds.shape[0] == rows and inputs_embeds.shape[1] >= length
-        return begins_alike and torch.equal(inputs_embeds[:, :length], self.prefill_embeds)
+        is_long_enough = inputs_embeds.shape[0] == rows and inputs_embeds.shape[1] >= length
+        return is_long_enough and torch.equal(inputs_embeds[:, :length], self.prefill_embeds)
 
     def query_mask_for(self, batch_size: int, length: int) -> torch.Tensor | None:
         """The query's positions in an input of this shape: rows repeated for beams, generated tokens excluded."""
@@ -128,7 +128,7 @@ class GenerateCall:
 
 class ThreadState(threading.local):
     """
-    Calls and results of the current thread, for one model. Every thread finds values of its own in it.
+    Calls and results of the current thread, for one model. Each thread has its own values.
 
     Attributes:
         call ([`LanguageModelCall`], *optional*): the forward pass that is running.
@@ -137,7 +137,7 @@ class ThreadState(threading.local):
         key_loss_per_row (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
             result of the last forward pass in training, with its graph.
         last_selection ([`SelectionRecord`], *optional*): result of the last prefill.
-        recorders (`tuple`): functions that get the record of every prefill.
+        recorders (`tuple`): functions that are called with the record of every prefill.
         prompt_lengths (`dict[str, int]`): prompt lengths of `use_prompt_length`, by adapter name.
     """
 

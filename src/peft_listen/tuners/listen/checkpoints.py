@@ -1,4 +1,4 @@
-"""Names and shapes of an adapter's tensors in checkpoints: those of earlier versions, and those that do not fit."""
+"""Renames the tensors of adapters from earlier versions, and checks that a saved adapter fits the model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from .layer import ListenLayer
 
 
-# Up to the first commits, the layer kept one dictionary per kind of tensor; now it keeps one pool per adapter.
+# Early versions kept one dictionary per kind of tensor in the layer, instead of one pool per adapter.
 _FORMER_NAMES = {
     "listen_keys": "listen_pools.keys",
     "listen_values": "listen_pools.values",
@@ -18,13 +18,13 @@ _FORMER_NAMES = {
     "listen_query_variance": "listen_pools.query_variance",
     "listen_step": "listen_pools.saved_step",
 }
-# Of options that were removed; the configuration refuses adapters that depend on it.
-_FORMER_TENSORS_WITHOUT_USE = ("listen_usage",)
+# Tensors of removed options. The configuration rejects adapters that depend on them.
+_REMOVED_TENSORS = ("listen_usage",)
 
 
 def rename_former_keys(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
-    Renames the tensors of an adapter that an earlier version has saved.
+    Renames the tensors of an adapter that was saved by an earlier version.
 
     Args:
         state_dict (`Mapping[str, torch.Tensor]`): tensors by their names in the file, without the adapter's name.
@@ -35,7 +35,7 @@ def rename_former_keys(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torc
     renamed = {}
     for key, tensor in state_dict.items():
         path, _, name = key.rpartition(".")
-        if name not in _FORMER_TENSORS_WITHOUT_USE:
+        if name not in _REMOVED_TENSORS:
             renamed[f"{path}.{_FORMER_NAMES[name]}" if name in _FORMER_NAMES else key] = tensor
     return renamed
 
@@ -44,7 +44,8 @@ def name_recent_queries(
     state_dict: Mapping[str, torch.Tensor], path: str, adapter_name: str
 ) -> dict[str, torch.Tensor]:
     """
-    Inserts the adapter's name into that of a buffer that a new adapter does not have, which PEFT therefore cannot map.
+    Inserts the adapter's name into the name of the buffer `recent_queries`. PEFT does not map it, because a new
+    adapter does not have this buffer.
 
     Args:
         state_dict (`Mapping[str, torch.Tensor]`): tensors by their names in the model.
@@ -54,7 +55,7 @@ def name_recent_queries(
     return {
         f"{path}.listen_pools.{adapter_name}.recent_queries"
         if key.endswith(".listen_pools.recent_queries")
-        else key: (tensor)
+        else key: tensor
         for key, tensor in state_dict.items()
     }
 

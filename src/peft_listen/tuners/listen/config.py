@@ -19,9 +19,8 @@ class ListenConfig(PeftConfig):
     are selected, and their values are prepended as soft prompts. The trainable parameters are exactly
     `2 * pool_size * embedding_size`.
 
-    Fields marked *(ours)* are choices of this library where the paper is silent, or remedies for its collapse. Their
-    measured effects are in the documentation, on the page about the method. [`ListenConfig.paper`] gives the form of the
-    paper.
+    Fields marked *(ours)* are choices of this library where the paper gives no details, or remedies for collapse.
+    docs/method.md lists their measured effects. [`ListenConfig.paper`] gives the form of the paper.
 
     Args:
         pool_size (`int`, defaults to 400):
@@ -39,12 +38,12 @@ class ListenConfig(PeftConfig):
         max_train_prompt_length (`int`, *optional*):
             Upper limit of the draw. Defaults to `pool_size`, as in the paper.
         key_loss_weight (`float`, defaults to 0.1):
-            Weight of the key loss, which pulls the selected keys towards their queries. At 0, the keys of the
+            Weight of the key loss, which pulls the selected keys toward their queries. At 0, the keys of the
             similarity, residual and grouped selectors keep their initial values. *(ours: the paper does not give its
             value)*
         key_loss_reduction (`"mean"` or `"sum"`, defaults to `"mean"`):
-            Whether the distances of one row's selected keys are averaged or summed. The paper sums; with a stochastic
-            prompt length the sum varies a hundredfold from step to step, hence `"mean"` *(ours)*.
+            Whether the distances of one row's selected keys are averaged or summed. The paper uses the sum. With a
+            stochastic prompt length, the sum varies a hundredfold between steps, so the default is `"mean"` *(ours)*.
         center_queries (`bool`, defaults to `True`):
             Subtract a running mean of all training queries from the query before it is compared with the keys. Raw means
             of embeddings share one large direction, which makes every input select the same prompts. `False` is the
@@ -75,16 +74,16 @@ class ListenConfig(PeftConfig):
             normally distributed with the standard deviation of the embeddings. `False`: random and deliberately large,
             for tests in which the prompts must have a visible effect.
         backbone (`str`, *optional*):
-            Dotted path of the module that turns `inputs_embeds` into `last_hidden_state`, relative to the adapted
-            model. If not given, it is found by `get_decoder()`.
+            Dotted path of the module that maps `inputs_embeds` to `last_hidden_state`, relative to the adapted model.
+            If not given, it is found by `get_decoder()`.
         modules_to_save (`list[str]`, *optional*):
             Further modules to train and to save with the adapter, e.g. `["multi_modal_projector"]`.
         seed (`int`, defaults to 0):
             Seed of the initialization and of the drawn prompt lengths.
 
     Raises:
-        ValueError: for a value outside its range; the message names the field, the value and what is allowed. Also for a
-            field of an earlier version that was removed, unless it is switched off.
+        ValueError: for a value outside its range; the message names the field, the value and the allowed values. Also
+            for a field of an earlier version that was removed, unless it is switched off.
     """
 
     pool_size: int = field(default=400, metadata={"help": "Number of key-value pairs in the pool."})
@@ -146,12 +145,12 @@ class ListenConfig(PeftConfig):
     seed: int = field(default=0, metadata={"help": "Seed of the initialization and of the drawn prompt lengths."})
 
     def __new__(cls, *args: Any, **kwargs: Any) -> ListenConfig:
-        # Configurations of earlier versions come in by any of PEFT's doors, and all of them end in the constructor. A
-        # removed field that is off is left to PEFT, which ignores it with a warning.
+        # Checked here because all of PEFT's ways of loading a configuration call the constructor. PEFT ignores removed
+        # fields with a warning, which is correct for fields that are switched off.
         for name, (off, remedy) in _REMOVED_FIELDS.items():
             if name in kwargs and kwargs[name] != off:
                 raise ValueError(
-                    f"`{name}`={kwargs[name]!r} is not supported any more. {remedy} To load an adapter that was saved "
+                    f"`{name}`={kwargs[name]!r} is no longer supported. {remedy} To load an adapter that was saved "
                     f"with it, set `{name}` to {off!r} in its `adapter_config.json`."
                 )
         return super().__new__(cls)
@@ -195,11 +194,11 @@ class ListenConfig(PeftConfig):
     @classmethod
     def paper(cls, **overrides: Any) -> ListenConfig:
         """
-        The form of the paper: a plain mean as the query, similarity to the keys, and a summed key loss, without any
-        remedy for collapse.
+        Creates the form of the paper: the query is a plain mean, the key loss is summed, and all remedies for collapse
+        are off.
 
         Args:
-            overrides: fields of [`ListenConfig`] with other values than in the paper, e.g. `prompt_length=160`.
+            overrides: other fields of [`ListenConfig`], e.g. `prompt_length=160`.
 
         Returns:
             [`ListenConfig`]
@@ -215,7 +214,7 @@ class ListenConfig(PeftConfig):
         return cls(**{**_PAPER_FORM, **overrides})
 
     def _check_types(self) -> None:
-        # A configuration comes from a file as often as from code.
+        # A configuration may come from a file, where type hints have no effect.
         for name in ("stochastic_prompt_length", "center_queries", "standardize_queries"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
@@ -233,12 +232,14 @@ class ListenConfig(PeftConfig):
             isinstance(self.query_ignored_token_ids, (list, tuple, set))
             and all(is_integer(token_id) and token_id >= 0 for token_id in self.query_ignored_token_ids)
         ):
-            raise ValueError(f"`query_ignored_token_ids` must hold token ids, got {self.query_ignored_token_ids!r}.")
+            raise ValueError(
+                f"`query_ignored_token_ids` must contain token ids, got {self.query_ignored_token_ids!r}."
+            )
         if self.modules_to_save is not None and not (
             isinstance(self.modules_to_save, (list, tuple, set))
             and all(isinstance(name, str) for name in self.modules_to_save)
         ):
-            raise ValueError(f"`modules_to_save` must be a list of names of modules, got {self.modules_to_save!r}.")
+            raise ValueError(f"`modules_to_save` must be a list of module names, got {self.modules_to_save!r}.")
 
     def _check_enough_shared_prompts(self) -> None:
         longest = {"prompt_length": self.prompt_length}
@@ -247,8 +248,8 @@ class ListenConfig(PeftConfig):
         for name, value in longest.items():
             if value > self.num_shared_prompts:
                 raise ValueError(
-                    f"`num_shared_prompts`={self.num_shared_prompts} are too few to be added to `{name}`={value} "
-                    f"selected ones. Set `num_shared_prompts={value}`, or a smaller `{name}`."
+                    f"`num_shared_prompts`={self.num_shared_prompts} is too small to add a shared prompt to each of the "
+                    f"`{name}`={value} selected ones. Set `num_shared_prompts={value}`, or a smaller `{name}`."
                 )
 
     @property
@@ -258,7 +259,7 @@ class ListenConfig(PeftConfig):
 
     @property
     def target_modules(self) -> str | None:
-        """The backbone, under the name by which PEFT's injection asks for the modules to adapt."""
+        """The backbone, under the name that PEFT uses for the modules to adapt."""
         return self.backbone
 
 
@@ -271,26 +272,26 @@ _PAPER_FORM: dict[str, Any] = {
     "key_loss_reduction": "sum",
 }
 
-_WITHOUT_GAIN = "It did not lower the loss in any benchmark."
+_WITHOUT_GAIN = "It did not lower the loss in any benchmark run."
 
-# Fields of earlier versions, with the value at which they had no effect and the advice to those who used them.
+# Fields of earlier versions, with the value at which they had no effect and advice for users of other values.
 _REMOVED_FIELDS: dict[str, tuple[Any, str]] = {
     "usage_balance": (0.0, _WITHOUT_GAIN),
     "reseed_every": (0, _WITHOUT_GAIN),
     "exploration": (0.0, _WITHOUT_GAIN),
     "query_dropout": (0.0, _WITHOUT_GAIN),
     "detach_query": (True, "The key loss always stops its gradient at the query."),
-    "paper_form": (False, "`ListenConfig.paper()` sets the fields that it stood for."),
+    "paper_form": (False, "`ListenConfig.paper()` gives the same form."),
 }
 
 
 def is_integer(value: Any) -> bool:
-    """Whether a setting is an integer, and not a truth value."""
+    """Whether a setting is an integer and not a boolean."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether a setting is a number, and not a truth value."""
+    """Whether a setting is a number and not a boolean."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -300,6 +301,6 @@ def check_prompt_length(name: str, value: Any, pool_size: int) -> None:
         raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
     if value > pool_size:
         raise ValueError(
-            f"`{name}`={value} is more than the pool holds (`pool_size`={pool_size}). "
+            f"`{name}`={value} exceeds the size of the pool (`pool_size`={pool_size}). "
             f"Set at most {pool_size}, or use a larger pool."
         )

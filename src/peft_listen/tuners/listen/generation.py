@@ -2,8 +2,8 @@
 
 Most generation modes need the hooks, and one piece of information that only the call to `generate` has: the length of the
 user's input. With it, generated tokens never enter the query. The other modes allocate caches and masks, or slice the
-input, by a length that does not include the prompts. For these, `generate` gets embeddings that contain the prompts
-already, and the hooks are bypassed.
+input, by a length that does not include the prompts. For these, `generate` gets embeddings that already contain the
+prompts, and the hooks are bypassed.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class PromptGeneration:
     """
     Wraps the `generate` of one language model.
 
-    It is an attribute of the model's instance, as a custom `generate` of transformers is: every generation calls it,
-    whether the model is wrapped in a `PeftModel`, in a pipeline, or not at all.
+    It is set as an attribute of the model instance, like a custom `generate` in transformers. Every generation
+    therefore calls it, whether the model is wrapped in a `PeftModel`, in a pipeline, or not at all.
 
     Args:
         hooks ([`PromptHooks`]): the hooks on this model's backbone.
@@ -54,7 +54,7 @@ class PromptGeneration:
 
     @property
     def _original(self) -> Callable[..., Any]:
-        # Looked up on the class each time: a bound method kept here would be pickled by its name, and find this one.
+        # Looked up on the class each time: a stored bound method would be pickled by name and resolve to this wrapper.
         if self._overridden is not None:
             return self._overridden
         method: Callable[..., Any] = type(self._model).generate.__get__(self._model)  # type: ignore[attr-defined]
@@ -67,7 +67,7 @@ class PromptGeneration:
 
         Args:
             listen_query_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-                The positions of the input that form the query; all that are not padding if not given.
+                The positions of the input that form the query. If not given, all positions except padding.
 
         Raises:
             ValueError: for a mask of another shape; for a cache that was filled with the adapter off; for combinations
@@ -141,7 +141,7 @@ class PromptGeneration:
         return input_ids
 
     def _query_mask(self, call: dict[str, Any], query_mask: torch.Tensor | None) -> torch.Tensor:
-        """The query's positions. Positions after these are generated."""
+        """The positions of the query within the input of `generate`."""
         inputs = call.get("inputs_embeds")
         inputs = self._input_ids(call) if inputs is None else inputs
         # Without input, `generate` begins with one token.
@@ -158,7 +158,7 @@ class PromptGeneration:
     # ------------------------------------------------------------------------------- embeddings that contain prompts
 
     def _model_inputs(self, call: dict[str, Any]) -> dict[str, Any]:
-        """The arguments that are for the model and not for `generate`."""
+        """The arguments that `generate` passes on to the model."""
         own = set(inspect.signature(type(self._model).generate).parameters)  # type: ignore[attr-defined]
         own |= set(GenerationConfig().__dict__)
         inputs = {
@@ -193,7 +193,7 @@ class PromptGeneration:
         return backbone_call, output.prompts
 
     def _with_prompts(self, call: dict[str, Any], generate_call: GenerateCall) -> tuple[dict[str, Any], GenerateCall]:
-        """Selects the prompts, and inserts them into the embeddings that `generate` begins with."""
+        """Selects the prompts, and inserts them into the initial embeddings of `generate`."""
         inputs = self._model_inputs(call)
         backbone_call, prompts = self._select(inputs, generate_call)
         length = backbone_call["inputs_embeds"].shape[1]
@@ -240,7 +240,7 @@ class PromptGeneration:
                 continue
             if value <= length and new == "max_new_tokens":
                 raise ValueError(
-                    f"The input has {length} tokens, so that `max_length`={value} leaves none to generate. Increase it, "
+                    f"The input has {length} tokens, so `max_length`={value} leaves none to generate. Increase it, "
                     "or set `max_new_tokens`."
                 )
             if config is None:
@@ -260,7 +260,7 @@ class PromptGeneration:
         size, needed = min(sizes), prompt_length + length + new_tokens - 1
         if size < needed:
             raise ValueError(
-                f"The cache holds {size} positions, and {prompt_length} prompts, {length} tokens and {new_tokens} new "
+                f"The cache holds {size} positions, but {prompt_length} prompts, {length} tokens and {new_tokens} new "
                 f"ones need {needed}. Use a larger cache."
             )
 
@@ -299,7 +299,7 @@ class PromptGeneration:
         return call, GenerateCall(prompts_are_inserted=True)
 
     def _prompts_for_chunks(self, call: dict[str, Any], generate_call: GenerateCall) -> torch.Tensor:
-        """Selects by the whole input, since the backbone gets it in chunks."""
+        """Selects prompts for the whole input, since the backbone gets it in chunks."""
         inputs = self._model_inputs(call)
         chunk_size = self._setting(call, "prefill_chunk_size")
         mask = inputs.get("attention_mask")

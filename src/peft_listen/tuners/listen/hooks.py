@@ -1,7 +1,7 @@
 """Prepends the selected prompts before the backbone runs, and strips them from its outputs.
 
 `generate`, a `forward` without task type, and trainers that patch the causal language model all bypass
-`ListenModel.forward`; the backbone is on every path. Therefore the prompts enter by hooks:
+`ListenModel.forward`, but every path calls the backbone. The prompts are therefore inserted by hooks:
 
 1. Before the causal language model: store labels and query mask, since they do not reach the backbone.
 2. Before the backbone, with an empty cache: select, prepend, extend the mask, shift the positions.
@@ -9,12 +9,11 @@
 4. After the backbone: strip the prompts; logits and hidden states then have the input's length.
 5. After the causal language model, in training: add the key loss to the loss.
 
-Everything that one of these steps leaves for another is in one [`LanguageModelCall`], which only the calling thread
-reaches.
+These steps share their state in one [`LanguageModelCall`], which only the calling thread can access.
 
-`torch.compile` leaves all of this to Python and compiles what runs between the hooks: the number of prompts is known
-outside the graph only, where it is one more dynamic length. In a `generate` whose inputs contain the prompts already, the
-hooks do nothing and do not break the graph either.
+`torch.compile` does not trace the hooks; it compiles the code between them, where the prompts only change a dynamic
+sequence length. In a `generate` whose inputs already contain the prompts, the hooks do nothing and cause no graph
+breaks.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ from .query import NO_GROUPS, TokenGroups, placeholder_token_ids, token_position
 from .validation import check_cache_matches_adapter, check_supported
 
 
-# Set on a cache that contains prompts, to their number.
+# Attribute of a cache that contains prompts: their number.
 CACHE_ATTRIBUTE = "listen_prompt_length"
 
-# Set on a cache for as long as a `generate` runs whose inputs and masks include the prompts.
+# Attribute of a cache during a `generate` whose inputs and masks already include the prompts.
 _INSERTED_ATTRIBUTE = "listen_prompts_are_inserted"
 
 # Arguments of the backbone with one entry per position that the hooks extend one by one.
@@ -65,7 +64,7 @@ class PromptHooks:
     Args:
         layer ([`ListenLayer`]): selects the prompts.
         backbone (`nn.Module`): takes `inputs_embeds`, returns `last_hidden_state`.
-        language_model (`nn.Module`): the model around it that takes `labels`.
+        language_model (`nn.Module`): the model that contains the backbone and takes `labels`.
     """
 
     def __init__(self, layer: ListenLayer, backbone: nn.Module, language_model: nn.Module) -> None:
@@ -76,7 +75,7 @@ class PromptHooks:
         self._language_model_arguments = list(inspect.signature(language_model.forward).parameters)
         self.cache_name = cache_argument(self._backbone_arguments)
         self.position_limit = PositionLimit(backbone)
-        # Labels of a classification head say nothing of where a prompt ends.
+        # Labels of a classification head do not show where the prompt ends.
         self._labels_are_answers = has_generate(language_model)
         self._warned_without_labels = False
         self._calls_to_check_for_padding = 16
@@ -95,7 +94,7 @@ class PromptHooks:
 
     @contextmanager
     def generating(self, call: GenerateCall) -> Iterator[None]:
-        """Marks the forward passes that this thread makes in the block as those of one `generate`."""
+        """Marks the calling thread's forward passes in the block as part of one `generate`."""
         thread = self.layer.thread
         before, thread.generate_call = thread.generate_call, call
         try:
@@ -122,7 +121,7 @@ class PromptHooks:
         raise RuntimeError(f"{type(self.language_model).__name__} did not call its backbone.")
 
     def _is_bypassed(self, kwargs: dict[str, Any]) -> bool:
-        # Read from the cache, which belongs to one call of `generate`, and which `torch.compile` can follow.
+        # Read from the cache: it belongs to one call of `generate`, and `torch.compile` can trace it.
         return getattr(kwargs.get(self.cache_name), _INSERTED_ATTRIBUTE, False)
 
     # ---------------------------------------------------------------------------------------------- language model
@@ -141,7 +140,7 @@ class PromptHooks:
         if module is not self.language_model and self.layer.active_pool is not None:
             raise ValueError(
                 f"LISTEN does not support copies of {type(self.language_model).__name__} that share its hooks, as "
-                "`torch.nn.DataParallel` makes them. Use `torch.nn.parallel.DistributedDataParallel` with one process "
+                "`torch.nn.DataParallel` creates them. Use `torch.nn.parallel.DistributedDataParallel` with one process "
                 "per device, or hide all devices but one (`CUDA_VISIBLE_DEVICES=0`)."
             )
         thread.key_loss_per_row = None
@@ -182,15 +181,15 @@ class PromptHooks:
         self._warned_without_labels = True
         warnings.warn(
             "A forward pass in training mode got no `labels`. The query is then computed from the whole input, including "
-            "any answer in it, and no key loss is added. Pass `labels`, or name the prompt with `listen_query_mask` "
+            "any answer in it, and no key loss is added. Pass `labels`, or mark the prompt with `listen_query_mask` "
             "and add `model.key_loss` to your loss.",
             UserWarning,
             stacklevel=2,
         )
 
     def _warn_of_padding_in_query(self, call: LanguageModelCall, named: dict[str, Any]) -> None:
-        # Evaluation harnesses pad on the right and pass neither mask nor labels. Looking at every such call would
-        # synchronize each time; a harness shows itself in the first ones.
+        # Evaluation harnesses pad on the right and pass neither mask nor labels. Checking every such call would
+        # synchronize each time, so only the first ones are checked.
         input_ids, pad = named.get("input_ids"), getattr(self.language_model.config, "pad_token_id", None)
         pool = self.layer.active_pool
         if pool is None or pool.is_training_step or self.layer.thread.generate_call is not None:
@@ -208,9 +207,9 @@ class PromptHooks:
             self._calls_to_check_for_padding = 0
             warnings.warn(
                 "The input ends with padding, and the model got neither `attention_mask` nor `labels`. Padding and any "
-                "continuation to be scored are then in the query, and the selected prompts depend on them. Pass "
-                "`attention_mask`, and name the context with `listen_query_mask` (1 for its tokens), as the documentation "
-                "shows for evaluation harnesses.",
+                "continuation to be scored are then part of the query, and the selected prompts depend on them. Pass "
+                "`attention_mask`, and mark the context with `listen_query_mask` (1 for its tokens), as shown in the "
+                "documentation for evaluation harnesses.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -298,11 +297,11 @@ class PromptHooks:
         prompts = self._prompts_for(inputs_embeds, attention_mask, call, generate_call)
         self.position_limit.check(prompts.shape[1], 0, inputs_embeds.shape[1], attention_mask)
         call.placement = self.insert(arguments, prompts)
-        # Stripping needs names; a caller who asked for a tuple gets one afterwards.
+        # Outputs are stripped by name. If the caller requested a tuple, the output is converted back afterwards.
         return_dict = arguments.get("return_dict")
         default = getattr(self.backbone.config, "return_dict", True)
-        call.wants_tuple = not (default if return_dict is None else return_dict)
-        if call.wants_tuple:
+        call.returns_tuple = not (default if return_dict is None else return_dict)
+        if call.returns_tuple:
             arguments["return_dict"] = True
 
     def _prompts_for(
@@ -402,18 +401,18 @@ class PromptHooks:
                 placement.strip(hidden_states) for hidden_states in output["hidden_states"]
             )
         if output.get("attentions") is not None:
-            # Rows are the input's positions. Columns keep the prompts, which shows the attention that they get.
+            # Rows are the input's positions. Columns include the prompts, which keeps the attention to them visible.
             output["attentions"] = tuple(
                 placement.strip(attention.transpose(1, 2)).transpose(1, 2) for attention in output["attentions"]
             )
         cache = output.get(self.cache_name)
         if cache is not None:
             setattr(cache, CACHE_ATTRIBUTE, placement.prompt_length)
-        return output.to_tuple() if call.wants_tuple else output
+        return output.to_tuple() if call.returns_tuple else output
 
 
 def has_generate(model: nn.Module) -> bool:
-    """Whether the model can generate text, and its labels therefore are answers."""
+    """Whether the model can generate text, in which case its labels are answers."""
     can_generate = getattr(model, "can_generate", None)
     return can_generate is not None and bool(can_generate()) and hasattr(type(model), "generate")
 

@@ -25,8 +25,8 @@ def embedding_size(embedding: nn.Module, model_config: object) -> int:
         size = getattr(text_config, "hidden_size", None)
     if size is None:
         raise ValueError(
-            f"Cannot tell the embedding size of {type(embedding).__name__}: it has no `embedding_dim`, and the model's "
-            "configuration has no `hidden_size`. Give the embedding module an `embedding_dim` attribute."
+            f"Cannot determine the embedding size of {type(embedding).__name__}: it has no `embedding_dim`, and the model's "
+            "configuration has no `hidden_size`. Set `embedding_dim` on the embedding module."
         )
     return int(size)
 
@@ -56,7 +56,7 @@ def vocabulary_embeddings(
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         token_id: int | list[int] | None = getattr(model_config, name, None)
         special.update(token_id if isinstance(token_id, list) else [token_id])
-    # Some rows of a vocabulary are unused and zero; enough remain of a surplus when these are dropped.
+    # Some rows of a vocabulary are unused and zero. They are dropped below, so more tokens are drawn than needed.
     token_ids = torch.randint(vocabulary_size, (4 * count + len(special),), generator=generator).tolist()
     ordinary = torch.tensor([i for i in token_ids if i not in special] or token_ids, device=weight.device)
     with gather_params_ctx(weight, modifier_rank=None):
@@ -101,7 +101,8 @@ def initial_pool(config: ListenConfig, embedding: nn.Module, model_config: objec
     """
     pool = _random_pool(config, embedding, model_config)
     if config.adds_shared_prompts and config.init_weights is not False:
-        # Every prompt is initially the shared one of its position. Random values, for tests, make prompts differ visibly.
+        # Initially, every prompt equals the shared prompt at its position. With `init_weights=False`, for tests, the
+        # values stay random, which makes the prompts differ visibly.
         return pool._replace(values=torch.zeros_like(pool.values))
     return pool
 

@@ -1,4 +1,4 @@
-"""Adds the key loss to the loss that a trainer gets."""
+"""Adds the key loss to the loss that a trainer reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def batch_key_loss(
     per_row: torch.Tensor, labels: torch.Tensor | None = None, num_items_in_batch: Any = None
 ) -> torch.Tensor:
     """
-    Key loss of a batch from that of its rows.
+    Computes the key loss of a batch from the key losses of its rows.
 
     By default, it is the mean over rows (arXiv 2505.18517). If a trainer divides the token losses by the number of
     supervised tokens of all micro-batches and ranks, each row is weighted by its share of these. The gradient is then the
@@ -55,7 +55,7 @@ def add_key_loss(
             output["loss"] = output["loss"] + key_loss.to(output["loss"])
         if _is_for_supervised_fine_tuning(output):
             # TRL's SFTTrainer does not read the loss: it sums `-log_probs` and divides by the number of supervised tokens.
-            # With an equal share on each supervised token, that sum is the one of `batch_key_loss`.
+            # With an equal share added to each supervised token, that sum equals `batch_key_loss`.
             log_probs = output["log_probs"]
             share = per_row.to(log_probs).unsqueeze(-1)  # [batch, 1]
             output["log_probs"] = log_probs - share * output["label_mask"].to(log_probs.device)
@@ -65,6 +65,6 @@ def add_key_loss(
 
 
 def _is_for_supervised_fine_tuning(output: ModelOutput) -> bool:
-    # Among TRL's trainers only SFTTrainer requests the accuracy. For the others, which fuse the head too, `log_probs` are
+    # Among TRL's trainers only SFTTrainer requests the accuracy. In the others that fuse the head, `log_probs` are
     # those of the policy and must not change.
     return all(output.get(name) is not None for name in ("log_probs", "label_mask", "is_top1"))

@@ -1,4 +1,4 @@
-"""Adapter layer attached to the decoder: holds the prompt pool of each adapter, and selects with the active one."""
+"""Adapter layer attached to the decoder: contains the prompt pools and selects prompts from the active one."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .query import NO_GROUPS, TokenGroups
 
 
 class Attachment(Protocol):
-    """Something else that was attached to the model together with the layer."""
+    """An object that was attached to the model together with the layer."""
 
     def remove(self) -> None:
         """Detaches it."""
 
 
 class BackboneHooks(Attachment, Protocol):
-    """The hooks on the backbone, as far as the layer uses them."""
+    """The part of the backbone's hooks that the layer uses."""
 
     backbone: nn.Module
 
@@ -34,14 +34,14 @@ class ListenLayer(nn.Module, BaseTunerLayer):
     """
     Prompt pools of one decoder, one for each adapter.
 
-    It is a child of the decoder, not a wrapper around it. Module paths stay as they are, and other adapters still find
+    It is a child of the decoder, not a wrapper around it, so module paths do not change, and other adapters still find
     the decoder's modules.
 
     Attributes:
         listen_pools (`nn.ModuleDict` of [`PromptPool`]): by adapter name.
         thread ([`ThreadState`]): calls and results of the current thread.
-        hooks, generation: the hooks on the backbone and the wrapped `generate`. The layer keeps them because it is all
-            that remains of the adapter where transformers has loaded it: its `load_adapter` discards the tuner.
+        hooks, generation: the hooks on the backbone and the wrapped `generate`. They are stored in the layer because
+            transformers' `load_adapter` discards the tuner.
     """
 
     adapter_layer_names = ("listen_pools",)
@@ -69,7 +69,8 @@ class ListenLayer(nn.Module, BaseTunerLayer):
             self.set_adapter(self.active_adapters)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        # PEFT calls this after it has loaded weights into empty ones. The dtype stays: the pool is in float32.
+        # PEFT calls this after it has loaded weights into an adapter on the meta device. The dtype does not change:
+        # the pool is in float32.
         if device is None and self.hooks is not None:
             device = self.hooks.backbone.get_input_embeddings().weight.device  # type: ignore[operator]
         if device is not None and device.type != "meta" and adapter_name in self.listen_pools:
@@ -92,7 +93,7 @@ class ListenLayer(nn.Module, BaseTunerLayer):
                 attachment.remove()
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Activates an adapter. Only one can be active: the prompts of several pools have no order among themselves.
+        """Activates an adapter. Only one can be active, because the prompts of several pools have no defined order.
 
         Raises:
             ValueError: if more than one of this layer's adapters is named.
@@ -117,7 +118,7 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         return None if name is None else self.pool_of(name)
 
     def resolve_adapter(self, adapter_name: str | None) -> str:
-        """The given name, or that of the active adapter, whether adapters are enabled or not.
+        """The given name, or that of the active adapter, whether or not adapters are enabled.
 
         Raises:
             ValueError: if there is no such adapter.
@@ -161,7 +162,7 @@ class ListenLayer(nn.Module, BaseTunerLayer):
             inputs_embeds (`torch.FloatTensor` of shape `(batch_size, length, embedding_size)`)
             attention_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*)
             labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): the query ends before them.
-            query_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): the query's positions, if named.
+            query_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): positions of the query, if given.
             groups ([`TokenGroups`]): positions that the query treats separately.
 
         Returns:
@@ -206,8 +207,8 @@ class ListenLayer(nn.Module, BaseTunerLayer):
 
 def find_listen_layer(model: nn.Module) -> ListenLayer:
     """
-    The LISTEN layer of a model, no matter how the adapter was added: a `PeftModel`, a model with `load_adapter` called on
-    it, or the model of a pipeline.
+    The LISTEN layer of a model, no matter how the adapter was added: a `PeftModel`, a model whose `load_adapter` was
+    called, or the model of a pipeline.
 
     Raises:
         ValueError: if the model has no LISTEN adapter.

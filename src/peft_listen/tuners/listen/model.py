@@ -32,8 +32,9 @@ class ListenModel(BaseTuner):
 
     Created by [`~peft.get_peft_model`] from a [`ListenConfig`]. All methods can be called on the `PeftModel` as well.
 
-    Several threads may call one model at once. `last_selection`, `key_loss`, `record_selections` and `use_prompt_length`
-    belong to the calling thread; `set_prompt_length`, `set_adapter` and switching adapters on and off affect all.
+    Several threads may call one model at the same time. `last_selection`, `key_loss`, `record_selections` and
+    `use_prompt_length` belong to the calling thread; `set_prompt_length`, `set_adapter` and enabling or disabling
+    adapters affect all threads.
 
     Args:
         model (`nn.Module`): a causal language model of transformers, or a composite that contains one.
@@ -71,8 +72,8 @@ class ListenModel(BaseTuner):
         attached = next((path for path, module in model.named_modules() if isinstance(module, ListenLayer)), None)
         if attached is not None and attached != f"{name}.{LAYER_NAME}":
             raise ValueError(
-                f"This model's prompts are prepended at {attached.removesuffix('.' + LAYER_NAME)!r}; an adapter with "
-                f"`backbone`={name!r} cannot join them. Use the same backbone for all adapters of one model."
+                f"This model's prompts are prepended at {attached.removesuffix('.' + LAYER_NAME)!r}, but the new adapter has "
+                f"`backbone`={name!r}. Use the same backbone for all adapters of one model."
             )
         self._backbone_name = name
 
@@ -105,14 +106,14 @@ class ListenModel(BaseTuner):
         selector = layer.pool_of(adapter_name).selector
         if peft_config.key_loss_weight == 0 and not selector.keys_receive_gradient and not peft_config.inference_mode:
             warnings.warn(
-                f"With `key_loss_weight=0` nothing moves the keys of the {peft_config.selector!r} selector: they keep "
-                "their initial values. Set a weight above 0, unless this is intended.",
+                f"With `key_loss_weight=0` the keys of the {peft_config.selector!r} selector are not trained and "
+                "keep their initial values. Set a weight above 0, unless this is intended.",
                 UserWarning,
                 stacklevel=2,
             )
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """The pool is in float32, unless the caller wants it in the base model's precision."""
+        """Keeps the pool in float32, unless the caller requests the base model's precision."""
         if autocast_adapter_dtype:
             super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype=True)
         else:
@@ -153,17 +154,17 @@ class ListenModel(BaseTuner):
         return super()._unload_and_optionally_merge(merge=False, progressbar=progressbar)  # type: ignore[return-value]
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # Only `modules_to_save` of the base model are ever replaced, and these need not have a weight of their own, which
-        # PEFT would copy.
+        # Only `modules_to_save` of the base model are replaced. PEFT's implementation would also copy a weight, which
+        # these modules need not have.
         setattr(parent, child_name, new_module)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        # PEFT calls this around forward and generate, and drops the argument afterwards.
+        # PEFT calls this around forward and generate, and removes the argument afterwards.
         if kwargs.get("adapter_names") is not None:
             raise ValueError(
                 "LISTEN does not support `adapter_names`: the prompts of all rows of a batch are selected from one pool. "
-                "Call `set_adapter` and run the rows of each adapter as a batch of their own."
+                "Call `set_adapter` and run the rows of each adapter as a separate batch."
             )
         yield
 
@@ -182,7 +183,7 @@ class ListenModel(BaseTuner):
 
     @property
     def layer(self) -> ListenLayer:
-        """The layer on the backbone that holds the pools."""
+        """The layer on the backbone that contains the pools."""
         layer: ListenLayer = getattr(self.model.get_submodule(self._backbone_name), LAYER_NAME)
         return layer
 
@@ -195,7 +196,7 @@ class ListenModel(BaseTuner):
     def key_loss(self) -> torch.Tensor | None:
         """Key loss of the calling thread's last forward pass in training (mean over rows, unweighted), with its graph.
 
-        If labels are passed, `outputs.loss` contains it already; add it by hand only to a loss of your own.
+        If labels are passed, `outputs.loss` contains it already; add it yourself only to a custom loss.
         """
         per_row = self.layer.thread.key_loss_per_row
         return None if per_row is None else per_row.mean()
@@ -251,12 +252,12 @@ class ListenModel(BaseTuner):
 
     def init_keys_from(self, queries: torch.Tensor | Iterable[torch.Tensor], adapter_name: str | None = None) -> None:
         """
-        Initializes the keys with cluster centers of real queries, so that every key is near some of them (ours).
+        Initializes the keys with cluster centers of real queries, which places every key near some of them (ours).
 
         Args:
-            queries (`torch.FloatTensor` of shape `(num_queries, embedding_size)`, or an iterable of such):
-                queries of real inputs, e.g. `record.query` of [`record_selections`]. With fewer queries than keys,
-                the remaining keys are queries with a little noise.
+            queries (`torch.FloatTensor` of shape `(num_queries, embedding_size)`, or an iterable of such tensors):
+                queries of real inputs, e.g. `record.query` of [`record_selections`]. With fewer queries than keys, the
+                remaining keys are queries with a little noise.
             adapter_name (`str`, *optional*): the active adapter if not given.
 
         Raises:

@@ -12,8 +12,9 @@ class PromptPlacement:
     """
     `k` prompts directly before the first real token of each row.
 
-    The outputs of a row must not depend on its amount of padding, so with left padding the prompts are between the padding
-    and the text. Without a mask there is no padding, and every operation is a plain concatenation or slice.
+    The outputs of a row must not depend on its amount of padding, so with left padding the prompts are placed between
+    the padding and the text. Without a mask there is no padding, and every operation is a plain concatenation or
+    slice.
 
     Args:
         prompt_length (`int`): k.
@@ -61,9 +62,9 @@ class PromptPlacement:
         return repeated
 
     def insert_positions(self, position_ids: torch.Tensor) -> torch.Tensor:
-        """`(..., batch_size or 1, length)` to `(..., batch_size or 1, k + length)`. The prompts get the positions
-        from that of the first real token on, and the text continues after them. Leading axes (those of multimodal rotary
-        embeddings, for example) are treated alike."""
+        """`(..., batch_size or 1, length)` to `(..., batch_size or 1, k + length)`. The positions of the prompts start
+        at that of the first real token, and the text continues after them. Each leading axis (of multimodal rotary
+        embeddings, for example) is treated separately."""
         if position_ids.ndim > 2:
             return torch.stack([self.insert_positions(axis) for axis in position_ids])
         if self.offset is None:

@@ -41,7 +41,7 @@ class PoolOutput(NamedTuple):
 
 class PromptPool(nn.Module):
     """
-    Pool of key-value pairs of one adapter (arXiv 2505.18517), with everything that is saved with it.
+    Pool of key-value pairs of one adapter (arXiv 2505.18517), with its running statistics and its step.
 
     Args:
         config ([`ListenConfig`]): of the adapter. A changed `prompt_length` takes effect in the next forward pass.
@@ -106,8 +106,8 @@ class PromptPool(nn.Module):
     @property
     def step(self) -> int:
         """The optimizer step that the next forward pass in training belongs to, from 0."""
-        # A Python integer, so that no forward pass waits for the device. Loading and moving replace the buffer, and only
-        # then is it read.
+        # A Python integer, because reading a buffer synchronizes with the device. The buffer is read only after
+        # loading or moving has replaced it.
         if self._step_is_read_from is not self.saved_step:
             self._step = int(self.saved_step)
             self._step_is_read_from = self.saved_step
@@ -121,7 +121,7 @@ class PromptPool(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        # Its number of rows is known from the checkpoint only.
+        # The number of rows is known only from the checkpoint.
         recent_queries = state_dict.pop(f"{prefix}recent_queries", None)
         if recent_queries is not None:
             self.recent_queries = recent_queries.to(self.query_mean.device)
@@ -137,21 +137,21 @@ class PromptPool(nn.Module):
 
     def check_finite(self, purpose: str) -> None:
         """
-        Checks that the pool holds no NaN or infinite value: with one in the query mean, every input selects the same
-        prompts.
+        Checks that the pool contains no NaN or infinite values: with one in the query mean, every input would select
+        the same prompts.
 
         Args:
-            purpose (`str`): what the pool cannot be, for the message: `"saved"`, `"loaded"` or `"used"`.
+            purpose (`str`): the action that fails, for the message: `"saved"`, `"loaded"` or `"used"`.
 
         Raises:
-            ValueError: if it does; the message names the tensor.
+            ValueError: if it contains one; the message names the tensor.
         """
         for name, tensor in (*self.named_parameters(), *self.named_buffers()):
             local = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # of a DTensor
             if local.device.type != "meta" and local.is_floating_point() and not bool(local.isfinite().all()):
                 raise ValueError(
-                    f"The prompt pool cannot be {purpose}: `{name}` holds NaN or infinite values. The training has diverged, "
-                    "or the checkpoint is damaged. Go back to an earlier checkpoint, and lower the learning rate."
+                    f"The prompt pool cannot be {purpose}: `{name}` contains NaN or infinite values. The training has diverged, "
+                    "or the checkpoint is damaged. Return to an earlier checkpoint, and lower the learning rate."
                 )
 
     def warn_of_skipped_rows(self) -> None:
@@ -160,8 +160,8 @@ class PromptPool(nn.Module):
             return
         self._warned_of_skipped_rows = True
         warnings.warn(
-            f"{self._sums.num_skipped} rows whose embeddings hold NaN or infinite values were left out of the running "
-            "statistics of the queries. Look for broken inputs: their loss is not finite either.",
+            f"{self._sums.num_skipped} rows whose embeddings contain NaN or infinite values were excluded from the "
+            "running statistics of the queries. Check the inputs: the loss of these rows is not finite either.",
             UserWarning,
             stacklevel=2,
         )
@@ -179,7 +179,7 @@ class PromptPool(nn.Module):
             self._end_step(step)
 
     def train(self, mode: bool = True) -> PromptPool:
-        """As in `torch.nn.Module`. A new optimizer may follow a switch to training."""
+        """As in `torch.nn.Module`. After a switch to training mode, a new optimizer is expected."""
         if mode and not self.training and self._observer is not None:
             self._observer.expect_new_optimizer()
         if self.training and not mode:
@@ -212,7 +212,7 @@ class PromptPool(nn.Module):
         if statistics is not None:
             rate = max(1.0 / steps_seen, 1.0 - self.config.query_mean_momentum)
             running_statistics.update(self.query_mean, statistics.mean, rate, statistics.num_rows)
-            # The distances of the first step are from the initial mean, which no query has contributed to.
+            # In the first step, the distances are measured from the initial mean, to which no query has contributed.
             if self.query_variance is not None and steps_seen > 1:
                 rate = max(1.0 / (steps_seen - 1), rate)
                 running_statistics.update(self.query_variance, statistics.variance, rate, statistics.num_rows)
@@ -236,15 +236,17 @@ class PromptPool(nn.Module):
             inputs_embeds (`torch.FloatTensor` of shape `(batch_size, length, embedding_size)`)
             attention_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*)
             labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): the query ends before them.
-            query_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): the query's positions, if named.
+            query_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): positions of the query, if given.
             groups ([`TokenGroups`]): positions that the query treats separately.
-            prompt_length (`int`, *optional*): number of prompts outside training, instead of the configuration's.
+            prompt_length (`int`, *optional*): number of prompts outside training; that of the configuration if not
+                given.
 
         Returns:
             [`PoolOutput`]
         """
         if not self._is_checked:
-            self.check_finite("used")  # whatever way its tensors were loaded; once, since it waits for the device
+            # Covers all ways of loading the tensors. Checked only once, because it synchronizes with the device.
+            self.check_finite("used")
             self._is_checked = True
         is_training_step = self.is_training_step
         if is_training_step:
@@ -260,7 +262,7 @@ class PromptPool(nn.Module):
         if is_training_step and labels is not None:
             self._warn_without_prompt(without_prompt)
         keys, values = self.keys.to(device), self.values.to(device)
-        # Similarities decide which prompts are selected; half precision would decide differently.
+        # In half precision, rounded similarities would select other prompts.
         with torch.autocast(device_type=device.type, enabled=False):
             query = mean_query(inputs_embeds, positions, groups.modality)
             normalized = self.normalize_query(query)
@@ -277,26 +279,26 @@ class PromptPool(nn.Module):
                     self.warn_of_skipped_rows()
                 key_loss = self._key_loss(normalized, keys.float(), selection)
             if torch.is_grad_enabled() and keys.requires_grad:
-                # Keeps the keys in the graph of any loss: DistributedDataParallel requires every parameter in it. The sum
-                # over no key at all is 0, whatever the keys hold.
+                # Keeps the keys in the graph of any loss, because DistributedDataParallel requires all parameters in
+                # it. The sum over an empty slice is 0 even if the keys contain NaN.
                 prompts = prompts + keys[:0].sum()
         return PoolOutput(prompts, selection, query, key_loss)
 
     def normalize_query(self, query: torch.Tensor) -> torch.Tensor:
-        """The query after centering and scaling, if the adapter does so, `(num_queries, embedding_size)`."""
+        """The query after centering and scaling, as configured, `(num_queries, embedding_size)`."""
         if not self.config.center_queries:
             return query
         query = query - self.query_mean.to(query)
         if self.query_variance is None:
             return query
         variance = self.query_variance.to(query)
-        # Rescaled to the mean variance of the queries, which is that of the keys too.
+        # Rescaled to the mean variance of the queries, which is also the scale of the keys.
         return query * (variance.mean() / (variance + 1e-3 * variance.mean())).sqrt()
 
     def _with_shared_prompts(self, shared: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:
         if not self.config.adds_shared_prompts:
             return torch.cat([shared.expand(selected.shape[0], -1, -1), selected], dim=1)
-        # Values beyond the shared prompts stay as they are.
+        # If there are more selected values than shared prompts, the remaining values are unchanged.
         missing = max(0, selected.shape[1] - shared.shape[0])
         return selected + F.pad(shared[: selected.shape[1]], (0, 0, 0, missing))
 
@@ -309,7 +311,7 @@ class PromptPool(nn.Module):
         return distances.mean(dim=-1) if self.config.key_loss_reduction == "mean" else distances.sum(dim=-1)
 
     def _warn_without_prompt(self, without_prompt: torch.Tensor) -> None:
-        # Labels in the wrong format show in the first batches; looking at every batch would synchronize each time.
+        # Labels in the wrong format are found in the first batches; checking every batch would synchronize each time.
         if self._batches_to_check == 0:
             return
         self._batches_to_check -= 1
@@ -319,7 +321,7 @@ class PromptPool(nn.Module):
         warnings.warn(
             "The first token of a row is supervised, so the row has no prompt to compute a query from; its first token is "
             "used as the query. For instruction data, set the labels of the prompt to -100 (completion-only or "
-            "assistant-only loss): then the query is the mean of audio and instruction, as in LiSTEN.",
+            "assistant-only loss); the query is then the mean of audio and instruction, as in LiSTEN.",
             UserWarning,
             stacklevel=2,
         )
@@ -343,8 +345,10 @@ class PromptPool(nn.Module):
                 f"{tuple(queries.shape)}."
             )
         if not bool(queries.isfinite().all()):
-            raise ValueError("`queries` holds NaN or infinite values; look for broken inputs before clustering.")
-        # In an order of their own, so that the result does not depend on the number of processes that gathered them.
+            raise ValueError(
+                "`queries` contains NaN or infinite values. Remove these rows, and check the inputs that they come from."
+            )
+        # Sorted, so the result does not depend on the number of processes that the queries were gathered from.
         rows, counts = queries.float().unique(dim=0, return_counts=True)
         queries = rows.repeat_interleave(counts, dim=0)
         if self.config.center_queries:
@@ -358,7 +362,8 @@ class PromptPool(nn.Module):
     @torch.no_grad()
     def remember_queries(self, queries: torch.Tensor, maximum: int) -> None:
         """
-        Stores queries for a later [`init_keys_from`]. They are saved with the adapter until [`forget_queries`].
+        Stores queries for a later [`init_keys_from`]. They are saved with the adapter until [`forget_queries`] is
+        called.
 
         Args:
             queries (`torch.FloatTensor` of shape `(num_queries, embedding_size)`): of all processes, before centering.
@@ -379,5 +384,5 @@ class PromptPool(nn.Module):
             parameter.data = parameter.data.to(dtype)
 
     def move(self, device: torch.device) -> None:
-        """Moves all tensors that hold values to `device`; those on the meta device stay there until they are loaded."""
+        """Moves all tensors to `device`, except those on the meta device, which stay there until they are loaded."""
         self._apply(lambda tensor: tensor if tensor.device.type == "meta" else tensor.to(device))

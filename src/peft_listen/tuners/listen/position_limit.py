@@ -1,4 +1,4 @@
-"""Limit of a decoder's positions, to which the prompts count."""
+"""Position limit of a decoder, which applies to prompts and tokens together."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class PositionLimit:
     """
     Checks that prompts and tokens fit into the positions of a decoder.
 
-    A decoder with a table of learned positions (GPT-2, OPT) cannot compute more of them: exceeding the limit is an error.
-    One with computed positions (rotary ones, for instance) can, with worse outputs: exceeding the limit gives a warning,
-    once.
+    A decoder with a table of learned positions (GPT-2, OPT) cannot process more positions than the table has:
+    exceeding the limit is an error. A decoder with computed positions (rotary ones, for instance) can, with worse
+    outputs: exceeding the limit gives a warning, once.
 
     Args:
         backbone (`nn.Module`): the decoder. Its configuration is read for `max_position_embeddings`; without it there is
@@ -39,10 +39,10 @@ class PositionLimit:
             past_length (`int`): tokens in the cache, without the prompts.
             num_tokens (`int`): tokens of the input.
             attention_mask (`torch.Tensor` of shape `(batch_size, past_length + num_tokens)`, *optional*):
-                1 for real tokens. Padding takes no position.
+                1 for real tokens. Padding does not count.
 
         Raises:
-            ValueError: if the decoder has learned positions, and too few of them.
+            ValueError: if the decoder has learned positions and the limit is exceeded.
         """
         if self.limit is None or num_prompts + past_length + num_tokens <= self.limit:
             return
@@ -74,7 +74,7 @@ class PositionLimit:
         self._warn(
             f"{num_tokens} tokens, {num_prompts} prompts and up to {max_new_tokens} new tokens are "
             f"{num_tokens + num_prompts + max_new_tokens} positions, but the model has {self.limit} "
-            "(`max_position_embeddings`). Prompts count towards them. Lower `max_new_tokens`, or use fewer prompts."
+            "(`max_position_embeddings`). Prompts count toward this limit. Lower `max_new_tokens`, or use fewer prompts."
         )
 
     def _warn(self, message: str) -> None:
@@ -84,7 +84,7 @@ class PositionLimit:
 
 
 def _has_position_table(backbone: nn.Module, limit: int) -> bool:
-    # OPT's table has two entries more, for padding.
+    # OPT's table has two additional entries, for padding.
     return any(
         isinstance(module, nn.Embedding) and limit <= module.num_embeddings <= limit + 8 and name.endswith(_TABLES)
         for name, module in backbone.named_modules()

@@ -11,7 +11,7 @@ from torch import nn
 from .synchronization import token_id_tensor
 
 
-# Configuration fields of transformers' models with the ids of the tokens that other modalities replace.
+# Fields of transformers' configurations with the ids of the placeholder tokens of other modalities.
 _PLACEHOLDER_NAMES = ("audio_token_id", "audio_token_index", "image_token_id", "image_token_index", "video_token_id")
 
 
@@ -41,7 +41,7 @@ def token_positions(
     inputs_embeds: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """
-    Finds the positions of some tokens, by their ids or, without these, by their embeddings.
+    Finds the positions of the given tokens in an input, by token ids or, if there are none, by embeddings.
 
     Args:
         token_ids (`list[int]`): the tokens.
@@ -76,7 +76,7 @@ def leading_padding(attention_mask: torch.Tensor) -> torch.Tensor:
         attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`): 1 for real tokens, 0 for padding.
 
     Returns:
-        `torch.LongTensor` of shape `(batch_size, 1)`; 0 for a row that consists of padding.
+        `torch.LongTensor` of shape `(batch_size, 1)`; 0 for a row that contains only padding.
     """
     return attention_mask.long().argmax(dim=-1, keepdim=True)
 
@@ -103,7 +103,7 @@ def prompt_positions(
         query_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
             Positions given by the caller, instead of the rule by labels; padding is still excluded.
         ignored (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Positions excluded from a prompt that has other positions.
+            Positions excluded from the prompt, unless no others would remain.
         device (`torch.device`, *optional*): device of the result.
 
     Returns:
@@ -175,6 +175,6 @@ def mean_query(
 
 
 def _masked_mean(inputs_embeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    # Other embeddings are set to zero, not multiplied by it: their values, NaN included, must have no effect.
+    # Other embeddings are replaced by zero instead of multiplied by zero, which would propagate NaN.
     embeds = inputs_embeds.float().masked_fill(~positions.unsqueeze(-1), 0.0)
     return embeds.sum(dim=1) / positions.sum(dim=-1, keepdim=True).clamp_min(1)

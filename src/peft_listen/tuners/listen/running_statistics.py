@@ -1,7 +1,7 @@
 """Running statistics of the training queries: their mean and their variance.
 
-They change at optimizer steps only, by the queries of all ranks and micro-batches of the step. They are constant within a
-step; otherwise gradient accumulation would change the gradient.
+They are updated only at optimizer steps, from the queries of all ranks and micro-batches of the step. They are
+constant within a step; otherwise gradient accumulation would change the gradient.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class StepStatistics:
 
 
 class StepSums:
-    """Sums over the forward passes of one optimizer step. Queries that hold NaN or infinite values are left out."""
+    """Sums over the forward passes of one optimizer step. Queries that contain NaN or infinite values are skipped."""
 
     def __init__(self) -> None:
         self._total: torch.Tensor | None = None
@@ -37,7 +37,7 @@ class StepSums:
 
     @property
     def num_skipped(self) -> int:
-        """Number of queries that were left out so far, in this process. Reading it waits for the device."""
+        """Number of queries that were skipped so far, in this process. Reading it synchronizes with the device."""
         return 0 if self._num_skipped is None else int(self._num_skipped)
 
     @property
@@ -61,7 +61,7 @@ class StepSums:
         )
         squares = (query - running_mean).square().masked_fill(~is_finite, 0.0).sum(dim=0)
         sums = query.masked_fill(~is_finite, 0.0).sum(dim=0)
-        # In float32, whatever the model is cast to: float16 would overflow.
+        # In float32, regardless of the model's dtype: float16 would overflow.
         total = torch.cat([sums, squares, is_finite.sum(dim=0)]).float()
         self._total = total if self._total is None else self._total.to(total.device) + total
 
@@ -84,7 +84,7 @@ class StepSums:
 @torch.no_grad()
 def update(running: torch.Tensor, new: torch.Tensor, rate: float, num_rows: torch.Tensor) -> None:
     """
-    Moves a running statistic towards that of a step, in place, unless the step had no finite query.
+    Moves a running statistic toward that of a step, in place, unless the step had no finite query.
 
     Args:
         running (`torch.FloatTensor`): the running statistic.

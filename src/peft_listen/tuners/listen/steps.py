@@ -1,9 +1,9 @@
-"""Notices optimizer steps.
+"""Detects optimizer steps.
 
 A step counts when an optimizer that holds one of the observed parameters has run its `step`; torch calls a global hook
-after it, whatever the optimizer does to its parameters. A step that gradient scaling skips does not count. In a loop
-without such an optimizer (parameters that are written by hand, or copied from a master copy), a step counts when the
-parameters have changed between two forward passes in training.
+after it, no matter how the optimizer updates its parameters. A step that gradient scaling skips does not count. In a
+loop without such an optimizer (parameters that are written by hand, or copied from a master copy), a step counts when
+the parameters have changed between two forward passes in training.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 class StepObserver:
     """
-    Notices that an optimizer has updated some parameters.
+    Detects that an optimizer has updated the observed parameters.
 
     Args:
         parameters (`Callable`): returns the observed parameters; called each time, since sharding replaces them.
@@ -84,7 +84,7 @@ _hook: Any = None
 
 def _observe(observer: StepObserver) -> None:
     global _hook
-    if _hook is None:  # registered by the first training in this process: inference adds nothing to any optimizer
+    if _hook is None:  # registered by the first training in this process, so inference does not affect any optimizer
         _hook = register_optimizer_step_post_hook(_after_step)
     _observers.add(observer)
 

@@ -1,4 +1,4 @@
-"""Checks of inputs that prompts cannot be prepended to, each with its reason."""
+"""Rejects inputs that prompts cannot be prepended to, with the reason."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def check_supported(call: dict[str, Any], past_length: int) -> None:
         raise ValueError("The model got neither `input_ids` nor `inputs_embeds`. Pass one of them.")
     if 0 in inputs.shape[:2]:
         raise ValueError(
-            f"The input has the shape {tuple(inputs.shape[:2])} (batch_size, sequence_length), so that there is no token "
-            "to select prompts by. Pass at least one row and one token."
+            f"The input has the shape {tuple(inputs.shape[:2])} (batch_size, sequence_length), so there is no token "
+            "to compute a query from. Pass at least one row and one token."
         )
     for argument in _PACKED_ARGUMENTS:
         if call.get(argument) is not None:
             raise ValueError(
-                f"LISTEN does not support packed sequences (`{argument}` was given): every document needs prompts of "
-                "its own. Turn packing off."
+                f"LISTEN does not support packed sequences (`{argument}` was given): every document needs its own "
+                "prompts. Disable packing."
             )
     attention_mask, position_ids = call.get("attention_mask"), call.get("position_ids")
     if attention_mask is not None and not (torch.is_tensor(attention_mask) and attention_mask.ndim == 2):
@@ -42,8 +42,8 @@ def check_supported(call: dict[str, Any], past_length: int) -> None:
             f"{attention_mask.ndim}-dimensional" if torch.is_tensor(attention_mask) else type(attention_mask).__name__
         )
         raise ValueError(
-            f"LISTEN needs the attention mask of shape (batch_size, sequence_length) to extend it over the prompts, and "
-            f"got a prepared one ({kind}). Pass the two-dimensional mask. If this comes from `generate` with a static "
+            f"LISTEN needs an attention mask of shape (batch_size, sequence_length), which it extends over the prompts, but "
+            f"got a prepared mask ({kind}). Pass the two-dimensional mask. If this comes from `generate` with a static "
             "cache, call `model.generate` itself, not the `generate` of the model's class."
         )
     if position_ids is None or past_length > 0 or position_ids.ndim != 2:
@@ -56,7 +56,7 @@ def check_supported(call: dict[str, Any], past_length: int) -> None:
     if bool(restarts.any()):
         raise ValueError(
             "LISTEN does not support packed sequences (`position_ids` start again within a row): every document needs "
-            "prompts of its own. Turn packing off."
+            "its own prompts. Disable packing."
         )
 
 
@@ -74,7 +74,7 @@ def check_cache_matches_adapter(cache_has_prompts: bool, adapter_is_on: bool) ->
     if adapter_is_on and not cache_has_prompts:
         raise ValueError(
             "The cache was filled while the LISTEN adapter was off, and the adapter is on now. Start from an empty "
-            "cache, so that prompts are selected and prepended."
+            "cache."
         )
     if cache_has_prompts and not adapter_is_on:
         raise ValueError(

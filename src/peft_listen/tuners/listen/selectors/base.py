@@ -125,7 +125,7 @@ def register_selector(name: str) -> Callable[[SelectorType], SelectorType]:
         # A class defined again under the same qualified name (a re-run notebook cell) replaces itself.
         if registered is not None and registered.__qualname__ != cls.__qualname__:
             raise ValueError(
-                f"The selector name {name!r} is taken by {registered.__qualname__}; choose another name for "
+                f"The selector name {name!r} is taken by {registered.__qualname__}; use another name for "
                 f"{cls.__qualname__}."
             )
         _SELECTORS[name] = cls

@@ -21,13 +21,13 @@ class GroupedSelector(Selector):
     every position.
 
     With one group, this is [`SimilaritySelector`]. Groups of two prompts (`num_groups = prompt_length = 40` for a pool
-    of 80) are a good start: in our benchmark, larger groups separated the tasks more and generalized less well to new
-    inputs.
+    of 80) are a good starting point: in our benchmark, larger groups separated the tasks more and generalized less
+    well to new inputs.
 
     [`initial_keys`] clusters the queries separately for each group, so that each group covers all queries.
 
     Args:
-        num_groups (`int`, defaults to 40): if it does not divide `pool_size`, the first groups have one prompt more;
+        num_groups (`int`, defaults to 40): if it does not divide `pool_size`, the first groups have one more prompt;
             if the pool is smaller, every prompt is a group.
 
     Raises:

@@ -15,24 +15,25 @@ class HybridSelector(Selector):
     Combines the three selectors of the paper (ours): selection between similarity and residual, weights as in attention.
 
     *Selection.* Similarity selects near-duplicates of one key. The residual selector, once the first keys have explained
-    the query, ranks the remaining keys by a residual that is close to zero. Here, `step_size` scales the part of each
-    selected key that is subtracted from the query: `r ← r - step_size · (r·k̂) k̂`. 0 selects as [`SimilaritySelector`]
-    does, 1 as [`ResidualSelector`] does. Such steps are known from forward stagewise regression and boosting (Efron et
-    al., 2004; Bühlmann and Yu, 2003).
+    the query, ranks the remaining keys by a residual that is close to zero. Here, `step_size` scales the component
+    that is subtracted from the query for each selected key: `r ← r - step_size · (r·k̂) k̂`. 0 gives the selection of
+    [`SimilaritySelector`], 1 that of [`ResidualSelector`]. Such steps are known from forward stagewise regression and
+    boosting (Efron et al., 2004; Bühlmann and Yu, 2003).
 
-    *Weights.* The selected values are scaled by `softmax(cos(q, k) / temperature) · k`, whose mean is 1. Through them
-    the language-model loss trains the keys too, which it does not with similarity and residual. The logits of the
-    paper's attention, which it found unstable with a stochastic prompt length, grow with the norm of the queries; a
-    cosine is bounded, and the ratio of two weights is at most `exp(2 / temperature)` (7.4 at 1), for every k.
+    *Weights.* The selected values are scaled by `softmax(cos(q, k) / temperature) · k`, whose mean is 1. Through the
+    weights, the language-model loss also trains the keys, unlike with similarity and residual. The logits of the
+    attention selector, which the paper found unstable with a stochastic prompt length, grow with the norm of the
+    queries; a cosine is bounded, and the ratio of two weights is at most `exp(2 / temperature)` (7.4 at 1), for every
+    k.
 
     Properties: the limits of `step_size` and the bound hold exactly, and on clustered keys the selected keys are less
-    alike than those of similarity and closer to the query than those of the residual selector
+        similar to each other than those of similarity and closer to the query than those of the residual selector
     (`tests/tuners/listen/test_hybrid_selector.py`). On the six tasks of `benchmarks/mini_listen`, with a pool of 380
     prompts, its validation loss was between those of attention and of similarity (one seed; see the table of selectors
     in `benchmarks/RESULTS.md`).
 
     Args:
-        step_size (`float`, defaults to 0.5): share of a selected key's part that is subtracted, from 0 to 1.
+        step_size (`float`, defaults to 0.5): fraction of a selected key's component that is subtracted, from 0 to 1.
         temperature (`float`, defaults to 1.0): divides the cosines; above 1, the weights are more uniform.
 
     Raises:

@@ -12,7 +12,7 @@ from ..synchronization import reading_is_free
 
 class KeyGeometry(NamedTuple):
     """
-    Quantities of the keys that every pursuit over them shares.
+    Quantities that depend only on the keys and are shared by all queries.
 
     Attributes:
         keys (`torch.FloatTensor` of shape `(pool_size, embedding_size)`): a copy.
@@ -35,9 +35,9 @@ class MatchingPursuit:
 
     Args:
         step_size (`float`, defaults to 1.0):
-            Share of a selected key's part that is subtracted from the query, from 0 to 1. 1 is matching pursuit (Mallat
-            and Zhang, 1993); 0 subtracts nothing, and ranks keys by their similarity to the query; values in between
-            are the smaller steps of forward stagewise regression (Efron et al., 2004).
+            Fraction of a selected key's component that is subtracted from the query, from 0 to 1. 1 is matching
+            pursuit (Mallat and Zhang, 1993); 0 subtracts nothing, and ranks keys by their similarity to the query;
+            values in between are the smaller steps of forward stagewise regression (Efron et al., 2004).
     """
 
     def __init__(self, step_size: float = 1.0) -> None:
