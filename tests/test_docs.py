@@ -33,6 +33,7 @@ from peft_listen import (
     ListenConfig,
     WindowQFormerProjector,
 )
+from peft_listen.audio import AudioLimits, set_default_limits
 from peft_listen.models.audio_listen.configuration_audio_listen import QFORMER_DEFAULTS
 from peft_listen.models.audio_listen.convert_salmonn_projector import rename_salmonn_weights
 from peft_listen.models.beats.convert_beats_original_checkpoint import to_original_checkpoint
@@ -117,12 +118,16 @@ def test_the_code_of_a_page_runs(page, small_things, tmp_path, monkeypatch) -> N
     for name, value in QFORMER.items():
         monkeypatch.setitem(QFORMER_DEFAULTS, name, value)
     namespace: dict = {"__name__": "__main__"}
-    for language, block in blocks(page, "python", "bash"):
-        if language == "python":
-            exec(compile(block, str(page), "exec"), namespace)
-        else:
-            for arguments in commands(block):
-                assert main(arguments) == 0, arguments
+    limits = set_default_limits(AudioLimits())
+    try:
+        for language, block in blocks(page, "python", "bash"):
+            if language == "python":
+                exec(compile(block, str(page), "exec"), namespace)
+            else:
+                for arguments in commands(block):
+                    assert main(arguments) == 0, arguments
+    finally:
+        set_default_limits(limits)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
