@@ -220,18 +220,17 @@ MODULES_WITH_EXAMPLES = [
 
 @pytest.mark.parametrize("module", MODULES_WITH_EXAMPLES)
 def test_the_examples_of_docstrings_give_what_they_say(module: str, small_things, tmp_path, monkeypatch) -> None:
+    from peft_listen.metrics import registry as metrics
     from peft_listen.tuners.listen.selectors import base as selectors
 
     shutil.copytree(small_things, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     for name, value in QFORMER.items():
         monkeypatch.setitem(QFORMER_DEFAULTS, name, value)
-    registered = dict(selectors._SELECTORS)
-    try:
-        result = doctest.testmod(importlib.import_module(module.removesuffix(".__init__")))
-    finally:
-        selectors._SELECTORS.clear()
-        selectors._SELECTORS.update(registered)
+    # Examples register selectors and metrics of their own.
+    monkeypatch.setattr(selectors, "_SELECTORS", dict(selectors._SELECTORS))
+    monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
+    result = doctest.testmod(importlib.import_module(module.removesuffix(".__init__")))
     assert result.attempted > 0
     assert result.failed == 0
 

@@ -25,7 +25,7 @@ from peft_listen import (
     BeatsFeatureExtractor,
     ListenConfig,
 )
-from peft_listen.cli import main
+from peft_listen_cli import main
 
 
 EVIL = """

@@ -149,11 +149,11 @@ WORKER = """
 import pickle, torch
 torch.set_num_threads(1)
 from peft_listen.training import AudioListenCollator
-from tests.training import conftest
+from tests import small_models
 from tests.training.test_evaluation import make_trainer
 
-model = conftest.make_adapted.__wrapped__(conftest.make_model.__wrapped__())()
-collator = AudioListenCollator(conftest.make_processor.__wrapped__()())
+model = small_models.make_adapted_chat_model()
+collator = AudioListenCollator(small_models.make_chat_processor())
 for size in (1, 2, 3):
     trainer, recorder = make_trainer(model, {examples!r}, collator, {folder!r}, per_device_eval_batch_size=size)
     metrics = trainer.evaluate()
