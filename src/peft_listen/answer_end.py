@@ -59,7 +59,9 @@ def find_answer_end(processor: Any, chat_template: str | None = None, **template
     text = _text_after_the_answer(processor, template_kwargs)
     if text is None:
         return None
-    special = {*tokenizer.all_special_tokens, *(str(token) for token in tokenizer.get_added_vocab())}
+    # Some tokenizers have runs of white space among their added tokens.
+    added = {str(token) for token in tokenizer.get_added_vocab() if str(token).strip()}
+    special = {*tokenizer.all_special_tokens, *added}
     found = [(text.find(token), -len(token), token) for token in special if token and token in text]
     if found:
         position, _, token = min(found)

@@ -1,6 +1,7 @@
 """Downloads over http(s) with one deadline for the whole of it, and with redirects that are checked."""
 
 import base64
+import io
 import ipaddress
 import socket
 import threading
@@ -20,7 +21,8 @@ from .limits import AudioLimits, LimitError, check_size
 _STALL_SECONDS = 30.0
 _BLOCK_BYTES = 1 << 16
 # IPv6 addresses that gateways translate to the IPv4 address in their last four bytes.
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# NAT64 (also for local use) and the obsolete IPv4-compatible addresses end in an IPv4 address.
+_WITH_IPV4_AT_THE_END = [ipaddress.ip_network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96")]
 
 
 def download(url: str, limits: AudioLimits) -> bytes:
@@ -133,7 +135,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         scheme = urlsplit(location).scheme.lower()
         if scheme not in ("", "http", "https"):
             raise _refused_redirect(location)
-        return super().http_error_302(req, fp, code, msg, headers)
+        # The base class reads the body of the redirect to its end, which a server may never send.
+        fp.close()
+        return super().http_error_302(req, io.BytesIO(), code, msg, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
@@ -279,8 +283,10 @@ class _Https(urllib.request.HTTPSHandler):
 def _is_public(address: str) -> bool:
     parsed = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.is_site_local:
+            return False
         inner = parsed.ipv4_mapped or parsed.sixtofour
-        if parsed in _NAT64:
+        if any(parsed in network for network in _WITH_IPV4_AT_THE_END):
             inner = ipaddress.IPv4Address(parsed.packed[-4:])
         if inner is not None:
             parsed = inner

@@ -7,7 +7,8 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from peft_listen import available_selectors
+from peft_listen import ListenConfig, available_selectors
+from peft_listen.tuners.listen.key_loss import batch_key_loss
 
 
 BAD = {"nan": torch.nan, "inf": torch.inf, "-inf": -torch.inf}
@@ -151,3 +152,60 @@ def test_keys_from_queries_do_not_depend_on_their_order(build, attach):
         found.append(model.base_model.layer.pool_of().keys.detach().clone())
     for keys in found[1:]:
         torch.testing.assert_close(keys, found[0])
+
+
+def test_a_diverged_pool_can_be_loaded_over(build, attach, tokens, tmp_path):
+    model = attach(build())
+    expected = model(tokens()).logits
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        model.base_model.layer.pool_of().keys[0, 0] = torch.nan
+    model.load_adapter(str(tmp_path), "default")
+    torch.testing.assert_close(model.eval()(tokens()).logits, expected)
+
+
+def test_another_diverged_pool_keeps_no_adapter_from_being_saved_and_loaded(build, attach, tmp_path):
+    model = attach(build())
+    model.add_adapter("bad", ListenConfig(pool_size=8, prompt_length=2))
+    with torch.no_grad():
+        model.base_model.layer.pool_of("bad").keys[0, 0] = torch.nan
+    model.save_pretrained(tmp_path, selected_adapters=["default"])
+    model.load_adapter(str(tmp_path), "again")
+    with pytest.raises(ValueError, match="cannot be saved: `keys` contains NaN"):
+        model.save_pretrained(tmp_path, selected_adapters=["bad"])
+
+
+@pytest.mark.parametrize("value", [3e20, 1e38])
+def test_values_whose_sums_overflow_change_no_statistic(value, build, attach, tokens):
+    settings = {"center_queries": True, "standardize_queries": True, "stochastic_prompt_length": False}
+    model = attach(build(), **settings).train()
+    pool = model.base_model.layer.pool_of()
+    optimizer = torch.optim.SGD(pool.parameters(), lr=0.0)
+    for number in range(3):
+        embeds = model.get_input_embeddings()(tokens(seed=number)).detach()
+        embeds[:, 1] = value
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            step(model, optimizer, embeds, supervised(tokens(seed=number)))
+    assert pool.query_mean.isfinite().all() and pool.query_variance.isfinite().all()
+
+
+def test_a_batch_without_supervised_tokens_has_no_key_loss(build, attach, tokens):
+    model = attach(build(), stochastic_prompt_length=False).train()
+    for num_items in (0, torch.tensor(0)):
+        labels = torch.full_like(tokens(), -100)
+        model(input_ids=tokens(), labels=labels, num_items_in_batch=num_items)
+        model.base_model.key_loss.backward()
+        loss = batch_key_loss(torch.ones(2, requires_grad=True), labels, num_items)
+        assert loss == 0
+        loss.backward()
+
+
+def test_a_state_dict_with_queries_is_loaded_strictly(build, attach):
+    model, other = attach(build()), attach(build())
+    model.base_model.layer.pool_of().remember_queries(torch.ones(3, 32), 10)
+    other.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(other.base_model.layer.pool_of().recent_queries, torch.ones(3, 32))
+    model.base_model.layer.pool_of().forget_queries()
+    other.load_state_dict(model.state_dict(), strict=True)
+    assert other.base_model.layer.pool_of().recent_queries is None

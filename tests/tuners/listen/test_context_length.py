@@ -49,8 +49,6 @@ def test_too_many_positions_raise_an_error_with_all_three_numbers(architecture, 
     trained = short(architecture, stochastic_prompt_length=False).train()
     with pytest.raises(ValueError, match=message):
         trained(input_ids=tokens(2, 14), labels=supervised(tokens(2, 14)))
-    with pytest.raises(ValueError, match=r"prompts, which are \d+ positions, but the model has 16"):
-        model.generate(tokens(1, 10), max_new_tokens=8, do_sample=False)
     with pytest.raises(ValueError, match=message):
         model.generate(tokens(1, 14), **GREEDY, **STATIC)
 
@@ -166,7 +164,7 @@ def test_another_input_gets_its_own_prompts(settings, use_cache, build, attach, 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("settings", [{}, STATIC, {"use_cache": False}], ids=["dynamic", "static", "uncached"])
+@pytest.mark.parametrize("settings", [{}, STATIC], ids=["dynamic", "static"])
 def test_guidance_compares_with_the_negative_prompt_and_its_prompts(settings, build, attach, tokens):
     model = attach(build())
     input_ids, negative = tokens(1, 6), tokens(1, 6, seed=7)
@@ -260,3 +258,41 @@ def test_with_a_marked_context_padding_and_continuation_are_not_in_the_query(bui
         labels[: len(context)] = -100
         alone = model(input_ids=row[None], labels=labels[None])
         torch.testing.assert_close(logits[i, : len(row)], alone.logits[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", LEARNED)
+@pytest.mark.parametrize("settings", [{}, STATIC], ids=["dynamic", "static"])
+@pytest.mark.parametrize("lengths", [{"max_new_tokens": 30}, {"max_length": 40}, {}], ids=["new", "total", "default"])
+def test_with_learned_positions_a_generation_stops_where_they_end(lengths, settings, architecture, short, tokens):
+    model = short(architecture)
+    with pytest.warns(UserWarning, match=r"The generation stops after 7 new tokens"):
+        sequences = model.generate(tokens(1, 6), do_sample=False, **lengths, **settings)
+    assert sequences.shape == (1, 6 + 7)
+
+
+@pytest.mark.parametrize("architecture", LEARNED)
+def test_a_continued_generation_stops_where_they_end(architecture, short, tokens):
+    model = short(architecture)
+    cache = transformers.DynamicCache()
+    first = model.generate(tokens(1, 5), max_new_tokens=2, do_sample=False, past_key_values=cache)
+    more = torch.cat([first, tokens(1, 2, seed=5)], dim=1)
+    with pytest.warns(UserWarning, match=r"The generation stops after 4 new tokens"):
+        sequences = model.generate(more, max_new_tokens=30, do_sample=False, past_key_values=cache)
+    assert sequences.shape == (1, 9 + 4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", range(4))
+def test_guidance_with_a_static_cache_is_that_of_a_dynamic_one(seed, build, attach, tokens):
+    model = attach(build())
+    settings = {**GREEDY, "guidance_scale": 3.0, "negative_prompt_ids": tokens(1, 6, seed=20 + seed)}
+    expected = model.generate(tokens(1, 6, seed=seed), **settings)
+    assert torch.equal(model.generate(tokens(1, 6, seed=seed), **settings, **STATIC), expected)
+
+
+def test_what_cannot_have_prompts_of_its_own_is_refused_by_name(build, attach, tokens):
+    model = attach(build())
+    with pytest.raises(ValueError, match=r"`guidance_scale` without a cache"):
+        model.generate(tokens(1), **GREEDY, guidance_scale=2.0, use_cache=False)
+    with pytest.raises(ValueError, match=r"`assistant_early_exit`"):
+        model.generate(tokens(1), **GREEDY, assistant_early_exit=1)

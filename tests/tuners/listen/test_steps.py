@@ -282,7 +282,11 @@ def test_two_processes_count_the_same_steps_as_one(kind, model, tokens, tmp_path
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     script = tmp_path / "worker.py"
-    script.write_text(WORKER.format(paths=[str(Path(__file__).parent)], kind=kind, folder=str(tmp_path)))
+    script.write_text(
+        WORKER.format(
+            paths=[str(Path(__file__).parent), str(Path(__file__).parents[3])], kind=kind, folder=str(tmp_path)
+        )
+    )
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     processes = []
@@ -310,3 +314,34 @@ from torch.optim.optimizer import _global_optimizer_post_hooks as hooks
 assert not hooks
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_closure_of_an_optimizer_belongs_to_its_step(model, tokens):
+    optimizer = torch.optim.LBFGS(trained(model), lr=0.01, max_iter=3)
+    pool, lengths = model.base_model.layer.pool_of(), []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(input_ids=tokens(), labels=supervised(tokens())).loss
+        loss.backward()
+        lengths.append(model.base_model.last_selection.indices.shape[1])
+        return loss
+
+    for number in range(3):
+        lengths.clear()
+        optimizer.step(closure)
+        assert pool.step == number + 1
+        assert len(set(lengths)) == 1
+
+
+def test_loading_and_initializing_count_as_no_step(model, build, tokens, tmp_path):
+    pool = model.base_model.layer.pool_of()
+    model.save_pretrained(tmp_path)
+    for change in (
+        lambda: model.init_keys_from(torch.randn(20, 32)),
+        lambda: model.load_adapter(str(tmp_path), "default", is_trainable=True),
+    ):
+        model(input_ids=tokens(), labels=supervised(tokens()))
+        change()
+        model.train()(input_ids=tokens(), labels=supervised(tokens()))
+        assert pool.step == 0

@@ -189,7 +189,11 @@ def free_port():
 
 def run_two_processes(folder):
     script = folder / "worker.py"
-    script.write_text(WORKER.format(paths=[str(Path(__file__).parent)], runs=TWO_PROCESSES, folder=str(folder)))
+    script.write_text(
+        WORKER.format(
+            paths=[str(Path(__file__).parent), str(Path(__file__).parents[3])], runs=TWO_PROCESSES, folder=str(folder)
+        )
+    )
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     processes = []

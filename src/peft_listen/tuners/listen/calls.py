@@ -55,6 +55,7 @@ class LanguageModelCall:
         key_loss_per_row (`torch.FloatTensor` of shape `(batch_size,)`, *optional*): set by a prefill in training.
         placement ([`PromptPlacement`], *optional*): position of the prompts in the backbone's input.
         returns_tuple (`bool`): whether the backbone's caller requested a tuple.
+        continues_generate (`bool`): whether it continues the sequences of the running `generate`.
         is_backbone_only (`bool`): whether the backbone was called without the language model around it.
     """
 
@@ -66,6 +67,7 @@ class LanguageModelCall:
     placement: PromptPlacement | None = None
     returns_tuple: bool = False
     is_backbone_only: bool = False
+    continues_generate: bool = False
 
 
 @dataclass

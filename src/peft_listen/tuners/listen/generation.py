@@ -24,6 +24,9 @@ from .query import leading_padding
 from .validation import check_cache_matches_adapter
 
 
+# The number of new tokens that transformers generates if no length is set.
+DEFAULT_NEW_TOKENS = 20
+
 # "hybrid" means the default dynamic cache to transformers.
 _STATIC_CACHES = frozenset(ALL_STATIC_CACHE_IMPLEMENTATIONS) - {"hybrid"}
 
@@ -96,6 +99,16 @@ class PromptGeneration:
         is_assisted = call.get("assistant_model") is not None or any(
             self._setting(call, name) is not None for name in ("prompt_lookup_num_tokens", "assistant_early_exit")
         )
+        if self._setting(call, "assistant_early_exit") is not None:
+            raise ValueError(
+                "LISTEN does not support `assistant_early_exit`: the model would be its own assistant, with the same "
+                "prompts. Use another model as the `assistant_model`."
+            )
+        if self._setting(call, "guidance_scale") not in (None, 1, 1.0) and self._setting(call, "use_cache") is False:
+            raise ValueError(
+                "LISTEN does not support `guidance_scale` without a cache: the prompts of the negative input would be "
+                "selected again for each token. Leave `use_cache` on."
+            )
         if is_chunked and (is_static or is_filled):
             raise ValueError(
                 "LISTEN does not support `prefill_chunk_size` together with a static or a filled cache. Leave "
@@ -118,14 +131,20 @@ class PromptGeneration:
             return original(**call)
 
     def _check_positions(self, call: dict[str, Any]) -> None:
+        """Warns if the new tokens may exceed the positions of the model, and limits their number if it cannot compute
+        more."""
         inputs = self._input_ids(call) if call.get("inputs_embeds") is None else call["inputs_embeds"]
-        if inputs is None:
-            return
+        length = 1 if inputs is None else inputs.shape[1]  # without input, `generate` begins with one token
         max_new_tokens, max_length = (self._setting(call, name) for name in ("max_new_tokens", "max_length"))
-        if max_new_tokens is None and max_length:
-            max_new_tokens = max(max_length - inputs.shape[1], 0)
-        num_prompts = self._hooks.layer.num_prompts
-        self._hooks.position_limit.check_generation(num_prompts, inputs.shape[1], max_new_tokens)
+        if max_new_tokens is None:
+            max_new_tokens = max(max_length - length, 0) if max_length else DEFAULT_NEW_TOKENS
+        mask, cache = call.get("attention_mask"), call.get(self._cache_name)
+        num_prompts = getattr(cache, CACHE_ATTRIBUTE, None) or self._hooks.layer.num_prompts
+        length = length if mask is None else max(length, mask.shape[1])
+        allowed = self._hooks.position_limit.check_generation(num_prompts, length, max_new_tokens, mask)
+        if allowed < max_new_tokens:
+            call["max_new_tokens"] = allowed
+            call.pop("max_length", None)
 
     def _setting(self, call: dict[str, Any], name: str) -> Any:
         for source in (call, call.get("generation_config"), getattr(self._model, "generation_config", None)):

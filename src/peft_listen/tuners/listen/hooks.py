@@ -224,7 +224,14 @@ class PromptHooks:
         thread = self.layer.thread
         call, thread.call = thread.call, None
         cache, generate_call = kwargs.get(self.cache_name), thread.generate_call
-        if cache is not None and generate_call is not None and generate_call.prompts_are_inserted:
+        is_inserted = generate_call is not None and generate_call.prompts_are_inserted
+        if (
+            cache is not None
+            and generate_call is not None
+            and is_inserted
+            and call is not None
+            and call.continues_generate
+        ):
             setattr(cache, _INSERTED_ATTRIBUTE, True)  # the next forward passes are decoding steps
             generate_call.marked_caches.append(cache)
         if call is None or output is None or call.key_loss_per_row is None:
@@ -258,6 +265,7 @@ class PromptHooks:
             raise _BackboneCallCaptured(arguments, thread.call.groups)
         cache = arguments.get(self.cache_name)
         generate_call = self._own_generate_call(arguments, cache)
+        thread.call.continues_generate = generate_call is not None
         if generate_call is not None and generate_call.prompts_are_inserted:
             thread.call.placement, generate_call.placement = generate_call.placement, None
             return None

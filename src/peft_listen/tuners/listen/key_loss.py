@@ -29,8 +29,11 @@ def batch_key_loss(
     if labels is None or num_items_in_batch is None:
         return per_row.mean()
     supervised = (labels[:, 1:] != -100).sum(dim=-1).to(per_row)  # the first token is never a target
+    # A batch without supervised tokens has a key loss of 0, and not of 0 / 0.
     if torch.is_tensor(num_items_in_batch):
-        num_items_in_batch = num_items_in_batch.to(per_row.device)
+        num_items_in_batch = num_items_in_batch.to(per_row.device).clamp_min(1)
+    else:
+        num_items_in_batch = max(num_items_in_batch, 1)
     return (per_row * supervised).sum() / num_items_in_batch
 
 

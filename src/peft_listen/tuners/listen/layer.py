@@ -66,6 +66,7 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         pool.train(self.training)
         self.listen_pools[adapter_name] = pool
         if trainable:
+            pool.observe_optimizer()
             self.set_adapter(self.active_adapters)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:

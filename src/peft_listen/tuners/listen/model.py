@@ -134,6 +134,17 @@ class ListenModel(BaseTuner):
                 check_fits(remapped, type(model).__name__, path, layer, adapter_name)
         return remapped
 
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        # Called for the adapter that is saved, and not where PEFT lists the tensors of a model that it loads into.
+        for module in model.modules():
+            if isinstance(module, ListenLayer) and adapter_name in module.listen_pools:
+                module.pool_of(adapter_name).check_finite("saved")
+        saved: dict[str, torch.Tensor] = super()._get_adapter_state_dict(model, config, adapter_name, *args, **kwargs)
+        return saved
+
     def _check_merge_allowed(self) -> None:
         raise ValueError(
             "LISTEN prompts depend on the input and cannot be merged into the weights. Keep the adapter attached to the "

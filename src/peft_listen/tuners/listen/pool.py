@@ -121,17 +121,21 @@ class PromptPool(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        # The number of rows is known only from the checkpoint.
-        recent_queries = state_dict.pop(f"{prefix}recent_queries", None)
-        if recent_queries is not None:
-            self.recent_queries = recent_queries.to(self.query_mean.device)
+        is_loaded = any(key.startswith(prefix) for key in state_dict)
+        if is_loaded:
+            # The number of queries is known from the checkpoint only.
+            recent_queries = state_dict.get(f"{prefix}recent_queries")
+            device = self.query_mean.device
+            self.recent_queries = None if recent_queries is None else torch.empty_like(recent_queries, device=device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._step_is_read_from = None
-        self._is_checked = False
-        self.check_finite("loaded")
+        if is_loaded:
+            self._step_is_read_from = None
+            self._is_checked = False
+            if self._observer is not None:
+                self._observer.forget_values()
+            self.check_finite("loaded")
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.check_finite("saved")
         self.warn_of_skipped_rows()
         super()._save_to_state_dict(*args, **kwargs)
 
@@ -187,36 +191,49 @@ class PromptPool(nn.Module):
         super().train(mode)
         return self
 
-    def _count_step(self) -> None:
+    def observe_optimizer(self) -> StepObserver:
+        """Begins to observe the optimizer. A copied or loaded pool does so in its first forward pass in training."""
         if self._observer is None:
             self._observer = StepObserver(self.parameters, self._on_optimizer_step)
-        has_changed = self._observer.has_changed()
-        if not self._step_is_given and (has_changed or self._optimizer_has_run):
+        return self._observer
+
+    def _count_step(self) -> None:
+        has_changed = self.observe_optimizer().has_changed()
+        if self._step_is_given:
+            return
+        if self._optimizer_has_run:
+            self._optimizer_has_run = False
+            self._update_statistics(steps_seen=self.step)
+        elif has_changed:
             self._end_step(self.step + 1)
 
     def _on_optimizer_step(self) -> None:
-        if self._step_is_given or self._sums.is_empty:
+        if self._step_is_given or self._sums.is_empty or self._optimizer_has_run:
             return
         if running_statistics.is_distributed():
             # The statistics of all ranks are reduced in the next forward pass: some optimizers run on one rank before
             # they run on the others, and collectives must be in the same order on all ranks.
             self._optimizer_has_run = True
+            self._set_step(self.step + 1)
         else:
             self._end_step(self.step + 1)
 
     def _end_step(self, next_step: int) -> None:
         """Updates the running statistics with the queries of the step that has ended, and begins `next_step`."""
         self._optimizer_has_run = False
-        statistics = self._sums.take()
-        steps_seen = self.step + 1
-        if statistics is not None:
-            rate = max(1.0 / steps_seen, 1.0 - self.config.query_mean_momentum)
-            running_statistics.update(self.query_mean, statistics.mean, rate, statistics.num_rows)
-            # In the first step, the distances are measured from the initial mean, to which no query has contributed.
-            if self.query_variance is not None and steps_seen > 1:
-                rate = max(1.0 / (steps_seen - 1), rate)
-                running_statistics.update(self.query_variance, statistics.variance, rate, statistics.num_rows)
+        self._update_statistics(steps_seen=self.step + 1)
         self._set_step(next_step)
+
+    def _update_statistics(self, steps_seen: int) -> None:
+        statistics = self._sums.take()
+        if statistics is None:
+            return
+        rate = max(1.0 / steps_seen, 1.0 - self.config.query_mean_momentum)
+        running_statistics.update(self.query_mean, statistics.mean, rate, statistics.num_rows)
+        # In the first step, the distances are measured from the initial mean, to which no query has contributed.
+        if self.query_variance is not None and steps_seen > 1:
+            rate = max(1.0 / (steps_seen - 1), rate)
+            running_statistics.update(self.query_variance, statistics.variance, rate, statistics.num_rows)
 
     # ------------------------------------------------------------------------------------------------------ selection
 
@@ -357,6 +374,8 @@ class PromptPool(nn.Module):
                 self.query_variance.copy_(queries.var(dim=0, correction=0))
             queries = self.normalize_query(queries)
         self._is_checked = False
+        if self._observer is not None:
+            self._observer.forget_values()
         self.keys.copy_(self.selector.initial_keys(queries, self.keys.shape[0], seed=self.config.seed))
 
     @torch.no_grad()

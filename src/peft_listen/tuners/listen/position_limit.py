@@ -60,22 +60,42 @@ class PositionLimit:
             raise ValueError(message)
         self._warn(message)
 
-    def check_generation(self, num_prompts: int, num_tokens: int, max_new_tokens: int | None) -> None:
+    def check_generation(
+        self, num_prompts: int, num_tokens: int, max_new_tokens: int, attention_mask: torch.Tensor | None = None
+    ) -> int:
         """
         Warns before a generation that may exceed the limit.
 
         Args:
             num_prompts (`int`): prompts of each row.
             num_tokens (`int`): tokens of the input, padding included.
-            max_new_tokens (`int`, *optional*): tokens to generate at most.
+            max_new_tokens (`int`): maximum number of tokens to generate.
+            attention_mask (`torch.Tensor` of shape `(batch_size, num_tokens)`, *optional*): 1 for real tokens.
+
+        Returns:
+            `int`: the number of new tokens that the model can compute; that of the argument unless it has learned
+            positions.
         """
-        if self.limit is None or max_new_tokens is None or num_prompts + num_tokens + max_new_tokens <= self.limit:
-            return
+        if self.limit is None or num_prompts + num_tokens + max_new_tokens <= self.limit:
+            return max_new_tokens
+        if attention_mask is not None:
+            num_tokens = int(attention_mask.long().sum(dim=-1).max())
+            if num_prompts + num_tokens + max_new_tokens <= self.limit:
+                return max_new_tokens
+        # The last token is not an input any more.
+        allowed = self.limit - num_prompts - num_tokens + 1
+        is_limited = self.is_learned and 0 < allowed < max_new_tokens
         self._warn(
             f"{num_tokens} tokens, {num_prompts} prompts and up to {max_new_tokens} new tokens are "
             f"{num_tokens + num_prompts + max_new_tokens} positions, but the model has {self.limit} "
-            "(`max_position_embeddings`). Prompts count toward this limit. Lower `max_new_tokens`, or use fewer prompts."
+            "(`max_position_embeddings`). Prompts count toward them. "
+            + (
+                f"The generation stops after {allowed} new tokens."
+                if is_limited
+                else "Lower `max_new_tokens`, or use fewer prompts."
+            )
         )
+        return allowed if is_limited else max_new_tokens
 
     def _warn(self, message: str) -> None:
         if not self._warned:

@@ -54,12 +54,14 @@ class StepSums:
             query (`torch.FloatTensor` of shape `(batch_size, embedding_size)`): before centering.
             running_mean (`torch.FloatTensor` of shape `(embedding_size,)`): of the queries of earlier steps.
         """
-        is_finite = query.isfinite().all(dim=-1, keepdim=True)  # [batch, 1]
+        # Values whose squares overflow would make the variance infinite.
+        squares = (query - running_mean).square()
+        is_finite = (query.isfinite() & squares.isfinite()).all(dim=-1, keepdim=True)  # [batch, 1]
         num_skipped = (~is_finite).sum()
         self._num_skipped = (
             num_skipped if self._num_skipped is None else self._num_skipped.to(query.device) + num_skipped
         )
-        squares = (query - running_mean).square().masked_fill(~is_finite, 0.0).sum(dim=0)
+        squares = squares.masked_fill(~is_finite, 0.0).sum(dim=0)
         sums = query.masked_fill(~is_finite, 0.0).sum(dim=0)
         # In float32, regardless of the model's dtype: float16 would overflow.
         total = torch.cat([sums, squares, is_finite.sum(dim=0)]).float()
@@ -75,7 +77,9 @@ class StepSums:
         if is_distributed():
             torch.distributed.all_reduce(total)
         size = total.shape[0] // 2
-        num_rows = total[-1]
+        # A step whose sums overflow changes nothing, like one without any finite query.
+        num_rows = torch.where(total.isfinite().all(), total[-1], 0.0)
+        total = total.nan_to_num(0.0, 0.0, 0.0)
         # A step without any finite query changes nothing: the callers weight by `num_rows > 0`.
         mean, variance = (total[:-1] / num_rows.clamp_min(1)).split(size)
         return StepStatistics(mean, variance, num_rows)

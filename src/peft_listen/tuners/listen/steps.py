@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 
 class StepObserver:
@@ -28,12 +28,19 @@ class StepObserver:
     def __init__(self, parameters: Callable[[], Iterable[torch.Tensor]], on_step: Callable[[], None]) -> None:
         self._parameters = parameters
         self._on_step = on_step
-        self._optimizer_is_known = False
+        self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         self._seen: list[torch.Tensor] | None = None
+        _observe(self)
 
     def expect_new_optimizer(self) -> None:
-        """Compares values again until an optimizer has run; called when the model is switched to training."""
-        self._optimizer_is_known = False
+        """Compares values again until an optimizer has run, unless the known one still exists; called when the model is
+        switched to training."""
+        if self._optimizer is not None and self._optimizer() is None:
+            self._optimizer = None
+
+    def forget_values(self) -> None:
+        """Starts the comparison again; called when the parameters are loaded or initialized."""
+        self._seen = None
 
     @torch.no_grad()
     def has_changed(self) -> bool:
@@ -43,25 +50,30 @@ class StepObserver:
         Called in each forward pass in training. It compares values, which synchronizes with the device, until an
         optimizer that holds the parameters has run for the first time; from then on it returns `False` at once.
         """
-        _observe(self)
-        if self._optimizer_is_known:
+        if self._optimizer is not None:
             return False
         parameters = [parameter.detach() for parameter in self._parameters()]
         seen, self._seen = self._seen, [parameter.clone() for parameter in parameters]
         return seen is not None and any(map(_differs, parameters, seen))
 
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called before the `step` of any optimizer in this process, whose closure may call the model."""
+        if self._holds_parameters(optimizer):
+            self._optimizer = weakref.ref(optimizer)
+            self._seen = None
+
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Called after the `step` of any optimizer in this process."""
-        observed = {id(parameter) for parameter in self._parameters()}
-        if not any(id(parameter) in observed for group in optimizer.param_groups for parameter in group["params"]):
+        if not self._holds_parameters(optimizer):
             return
-        self._optimizer_is_known = True
-        self._seen = None
-        # An optimizer that supports gradient scaling itself (`fused=True`) runs its `step` on overflow too, and changes
-        # nothing. Reading that waits for the device, once per optimizer step: the next prompt length depends on it.
+        # An optimizer that supports gradient scaling itself runs its `step` on overflow too, and changes nothing.
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is None or not float(found_inf) > 0:
             self._on_step()
+
+    def _holds_parameters(self, optimizer: torch.optim.Optimizer) -> bool:
+        observed = {id(parameter) for parameter in self._parameters()}
+        return any(id(parameter) in observed for group in optimizer.param_groups for parameter in group["params"])
 
     # An observer belongs to one module. Copies of the module start without one, and create their own.
 
@@ -79,14 +91,20 @@ def _differs(parameter: torch.Tensor, seen: torch.Tensor) -> bool:
 
 
 _observers: weakref.WeakSet[StepObserver] = weakref.WeakSet()
-_hook: Any = None
+_hooks: list[Any] = []
 
 
 def _observe(observer: StepObserver) -> None:
-    global _hook
-    if _hook is None:  # registered by the first training in this process, so inference does not affect any optimizer
-        _hook = register_optimizer_step_post_hook(_after_step)
+    if not _hooks:  # registered by the first training in this process: inference adds nothing to any optimizer
+        _hooks.append(register_optimizer_step_pre_hook(_before_step))
+        _hooks.append(register_optimizer_step_post_hook(_after_step))
     _observers.add(observer)
+
+
+@torch.compiler.disable
+def _before_step(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    for observer in list(_observers):
+        observer.before_step(optimizer)
 
 
 @torch.compiler.disable
