@@ -146,4 +146,6 @@ def listen(
             r=lora_rank, lora_alpha=4 * lora_rank, lora_dropout=0.1, target_modules=LANGUAGE_MODEL_PROJECTIONS
         )
         inject_adapter_in_model(lora_config, model.get_base_model(), adapter_name="lora")
+        # PEFT deactivates the trained projector when it injects another adapter. LoRA stays active.
+        model.set_adapter("default")
     return Adapted(model, [ListenCallback(init_keys_at_steps=init_keys_at_steps or ())], value_rate)

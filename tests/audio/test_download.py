@@ -58,6 +58,15 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"HTTP/1.1 302 Found\r\nLocation: /circle\r\n\r\n")
         elif path == "/wrong-length.wav":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nRIFF")
+        elif path == "/endless-redirect":
+            self.send_response(302)
+            self.send_header("Location", "/clip.wav")
+            self.end_headers()
+            try:
+                while not self.server.stop.is_set():
+                    self.wfile.write(bytes(1 << 16))
+            except OSError:
+                pass
         elif path == "/endless.wav":
             self.send_response(200)
             self.end_headers()
@@ -190,6 +199,11 @@ class TestRedirects:
         ) as caught:
             load_audio(f"http://{host}/redirect{code}?to={target}")
         assert "s3cret" not in str(caught.value)
+
+    def test_the_body_of_a_redirect_is_not_read(self, host):
+        begin = time.monotonic()
+        assert_is_the_sine(load_audio(f"http://{host}/endless-redirect"))
+        assert time.monotonic() - begin < 5
 
     def test_a_circle(self, host):
         with pytest.raises(OSError, match="answered with HTTP status 302"):

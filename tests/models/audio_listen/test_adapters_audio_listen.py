@@ -1,6 +1,6 @@
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from transformers import AutoModelForMultimodalLM, pipeline
 
 from peft_listen import AudioListenForCausalLM, ListenConfig
@@ -90,6 +90,18 @@ def test_selected_prompts_generate_the_same_with_every_cache(make_model, inputs,
     model = get_peft_model(make_model(sound=True), ADAPTERS["listen"]()).eval()
     plain = model.generate(**inputs, max_new_tokens=4, **{"use_cache": False, **_without_cache(options)})
     assert model.generate(**inputs, max_new_tokens=4, **options).tolist() == plain.tolist()
+
+
+def test_prompts_projector_and_lora_are_trained_together(make_model, inputs) -> None:
+    model = get_peft_model(make_model(sound=True), ADAPTERS["listen"](), adapter_name="prompts").train()
+    lora = LoraConfig(r=2, target_modules=r".*language_model.*q_proj", init_lora_weights=False)
+    inject_adapter_in_model(lora, model.get_base_model(), adapter_name="lora")
+    model.set_adapter("prompts")
+    labels = inputs["input_ids"].masked_fill(torch.arange(inputs["input_ids"].shape[1]) < 2, -100)
+    model(**inputs, labels=labels).loss.backward()
+    trained = {name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()}
+    for part in ("listen_pools", "lora_A", "multi_modal_projector.modules_to_save"):
+        assert any(part in name for name in trained), part
 
 
 def _without_cache(options: dict) -> dict:
