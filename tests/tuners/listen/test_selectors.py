@@ -45,12 +45,13 @@ def test_a_shorter_selection_is_a_prefix_of_a_longer_one(name, data, share):
 @given(data=queries_and_keys(), seed=st.integers(0, 2**16))
 @settings(max_examples=25, deadline=None)
 def test_permuting_the_pool_only_permutes_the_selection(name, data, seed):
-    query, keys = data
+    # In float64: where little is left of a query, the residual's scores magnify the rounding of float32.
+    query, keys = (tensor.double() for tensor in data)
     selector, k = get_selector(name), (len(keys) + 1) // 2
     permutation = torch.randperm(len(keys), generator=torch.Generator().manual_seed(seed))
     before, after = selector.select(query, keys, k), selector.select(query, keys[permutation], k)
     assert torch.equal(permutation[after.indices], before.indices)
-    torch.testing.assert_close(after.scores, before.scores, atol=1e-4, rtol=1e-4)  # float32 rounding
+    torch.testing.assert_close(after.scores, before.scores, atol=1e-6, rtol=1e-6)
     if before.weights is not None:
         torch.testing.assert_close(after.weights, before.weights)
 
