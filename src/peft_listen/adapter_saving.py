@@ -9,7 +9,7 @@ from typing import Any
 from peft import PeftModel
 
 from .folder_saving import replaced_checkpoint
-from .tuners.listen import ListenLayer
+from .tuners.listen.checkpoints import check_can_be_saved
 
 
 def install(peft_model_class: type[PeftModel]) -> None:
@@ -28,7 +28,8 @@ def install(peft_model_class: type[PeftModel]) -> None:
     def save_pretrained(self: PeftModel, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         is_listen = any(config.peft_type == "LISTEN" for config in self.peft_config.values())
         if is_listen:
-            _check_pools(self, kwargs.get("selected_adapters", args[1] if len(args) > 1 else None))
+            # PEFT below 0.21 does not ask the tuner for the tensors to save.
+            check_can_be_saved(self, kwargs.get("selected_adapters", args[1] if len(args) > 1 else None))
         # Positions of PEFT's arguments: safe_serialization, selected_adapters, save_embedding_layers, is_main_process.
         is_main = kwargs.get("is_main_process", args[3] if len(args) > 3 else True)
         if not is_listen or not is_main or os.path.isfile(save_directory):
@@ -38,12 +39,3 @@ def install(peft_model_class: type[PeftModel]) -> None:
             save(self, str(temporary), *args, **kwargs)
 
     peft_model_class.save_pretrained = save_pretrained  # type: ignore[method-assign]
-
-
-def _check_pools(model: PeftModel, adapter_names: list[str] | None) -> None:
-    # Here and not in the tuner alone, which PEFT below 0.21 does not ask for the tensors to save.
-    for module in model.modules():
-        if isinstance(module, ListenLayer):
-            for name in module.listen_pools:
-                if adapter_names is None or name in adapter_names:
-                    module.pool_of(name).check_finite("saved")

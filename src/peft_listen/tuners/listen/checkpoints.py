@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
+from torch import nn
 
 from .layer import ListenLayer
 
@@ -93,3 +94,21 @@ def check_fits(
                 f"The adapter was made for embeddings of size {tensor.shape[-1]} ({key!r}), but this base model has "
                 f"embeddings of size {size}. Load the base model that the adapter's configuration names."
             )
+
+
+def check_can_be_saved(model: nn.Module, adapter_names: Collection[str] | None = None) -> None:
+    """
+    Checks that the pools of a model are finite.
+
+    Args:
+        model (`nn.Module`): the model with the adapters.
+        adapter_names (`Collection[str]`, *optional*): the adapters to be saved; all if not given.
+
+    Raises:
+        ValueError: if one of them contains NaN or infinite values.
+    """
+    for layer in model.modules():
+        if isinstance(layer, ListenLayer):
+            for name in layer.listen_pools:
+                if adapter_names is None or name in adapter_names:
+                    layer.pool_of(name).check_finite("saved")

@@ -14,7 +14,7 @@ from torch import nn
 
 from .backbone import find_backbone
 from .calls import SelectionRecord
-from .checkpoints import check_fits, name_recent_queries, rename_former_keys
+from .checkpoints import check_can_be_saved, check_fits, name_recent_queries, rename_former_keys
 from .config import ListenConfig, check_prompt_length
 from .generation import PromptGeneration
 from .hooks import PromptHooks, has_generate
@@ -139,9 +139,7 @@ class ListenModel(BaseTuner):
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, *args: Any, **kwargs: Any
     ) -> dict[str, torch.Tensor]:
         # Called for the adapter that is saved, and not where PEFT lists the tensors of a model that it loads into.
-        for module in model.modules():
-            if isinstance(module, ListenLayer) and adapter_name in module.listen_pools:
-                module.pool_of(adapter_name).check_finite("saved")
+        check_can_be_saved(model, [adapter_name])
         saved: dict[str, torch.Tensor] = super()._get_adapter_state_dict(model, config, adapter_name, *args, **kwargs)
         return saved
 
