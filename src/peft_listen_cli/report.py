@@ -21,6 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="?", help="for an adapter: the data file to select prompts for")
     parser.add_argument("-o", "--output", default="report.html", help="path of the page (default: report.html)")
     parser.add_argument("--save-records", metavar="FILE", help="also save the selections, for further reports")
+    parser.add_argument(
+        "--predictions",
+        metavar="FILE",
+        help="answers of the model: the lines of the data file with the field `generated`, to compare with chance",
+    )
     parser.add_argument("--title", help="heading of the page (default: the name of the source)")
     parser.add_argument(
         "--top",
@@ -43,15 +48,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from peft_listen.analysis import format_summary, save_report
+    from peft_listen.data import read_predictions
     from peft_listen.files import check_output_file
 
     for path in filter(None, (arguments.output, arguments.save_records)):
         check_output_file(path)
+    predictions = read_predictions(arguments.predictions) if arguments.predictions else []
     records = _records(arguments)
     if arguments.save_records:
         records.save(arguments.save_records)
     title = arguments.title or f"Prompts of {os.path.basename(os.path.normpath(arguments.source))}"
-    summary = save_report(records, arguments.output, title=title, top=arguments.top, projection=arguments.projection)
+    summary = save_report(
+        records,
+        arguments.output,
+        title=title,
+        top=arguments.top,
+        projection=arguments.projection,
+        predictions=predictions,
+    )
     print(format_summary(summary))
     print(f"Wrote {arguments.output}")
     return 0

@@ -2,13 +2,18 @@
 
 import dataclasses
 import functools
+import re
 import sys
+from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
 
+import peft_listen.analysis
 from peft_listen.analysis import SelectionRecords, format_summary, save_report, summarize
+from peft_listen.analysis.plots import THEME
 from tests.device_nodes import make_null_device
 
 
@@ -24,10 +29,21 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str]] = []
         self.texts: list[str] = []
+        self.html = html
         self.feed(html)
         self.close()
         assert self.open == []
         self.text = " ".join(" ".join(self.texts).split())
+
+    @property
+    def classes(self) -> list[str]:
+        return [value for name, value in self.attributes if name == "class"]
+
+    def texts_of(self, css_class: str) -> list[str]:
+        """The text of each element with a class, without tags."""
+        pattern = rf'<(\w+) class="{css_class}">(.*?)</\1>'
+        inner = [match[2] for match in re.finditer(pattern, self.html, re.DOTALL)]
+        return [" ".join(unescape(re.sub("<[^>]*>", " ", text)).split()) for text in inner]
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
@@ -68,7 +84,7 @@ def test_the_page_shows_good_ratings(page) -> None:
     assert "The tasks select different prompts." in page.text
     assert "on some/base" in page.text
     assert "similarity selector" in page.text
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 5  # the heat map and the usage curves also in a narrow form
     for title in ("Overlap of tasks", "Prompts in use", "Silhouette of queries", "Cosine of queries"):
         assert title in page.text
     assert "center_queries=True" in page.text
@@ -109,7 +125,8 @@ def test_the_overlap_table_is_symmetric(report) -> None:
     )
     page = report(records)
     dash = "\N{EN DASH}"
-    assert f"a b c a {dash} 0.75 0.00 b 0.75 {dash} 0.25 c 0.00 0.25 {dash}" in page.text
+    assert f"a b c a {dash} 0.75 shared 0.00 b 0.75 shared {dash} 0.25 c 0.00 0.25 {dash}" in page.text
+    assert "shared : more than 0.5. same : more than 0.8." in page.text
     assert "#1 100% also selected by b #2" in page.text
 
 
@@ -132,14 +149,88 @@ def test_ids_are_unique_across_figures(page) -> None:
         assert ids.count(target) == 1
 
 
+def test_every_tile_has_a_value(report, make_records) -> None:
+    for tasks in (("only",), ("asr", "emotion")):
+        page = report(make_records(tasks=tasks))
+        assert page.texts_of("value")
+        assert all(any(character.isdigit() for character in value) for value in page.texts_of("value"))
+
+
+def test_the_page_has_a_dark_theme_that_includes_the_plots(report, make_records) -> None:
+    page = report(make_records())
+    light, dark = (
+        set(re.findall(r"--([\w-]+):", block))
+        for block in re.search(
+            r":root \{(.*?)\}.*?@media screen and \(prefers-color-scheme: dark\) \{\s*:root \{(.*?)\}",
+            page.html,
+            re.DOTALL,
+        ).groups()
+    )
+    assert '<meta name="color-scheme" content="light dark">' in page.html
+    used = set(re.findall(r"var\(--([\w-]+)\)", page.html)) - {"task", "tone", "tone-bg", "hue", "value"}
+    assert used <= light
+    # Colors that suit both themes.
+    assert light - dark <= {"accent", "warm", "hot"}
+    assert set(THEME) <= dark
+    for svg in re.findall(r"<svg.*?</svg>", page.html, re.DOTALL):
+        assert not [color for color in THEME.values() if color in svg]
+        assert "#000000" not in svg
+        assert "var(--" in svg
+
+
+def test_the_legends_are_outside_the_plots_and_above_them_on_a_phone(report, make_records) -> None:
+    page = report(make_records(pool_size=300))
+    in_use = summarize(make_records(pool_size=300)).live_prompts
+    assert page.texts_of("legend") == [
+        f"asr captions emotion prompts in use ({in_use}) unused prompts ({300 - in_use})",
+        "asr captions emotion all inputs even use of the pool",
+    ]
+    svgs = " ".join(re.findall(r"<svg.*?</svg>", page.html, re.DOTALL))
+    assert "unused prompts" not in svgs and "even use" not in svgs
+    # Nothing is wider than the screen but the table of overlaps, which scrolls in its own frame.
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page.html
+    assert "min-width: 640px" not in page.html
+    phone = page.html[page.html.index("@media (max-width: 720px)") : page.html.index("@media print")]
+    assert ".wide { display: none; }" in phone and ".narrow { display: block; }" in phone
+    assert ".map { display: block; }" in phone
+    assert page.html.count('<div class="wide"><svg') == page.html.count('<div class="narrow"><svg') == 2
+
+
+def test_answers_stand_beside_the_selections(report, make_records) -> None:
+    answers = {"asr": "ab", "captions": "aa", "emotion": "bb"}
+    predictions = [
+        {"task": task, "answer": "ab"[row % 2], "generated": generated[row % 2]}
+        for task, generated in answers.items()
+        for row in range(20)
+    ]
+    records = make_records()
+    page = report(records, predictions=predictions)
+    assert "verdict fair" in page.classes
+    assert "but the answers of captions and emotion are at chance level." in page.text
+    used = {task: details.live_prompts for task, details in summarize(records).tasks.items()}
+    assert f"asr 100% above chance 50% (“a”, 20 answers) {used['asr']} none" in page.text
+    assert f"captions 50% at chance level 50% (“a”, 20 answers) {used['captions']} none" in page.text
+    assert "Tasks answered above chance fair 1 of 3" in page.text
+    assert "Correct answers" not in report(records).text
+
+
+def test_the_page_is_written_in_american_spelling() -> None:
+    british = re.compile("colour|neighbour|behaviour|grey|centred|normalis|initialis|recognis|labell")
+    for path in Path(peft_listen.analysis.__file__).parent.iterdir():
+        if path.suffix in (".py", ".jinja"):
+            assert not british.findall(path.read_text(encoding="utf-8")), path
+
+
 @pytest.mark.filterwarnings("error")
 def test_names_are_escaped(report, make_records) -> None:
     name = '<script>alert("1")</script> & $x_1$'
     records = make_records(tasks=(name, "任务 }} {{ 7*7 }} -->"))
     records = dataclasses.replace(records, inputs=[name] * 24, config={"base_model_name_or_path": name})
-    page = report(records, title=name)
+    predictions = [{"task": name, "answer": answer, "generated": name} for answer in [name, name, "other"] * 4]
+    page = report(records, title=name, predictions=predictions)
     assert "script" not in page.tags
     assert page.text.count(name) > 10
+    assert "67% (“<script>alert(" in page.text
     assert "任务 }} {{ 7*7 }} -->" in page.text
 
 
@@ -153,7 +244,10 @@ def test_names_are_escaped(report, make_records) -> None:
 )
 def test_a_page_can_be_made_for_records_of_any_size(report, make_records, sizes) -> None:
     page = report(dataclasses.replace(make_records(**sizes), inputs=(), config={}))
-    assert ("Overlap of tasks Fraction of the 10 most selected" in page.text) == (len(sizes["tasks"]) > 1)
+    several = len(sizes["tasks"]) > 1
+    assert ("Overlap of tasks Fraction of the 10 most selected" in page.text) == several
+    assert ("Prompts by task" in page.text) == several
+    assert ("all inputs and for each task" in page.text) == several
     assert "Adapter settings" not in page.text
 
 
@@ -192,7 +286,19 @@ def test_the_summary_is_returned_and_can_be_formatted(make_records, tmp_path) ->
     assert summary == summarize(records, top=3)
     lines = format_summary(summary).splitlines()
     assert lines[0] == "The tasks select different prompts."
-    assert lines[1].split() == ["Overlap", "of", "tasks", f"{summary.mean_overlap:.2f}", "good", "(at", "most", "0.5)"]
+    assert lines[1].split() == [
+        "Overlap",
+        "of",
+        "tasks",
+        f"{summary.mean_overlap:.2f}",
+        "good",
+        "(at",
+        "most",
+        "0.5,",
+        "for",
+        "every",
+        "pair)",
+    ]
     assert len(lines) == 7
 
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from peft_listen.analysis import SelectionRecords
 from peft_listen_cli import main
@@ -46,6 +47,59 @@ def test_an_adapter_is_run_over_a_data_file_and_its_selections_kept(adapter, dat
     arguments = ["report", str(selections), "-o", str(again), "--title", "Prompts of my-adapter", "--top", "2"]
     assert main(arguments) == 0
     assert "Fraction of the 2 most selected prompts" in again.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def selections(tmp_path):
+    path = tmp_path / "selections.safetensors"
+    generator = torch.Generator().manual_seed(0)
+    SelectionRecords(
+        indices=torch.arange(80).reshape(40, 2) // 40 * 4 + torch.tensor([0, 1]),
+        scores=torch.zeros(40, 2),
+        queries=torch.randn(40, 8, generator=generator),
+        keys=torch.randn(8, 8, generator=generator),
+        tasks=["pitch"] * 20 + ["voice"] * 20,
+    ).save(path)
+    return str(path)
+
+
+def predictions_file(tmp_path, generated, **fields):
+    rows = [
+        {"audio": None, "instruction": "Which?", "answer": "ab"[row % 2], "task": task, "generated": generated[task]}
+        for task in generated
+        for row in range(20)
+    ]
+    path = tmp_path / "predictions.jsonl"
+    path.write_text("\n".join(json.dumps(row | fields) for row in rows))
+    return str(path)
+
+
+def test_predictions_are_compared_with_the_chance_level(selections, tmp_path, capsys) -> None:
+    page = tmp_path / "page.html"
+    arguments = ["report", selections, "-o", str(page)]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith("The tasks select different prompts.\n")
+    predictions = predictions_file(tmp_path, {"pitch": "a", "voice": "b"})
+    assert main([*arguments, "--predictions", predictions]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "The tasks select different prompts, but the answers are at chance level."
+    assert lines[1].split() == ["Tasks", "answered", "above", "chance", "0", "of", "2", "poor", "(all", "tasks)"]
+    assert "  Correct: pitch                  50%         at chance level (50%)" in lines
+    assert "at chance level" in page.read_text(encoding="utf-8")
+
+
+def test_wrong_predictions_are_refused_before_a_page_is_written(selections, tmp_path, capsys) -> None:
+    page = tmp_path / "page.html"
+    arguments = ["report", selections, "-o", str(page), "--predictions"]
+    for path, message in (
+        (predictions_file(tmp_path, {"pitch": 3}), "predictions.jsonl, line 1: `generated` must be a string, got 3"),
+        (str(tmp_path / "missing.jsonl"), "missing.jsonl"),
+    ):
+        assert main([*arguments, path]) == 2
+        assert message in capsys.readouterr().err
+    assert main([*arguments, predictions_file(tmp_path, {"pitch": "a"}, task="other")]) == 2
+    assert "The predictions are for the tasks ['other'], but the selections are for" in capsys.readouterr().err
+    assert not page.exists()
 
 
 def test_an_adapter_without_data_and_selections_with_data_are_refused(adapter, data_file, tmp_path, capsys) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from peft_listen.data import Problem, check_examples, read_examples
+from peft_listen.data import Problem, check_examples, read_examples, read_predictions
 
 
 SAMPLING_RATE = 16_000
@@ -84,6 +84,32 @@ class TestReadExamples:
         for function in (read_examples, check_examples):
             with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
                 function(tmp_path / "none.jsonl")
+
+
+class TestReadPredictions:
+    def test_predictions_are_examples_with_an_answer(self, write):
+        path = write(example(generated="A tone."), "", example(generated="", speaker="f1"))
+        assert read_predictions(path) == [
+            {**row, "generated": text} for row, text in zip(read_examples(path), ["A tone.", ""], strict=True)
+        ]
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            (example(), r"data\.jsonl, line 2: the fields \['generated'\] are missing"),
+            (example(generated=None), r"line 2: `generated` must be a string, got None"),
+            (example(generated=1, task=""), r"line 2: `generated` must be a string, got 1"),
+            (example(generated="\ud800"), r"line 2: `generated` "),
+            ("{", r"line 2: not valid JSON"),
+        ],
+    )
+    def test_an_invalid_line_is_refused_with_its_number(self, write, line, message):
+        with pytest.raises(ValueError, match=message):
+            read_predictions(write(example(generated="a"), line))
+
+    def test_a_file_without_predictions_is_refused(self, write):
+        with pytest.raises(ValueError, match="contains no examples"):
+            read_predictions(write(""))
 
 
 class TestCheckExamples:

@@ -1,5 +1,6 @@
 """Analysis of an adapter: which prompts each task selects. Scores, plots and reports need the extra `analysis`."""
 
+from .answers import TaskAnswers, score_answers
 from .plots import plot_prompt_heatmap, plot_query_key_map, plot_usage
 from .query_space import mean_pairwise_cosine, neighbor_accuracy, silhouette
 from .recording import record_dataset
@@ -12,6 +13,7 @@ from .usage import PromptUsage
 __all__ = [
     "PromptUsage",
     "SelectionRecords",
+    "TaskAnswers",
     "format_summary",
     "mean_pairwise_cosine",
     "neighbor_accuracy",
@@ -20,6 +22,7 @@ __all__ = [
     "plot_usage",
     "record_dataset",
     "save_report",
+    "score_answers",
     "silhouette",
     "summarize",
 ]

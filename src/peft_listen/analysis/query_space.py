@@ -66,13 +66,13 @@ def silhouette(queries: torch.Tensor, tasks: Sequence[str], max_rows: int = 5000
 
 def neighbor_accuracy(queries: torch.Tensor, tasks: Sequence[str], num_neighbors: int = 5) -> float | None:
     """
-    Accuracy of a k-nearest-neighbour classifier that predicts each query's task from the other queries, in cosine
+    Accuracy of a k-nearest-neighbor classifier that predicts each query's task from the other queries, in cosine
     distance.
 
     Args:
         queries (`torch.FloatTensor` of shape `(num_rows, embedding_size)`): query of each row.
         tasks (`Sequence[str]` of length `num_rows`): task of each row.
-        num_neighbors (`int`, defaults to 5): number of neighbours, k; fewer if there are fewer other rows.
+        num_neighbors (`int`, defaults to 5): number of neighbors, k; fewer if there are fewer other rows.
 
     Returns:
         `float` from 0 to 1, to be compared with [`majority_share`]; `None` for a single row.
@@ -91,9 +91,9 @@ def neighbor_accuracy(queries: torch.Tensor, tasks: Sequence[str], num_neighbors
     if len(tasks) < 2:
         return None
     search = NearestNeighbors(n_neighbors=min(num_neighbors, len(tasks) - 1), metric="cosine")
-    # Without an argument, `kneighbors` does not count a point as its own neighbour.
+    # Without an argument, `kneighbors` does not count a point as its own neighbor.
     neighbors = search.fit(unit_rows(queries)).kneighbors(return_distance=False)
-    # Ties go to the task of the nearest neighbour, because a Counter keeps the order of insertion.
+    # Ties go to the task of the nearest neighbor, because a Counter keeps the order of insertion.
     votes = [Counter(tasks[index] for index in row).most_common(1)[0][0] for row in neighbors]
     return sum(vote == task for vote, task in zip(votes, tasks, strict=True)) / len(tasks)
 
@@ -113,7 +113,7 @@ def project(
         queries (`torch.FloatTensor` of shape `(num_rows, embedding_size)`): query of each row.
         keys (`torch.FloatTensor` of shape `(pool_size, embedding_size)`): keys of the pool.
         projection (`"pca"` or `"umap"`, defaults to `"pca"`):
-            `"pca"` keeps the two directions in which the queries vary most. `"umap"` keeps neighbourhoods of queries and
+            `"pca"` keeps the two directions in which the queries vary most. `"umap"` keeps neighborhoods of queries and
             keys; distances between clusters are not meaningful. It needs `umap-learn`.
         seed (`int`, defaults to 0): seed of UMAP.
 

@@ -6,14 +6,14 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from ..files import atomic_path, check_output_file
-from .findings import rate
-from .plots import plot_prompt_heatmap, plot_query_key_map, plot_usage, task_colors
+from .findings import SAME_OVERLAP, SHARED_OVERLAP, describe_task_answers, overlap_mark, rate, rate_task_answers
+from .plots import THEME, plot_prompt_heatmap, plot_query_key_map, plot_usage, task_colors
 from .query_space import Projection
 from .records import SelectionRecords
 from .summary import SelectionSummary, summarize
@@ -25,16 +25,42 @@ if TYPE_CHECKING:
 _PROMPTS_SHOWN = 6
 _EXAMPLES_SHOWN = 2
 
+# Widths of the figures in inches. The legends are part of the page. A screen of a phone shows the narrow figures.
+_MAP_WIDTH, _WIDE, _NARROW = 8.0, 11.0, 4.6
+
 # Configuration fields that affect selection.
 _SETTINGS = (
     "selector",
     "selector_kwargs",
     "pool_size",
+    "prompt_length",
+    "stochastic_prompt_length",
     "center_queries",
+    "standardize_queries",
     "query_pooling",
     "num_shared_prompts",
+    "shared_prompt_mode",
     "key_loss_weight",
 )
+
+
+@dataclass(frozen=True)
+class _Overlap:
+    value: float
+    mark: str
+
+
+@dataclass(frozen=True)
+class _Answers:
+    task: str
+    accuracy: float
+    chance_level: float
+    num_rows: int
+    most_frequent_answer: str
+    rating: str
+    note: str
+    live_prompts: int
+    closest: str
 
 
 @dataclass(frozen=True)
@@ -52,10 +78,11 @@ def save_report(
     title: str | None = None,
     top: int = 10,
     projection: Projection = "pca",
+    predictions: Iterable[Mapping[str, Any]] = (),
 ) -> SelectionSummary:
     """
-    Writes an HTML report: rated summary statistics, a map of queries and keys, the overlap of the tasks, and the most
-    selected prompts of each task with example inputs.
+    Writes an HTML report: rated summary statistics, correct answers, a map of queries and keys, the overlap of the tasks,
+    and the most selected prompts of each task with example inputs.
 
     Args:
         records ([`SelectionRecords`]): the selections.
@@ -64,17 +91,21 @@ def save_report(
         top (`int`, defaults to 10): number of most selected prompts per task to compare.
         projection (`"pca"` or `"umap"`, defaults to `"pca"`): projection of the map; see
             [`~peft_listen.analysis.query_space.project`].
+        predictions (`Iterable[Mapping]`, *optional*): answers of the model, with the strings `task`, `answer` and
+            `generated`; see [`~peft_listen.data.read_predictions`]. The report then compares the correct answers of each
+            task with the chance level.
 
     Returns:
         [`SelectionSummary`]: the statistics shown in the report.
 
     Raises:
         OSError: if the file cannot be written; an existing file then remains unchanged.
-        ValueError: if `top` is below 1, or `projection` is neither of these.
+        ValueError: if `top` is below 1, `projection` is neither of these, a prediction is not valid, or its task does not
+            occur in the records.
         ImportError: if a library of the extra `analysis` is not installed.
     """
     check_output_file(path)
-    summary = summarize(records, top)
+    summary = summarize(records, top, predictions)
     html = _render(records, summary, title or "Prompts selected by each task", projection)
     with atomic_path(path) as temporary:
         # Half surrogate pairs, as in a title from a file name that is not UTF-8, are the only characters to replace.
@@ -92,19 +123,25 @@ def _render(records: SelectionRecords, summary: SelectionSummary, title: str, pr
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     verdict, findings = rate(summary, config)
     figures = {
-        "map": plot_query_key_map(records, projection),
-        "heatmap": plot_prompt_heatmap(records),
-        "usage": plot_usage(records),
+        "map": plot_query_key_map(records, projection, width=_MAP_WIDTH, legend=False),
+        "usage": plot_usage(records, width=_WIDE, legend=False),
+        "usage_narrow": plot_usage(records, width=_NARROW, legend=False),
     }
+    if len(summary.tasks) > 1:
+        figures["heatmap"] = plot_prompt_heatmap(records, width=_WIDE)
+        figures["heatmap_narrow"] = plot_prompt_heatmap(records, width=_NARROW)
     return environment.from_string(source).render(
         title=title,
         summary=summary,
         verdict=verdict,
         findings=findings,
+        answers=_answers(summary),
         figures={name: _svg(figure, name) for name, figure in figures.items()},
         projection=projection,
         colors=task_colors(records.task_names),
         overlap=_overlap_table(summary),
+        shared_overlap=SHARED_OVERLAP,
+        same_overlap=SAME_OVERLAP,
         prompts={task: _top_prompts(records, summary, task) for task in summary.tasks},
         half=_prompts_for_half(records),
         base=config.get("base_model_name_or_path"),
@@ -112,11 +149,38 @@ def _render(records: SelectionRecords, summary: SelectionSummary, title: str, pr
     )
 
 
-def _overlap_table(summary: SelectionSummary) -> list[tuple[str, list[float | None]]]:
+def _answers(summary: SelectionSummary) -> list[_Answers]:
+    return [
+        _Answers(
+            task=task,
+            accuracy=answers.accuracy,
+            chance_level=answers.chance_level,
+            num_rows=answers.num_rows,
+            most_frequent_answer=answers.most_frequent_answer,
+            rating=rate_task_answers(answers),
+            note=describe_task_answers(answers),
+            live_prompts=summary.tasks[task].live_prompts,
+            closest=_closest_task(summary, task),
+        )
+        for task, answers in summary.answers.items()
+    ]
+
+
+def _closest_task(summary: SelectionSummary, task: str) -> str:
+    """Returns the other task with the largest overlap, and this overlap."""
+    overlaps = [(value, pair) for pair, value in summary.overlap.items() if task in pair and value > 0]
+    if not overlaps:
+        return "none"
+    value, (first, second) = max(overlaps, key=lambda item: item[0])
+    return f"{second if first == task else first} ({value:.2f})"
+
+
+def _overlap_table(summary: SelectionSummary) -> list[tuple[str, list[_Overlap | None]]]:
     """Returns one row per task, with `None` on the diagonal."""
     names = list(summary.tasks)
+    cells = {pair: _Overlap(value, overlap_mark(value)) for pair, value in summary.overlap.items()}
     return [
-        (row, [None if row == column else summary.overlap[(min(row, column), max(row, column))] for column in names])
+        (row, [None if row == column else cells[(min(row, column), max(row, column))] for column in names])
         for row in names
     ]
 
@@ -170,17 +234,27 @@ def _svg(figure: Figure, name: str) -> Any:
     # The XML header and the metadata are removed because they contain URLs.
     svg = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
     svg = svg[svg.index("<svg") :]
+    for variable, color in THEME.items():
+        svg = svg.replace(f": {color}", f": var(--{variable})")
     # The page sets the width; `viewBox` keeps the proportions.
     return Markup(re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg)))
 
 
 def format_summary(summary: SelectionSummary) -> str:
-    """Formats the verdict and the rated statistics as lines of text."""
+    """Formats the verdict, the rated statistics and the correct answers of each task as lines of text."""
     verdict, findings = rate(summary)
-    width = max(len(finding.title) for finding in findings)
-    rows: Sequence[str] = [
-        f"  {finding.title:<{width}}  {finding.value:<12}"
-        + ("" if finding.rating == "unknown" else f"{finding.rating} ({finding.goal})")
+    rows = [
+        (finding.title, finding.value, "" if finding.rating == "unknown" else f"{finding.rating} ({finding.goal})")
         for finding in findings
     ]
-    return "\n".join([verdict.headline, *(row.rstrip() for row in rows)])
+    rows += [
+        (
+            f"Correct: {task}",
+            f"{answers.accuracy:.0%}",
+            f"{describe_task_answers(answers)} ({answers.chance_level:.0%})",
+        )
+        for task, answers in summary.answers.items()
+    ]
+    width = max(len(title) for title, _, _ in rows)
+    lines = [f"  {title:<{width}}  {value:<12}{rating}".rstrip() for title, value, rating in rows]
+    return "\n".join([verdict.headline, *lines])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import reprlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from .answers import TaskAnswers, score_answers
 from .query_space import majority_share, mean_pairwise_cosine, neighbor_accuracy, silhouette
 from .records import SelectionRecords
 
@@ -51,6 +54,7 @@ class SelectionSummary:
         majority_share (`float`): accuracy of always predicting the most frequent task, to compare `neighbor_accuracy` with.
         query_cosine (`float`): mean cosine similarity between the queries of different rows; 1 is full collapse.
         tasks (`dict[str, TaskSummary]`): statistics of each task, sorted by name.
+        answers (`dict[str, TaskAnswers]`): correct answers of each task with predictions, sorted by name.
     """
 
     num_rows: int
@@ -68,32 +72,44 @@ class SelectionSummary:
     majority_share: float
     query_cosine: float
     tasks: dict[str, TaskSummary]
+    answers: dict[str, TaskAnswers] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Converts the summary to JSON-serializable values; the pairs of `overlap` become `[first, second, value]`."""
-        result = {name: value for name, value in vars(self).items() if name not in ("overlap", "tasks")}
+        result = {name: value for name, value in vars(self).items() if name not in ("overlap", "tasks", "answers")}
         result["overlap"] = [[*pair, value] for pair, value in self.overlap.items()]
         result["tasks"] = {name: dict(vars(task)) for name, task in self.tasks.items()}
+        result["answers"] = {name: dict(vars(answers)) for name, answers in self.answers.items()}
         return result
 
 
-def summarize(records: SelectionRecords, top: int = 10) -> SelectionSummary:
+def summarize(
+    records: SelectionRecords, top: int = 10, predictions: Iterable[Mapping[str, Any]] = ()
+) -> SelectionSummary:
     """
     Computes the summary statistics of selection records.
 
     Args:
         records ([`SelectionRecords`]): the selections.
         top (`int`, defaults to 10): number of most selected prompts per task to compare and list.
+        predictions (`Iterable[Mapping]`, *optional*): answers of the model, with the strings `task`, `answer` and
+            `generated`; see [`~peft_listen.data.read_predictions`]. They need not be in the order of the records.
 
     Returns:
         [`SelectionSummary`]
 
     Raises:
-        ValueError: if `top` is below 1.
+        ValueError: if `top` is below 1, a prediction is not valid, or its task does not occur in the records.
         ImportError: if scikit-learn is not installed.
     """
     if top < 1:
         raise ValueError(f"`top` must be at least 1, got {top}.")
+    answers = score_answers(predictions)
+    if unknown := sorted(answers.keys() - set(records.tasks)):
+        raise ValueError(
+            f"The predictions are for the tasks {reprlib.repr(sorted(answers))}, but the selections are for "
+            f"{reprlib.repr(records.task_names)}, without {reprlib.repr(unknown)}. Pass the predictions for the same data."
+        )
     usage = records.usage()
     tasks = {}
     for task in records.task_names:
@@ -122,4 +138,5 @@ def summarize(records: SelectionRecords, top: int = 10) -> SelectionSummary:
         majority_share=majority_share(records.tasks),
         query_cosine=mean_pairwise_cosine(records.queries),
         tasks=tasks,
+        answers=answers,
     )

@@ -1,6 +1,6 @@
 """Data files for training and evaluation: their schema, reading and checking."""
 
-from .schema import Example, Problem, check_examples, read_examples
+from .schema import Example, Prediction, Problem, check_examples, read_examples, read_predictions
 
 
-__all__ = ["Example", "Problem", "check_examples", "read_examples"]
+__all__ = ["Example", "Prediction", "Problem", "check_examples", "read_examples", "read_predictions"]

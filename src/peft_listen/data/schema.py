@@ -26,6 +26,7 @@ MAX_LINE_BYTES = 64 << 20
 MAX_TEXT_CHARACTERS = 500_000
 
 _TEXT_FIELDS = ("instruction", "answer", "task")
+_PREDICTION_FIELDS = (*_TEXT_FIELDS, "generated")
 
 
 class Example(TypedDict):
@@ -43,6 +44,17 @@ class Example(TypedDict):
     instruction: str
     answer: str
     task: str
+
+
+class Prediction(Example):
+    """
+    One example with the answer of a model.
+
+    Attributes:
+        generated (`str`): generated answer; may be empty.
+    """
+
+    generated: str
 
 
 @dataclass(frozen=True)
@@ -82,14 +94,26 @@ def read_examples(path: str | os.PathLike[str]) -> list[Example]:
         OSError: if the file cannot be read, or is a device.
         ValueError: if a line is not a valid example (the message contains its number), or the file contains none.
     """
-    examples = []
-    for line, parsed in _parse(path):
-        if isinstance(parsed, str):
-            raise ValueError(f"{os.fspath(path)}, line {line}: {parsed}")
-        examples.append(parsed)
-    if not examples:
-        raise ValueError(f"{os.fspath(path)} contains no examples; expected one JSON object per line.")
+    examples: list[Example] = _read(path, _TEXT_FIELDS)
     return examples
+
+
+def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
+    """
+    Reads a data file whose lines also have the answer of a model, in the field `generated`.
+
+    Args:
+        path (`str` or `os.PathLike`): data file, see [`read_examples`].
+
+    Returns:
+        `list[Prediction]`: predictions in the order of the file.
+
+    Raises:
+        OSError: if the file cannot be read, or is a device.
+        ValueError: if a line is not a valid prediction (the message contains its number), or the file contains none.
+    """
+    predictions: list[Prediction] = _read(path, _PREDICTION_FIELDS)
+    return predictions
 
 
 def check_examples(path: str | os.PathLike[str], *, show_progress: bool = False) -> list[Problem]:
@@ -128,8 +152,21 @@ def check_examples(path: str | os.PathLike[str], *, show_progress: bool = False)
     return problems
 
 
-def _parse(path: str | os.PathLike[str]) -> Iterator[tuple[int, Example | str]]:
-    """Yields the number of each non-empty line, and its example or an error message."""
+def _read(path: str | os.PathLike[str], text_fields: tuple[str, ...]) -> Any:
+    rows = []
+    for line, parsed in _parse(path, text_fields):
+        if isinstance(parsed, str):
+            raise ValueError(f"{os.fspath(path)}, line {line}: {parsed}")
+        rows.append(parsed)
+    if not rows:
+        raise ValueError(f"{os.fspath(path)} contains no examples; expected one JSON object per line.")
+    return rows
+
+
+def _parse(
+    path: str | os.PathLike[str], text_fields: tuple[str, ...] = _TEXT_FIELDS
+) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Yields the number of each non-empty line, and its `audio` and text fields or an error message."""
     path = Path(path)
     with open(path, "rb") as file:
         mode = os.fstat(file.fileno()).st_mode
@@ -139,7 +176,7 @@ def _parse(path: str | os.PathLike[str]) -> Iterator[tuple[int, Example | str]]:
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():
-                yield number, _parse_line(line, path.parent)
+                yield number, _parse_line(line, path.parent, text_fields)
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
@@ -151,7 +188,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
         yield line
 
 
-def _parse_line(line: bytes, folder: Path) -> Example | str:
+def _parse_line(line: bytes, folder: Path, text_fields: tuple[str, ...]) -> dict[str, Any] | str:
     if len(line) > MAX_LINE_BYTES:
         return f"longer than {MAX_LINE_BYTES} bytes. Every line must be one JSON object; end it with a line break."
     try:
@@ -166,10 +203,10 @@ def _parse_line(line: bytes, folder: Path) -> Example | str:
         return f"not readable ({error}). Write the number with fewer digits or as a string, or leave it out."
     if not isinstance(fields, dict):
         return f'expected a JSON object {{"audio": ..., "instruction": ..., ...}}, got a {type(fields).__name__}.'
-    missing = [name for name in ("audio", *_TEXT_FIELDS) if name not in fields]
+    missing = [name for name in ("audio", *text_fields) if name not in fields]
     if missing:
         return f"the fields {missing} are missing; the line has {_shortened(sorted(fields))}. For a text-only example, set `audio` to null."
-    for name in _TEXT_FIELDS:
+    for name in text_fields:
         if not isinstance(fields[name], str):
             return f"`{name}` must be a string, got {_shortened(fields[name])}."
         if problem := _text_problem(fields[name]):
@@ -185,7 +222,7 @@ def _parse_line(line: bytes, folder: Path) -> Example | str:
     if audio is not None and not is_url(audio):
         # If `audio` is an absolute path, the folder is ignored.
         audio = str(folder / audio)
-    return Example(audio=audio, instruction=fields["instruction"], answer=fields["answer"], task=fields["task"])
+    return {"audio": audio, **{name: fields[name] for name in text_fields}}
 
 
 def _text_problem(text: str, is_path: bool = False) -> str | None:
