@@ -11,6 +11,7 @@ from .argument_types import positive_integer
 
 if TYPE_CHECKING:
     from peft_listen.analysis import SelectionRecords
+    from peft_listen.data import Prediction
 
 
 HELP = "Report which prompts an adapter selects for each task, as one HTML page."
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     for path in filter(None, (arguments.output, arguments.save_records)):
         check_output_file(path)
     predictions = read_predictions(arguments.predictions) if arguments.predictions else []
-    records = _records(arguments)
+    records = _records(arguments, predictions)
     if arguments.save_records:
         records.save(arguments.save_records)
     title = arguments.title or f"Prompts of {os.path.basename(os.path.normpath(arguments.source))}"
@@ -71,8 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _records(arguments: argparse.Namespace) -> SelectionRecords:
-    from peft_listen.analysis import SelectionRecords, record_dataset
+def _records(arguments: argparse.Namespace, predictions: list[Prediction]) -> SelectionRecords:
+    from peft_listen.analysis import SelectionRecords, record_dataset, score_answers
     from peft_listen.data import read_examples
 
     if os.path.isfile(arguments.source):
@@ -89,7 +90,8 @@ def _records(arguments: argparse.Namespace) -> SelectionRecords:
         )
     from .model_loading import load_pipeline
 
-    # The data file is read first, since loading the model may take minutes.
+    # The files are checked first, since loading and running the model may take minutes.
     examples = read_examples(arguments.data)
+    score_answers(predictions, {example["task"] for example in examples})
     pipe = load_pipeline(arguments.source)
     return record_dataset(pipe, examples, batch_size=arguments.batch_size, show_progress=True)

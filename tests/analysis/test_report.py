@@ -149,6 +149,13 @@ def test_ids_are_unique_across_figures(page) -> None:
         assert ids.count(target) == 1
 
 
+def test_a_color_in_a_name_is_kept(report, make_records) -> None:
+    name = f"a: {THEME['ink']}"
+    page = report(make_records(tasks=(name, "b")))
+    assert page.html.count(name) > 5
+    assert "a: var(" not in page.html
+
+
 def test_every_tile_has_a_value(report, make_records) -> None:
     for tasks in (("only",), ("asr", "emotion")):
         page = report(make_records(tasks=tasks))

@@ -84,7 +84,7 @@ def test_predictions_are_compared_with_the_chance_level(selections, tmp_path, ca
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "The tasks select different prompts, but the answers are at chance level."
     assert lines[1].split() == ["Tasks", "answered", "above", "chance", "0", "of", "2", "poor", "(all", "tasks)"]
-    assert "  Correct: pitch                  50%         at chance level (50%)" in lines
+    assert "  Correct: pitch                  50%         at chance level (guessing: 50%)" in lines
     assert "at chance level" in page.read_text(encoding="utf-8")
 
 
@@ -98,8 +98,16 @@ def test_wrong_predictions_are_refused_before_a_page_is_written(selections, tmp_
         assert main([*arguments, path]) == 2
         assert message in capsys.readouterr().err
     assert main([*arguments, predictions_file(tmp_path, {"pitch": "a"}, task="other")]) == 2
-    assert "The predictions are for the tasks ['other'], but the selections are for" in capsys.readouterr().err
+    assert "The predictions contain the tasks ['other'], but the selections are for" in capsys.readouterr().err
     assert not page.exists()
+
+
+def test_predictions_are_checked_before_the_model_is_loaded(data_file, tmp_path, capsys) -> None:
+    arguments = ["report", str(tmp_path / "no-adapter"), data_file, "--predictions"]
+    assert main([*arguments, predictions_file(tmp_path, {"pitch": "a", "other": "a"})]) == 2
+    assert "The predictions contain the tasks ['other']" in capsys.readouterr().err
+    assert main([*arguments, predictions_file(tmp_path, {"pitch": "a"}, answer="")]) == 2
+    assert "`answer` of prediction 0 is empty" in capsys.readouterr().err
 
 
 def test_an_adapter_without_data_and_selections_with_data_are_refused(adapter, data_file, tmp_path, capsys) -> None:

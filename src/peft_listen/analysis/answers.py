@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,19 +41,23 @@ class TaskAnswers:
     smallest_p_value: float
 
 
-def score_answers(predictions: Iterable[Mapping[str, Any]]) -> dict[str, TaskAnswers]:
+def score_answers(
+    predictions: Iterable[Mapping[str, Any]], tasks: Collection[str] | None = None
+) -> dict[str, TaskAnswers]:
     """
     Counts the correct answers of each task.
 
     Args:
         predictions (`Iterable[Mapping]`): rows with the strings `task`, `answer` (the reference) and `generated`, as
             returned by [`~peft_listen.data.read_predictions`].
+        tasks (`Collection[str]`, *optional*): the tasks that are allowed to occur, those of the selections.
 
     Returns:
         `dict[str, TaskAnswers]`: the tasks, sorted by name; empty if there are no rows.
 
     Raises:
-        ValueError: if a row lacks one of the fields, one is not a string, or a reference is empty after normalization.
+        ValueError: if a row lacks one of the fields, one is not a string, a reference is empty after normalization, or a
+            task is not one of `tasks`.
         ImportError: if SciPy is not installed.
     """
     try:
@@ -63,6 +68,11 @@ def score_answers(predictions: Iterable[Mapping[str, Any]]) -> dict[str, TaskAns
     for number, prediction in enumerate(predictions):
         task, reference, answer = _checked(prediction, number)
         rows.setdefault(task, []).append((reference, answer))
+    if tasks is not None and (others := sorted(rows.keys() - set(tasks))):
+        raise ValueError(
+            f"The predictions contain the tasks {reprlib.repr(others)}, but the selections are for "
+            f"{reprlib.repr(sorted(set(tasks)))}. Pass the predictions for the same data."
+        )
     result = {}
     for task, pairs in sorted(rows.items()):
         references = Counter(reference for reference, _ in pairs)

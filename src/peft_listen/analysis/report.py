@@ -12,6 +12,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from ..files import atomic_path, check_output_file
+from .answers import TaskAnswers
 from .findings import SAME_OVERLAP, SHARED_OVERLAP, describe_task_answers, overlap_mark, rate, rate_task_answers
 from .plots import THEME, plot_prompt_heatmap, plot_query_key_map, plot_usage, task_colors
 from .query_space import Projection
@@ -53,10 +54,7 @@ class _Overlap:
 @dataclass(frozen=True)
 class _Answers:
     task: str
-    accuracy: float
-    chance_level: float
-    num_rows: int
-    most_frequent_answer: str
+    counts: TaskAnswers
     rating: str
     note: str
     live_prompts: int
@@ -153,10 +151,7 @@ def _answers(summary: SelectionSummary) -> list[_Answers]:
     return [
         _Answers(
             task=task,
-            accuracy=answers.accuracy,
-            chance_level=answers.chance_level,
-            num_rows=answers.num_rows,
-            most_frequent_answer=answers.most_frequent_answer,
+            counts=answers,
             rating=rate_task_answers(answers),
             note=describe_task_answers(answers),
             live_prompts=summary.tasks[task].live_prompts,
@@ -234,10 +229,16 @@ def _svg(figure: Figure, name: str) -> Any:
     # The XML header and the metadata are removed because they contain URLs.
     svg = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
     svg = svg[svg.index("<svg") :]
-    for variable, color in THEME.items():
-        svg = svg.replace(f": {color}", f": var(--{variable})")
+    svg = re.sub("<[^>]*>", lambda tag: _themed(tag[0]), svg)
     # The page sets the width; `viewBox` keeps the proportions.
     return Markup(re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg)))
+
+
+def _themed(tag: str) -> str:
+    """Replaces colors in the style of a tag by the CSS variables of the page."""
+    for variable, color in THEME.items():
+        tag = tag.replace(f": {color}", f": var(--{variable})")
+    return tag
 
 
 def format_summary(summary: SelectionSummary) -> str:
@@ -251,7 +252,7 @@ def format_summary(summary: SelectionSummary) -> str:
         (
             f"Correct: {task}",
             f"{answers.accuracy:.0%}",
-            f"{describe_task_answers(answers)} ({answers.chance_level:.0%})",
+            f"{describe_task_answers(answers)} (guessing: {answers.chance_level:.0%})",
         )
         for task, answers in summary.answers.items()
     ]

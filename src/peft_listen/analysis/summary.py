@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,12 +103,7 @@ def summarize(
     """
     if top < 1:
         raise ValueError(f"`top` must be at least 1, got {top}.")
-    answers = score_answers(predictions)
-    if unknown := sorted(answers.keys() - set(records.tasks)):
-        raise ValueError(
-            f"The predictions are for the tasks {reprlib.repr(sorted(answers))}, but the selections are for "
-            f"{reprlib.repr(records.task_names)}, without {reprlib.repr(unknown)}. Pass the predictions for the same data."
-        )
+    answers = score_answers(predictions, records.tasks)
     usage = records.usage()
     tasks = {}
     for task in records.task_names:
