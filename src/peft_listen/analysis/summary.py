@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .query_space import majority_share, mean_pairwise_cosine, neighbor_accuracy, silhouette
+from .collapse import collapse_measures
+from .query_space import majority_share, neighbor_accuracy, silhouette
 from .records import SelectionRecords
 
 
@@ -49,7 +50,8 @@ class SelectionSummary:
         silhouette (`float`, *optional*): see [`silhouette`].
         neighbor_accuracy (`float`, *optional*): see [`neighbor_accuracy`].
         majority_share (`float`): accuracy of always predicting the most frequent task, to compare `neighbor_accuracy` with.
-        query_cosine (`float`): mean cosine similarity between the queries of different rows; 1 is full collapse.
+        query_cosine, key_cosine, top_prompt_share (`float`): measures of collapse, as [`ListenCallback`] logs them; see
+            [`~peft_listen.analysis.collapse.collapse_measures`].
         tasks (`dict[str, TaskSummary]`): statistics of each task, sorted by name.
     """
 
@@ -67,6 +69,8 @@ class SelectionSummary:
     neighbor_accuracy: float | None
     majority_share: float
     query_cosine: float
+    key_cosine: float
+    top_prompt_share: float
     tasks: dict[str, TaskSummary]
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,6 +124,6 @@ def summarize(records: SelectionRecords, top: int = 10) -> SelectionSummary:
         silhouette=silhouette(records.queries, records.tasks),
         neighbor_accuracy=neighbor_accuracy(records.queries, records.tasks),
         majority_share=majority_share(records.tasks),
-        query_cosine=mean_pairwise_cosine(records.queries),
+        **collapse_measures(records.queries, records.keys, records.indices),
         tasks=tasks,
     )
