@@ -49,7 +49,8 @@ def create_listen_optimizer(
     trainer = Trainer(model, args, train_dataset=dataset, optimizers=(create_listen_optimizer(model, args), None))
     ```
     """
-    optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    trained: Any = model
+    optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args, trained)
     own_groups = {"params", "model", "optimizer_dict"}.intersection(settings)
     if own_groups or not (isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer)):
         raise ValueError(
