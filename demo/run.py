@@ -95,7 +95,8 @@ def main() -> None:
             speech,
         )
     run_stage("Data", data, "demo.make_dataset", data, force=True)
-    options = ["--speech", speech, "--llm", llm]
+    # README's output was made with this dropout.
+    options = ["--speech", speech, "--llm", llm, "--projector-dropout", 0.1]
     options += ["--chatml"] if arguments.llm is None else []
     options += ["--sound", arguments.sound] if arguments.sound else []
     run_stage(

@@ -1,6 +1,6 @@
 """Composes a base model: a frozen Whisper encoder, a frozen LLM, and an untrained projector between them.
 
-    python -m offline.build_base OUTPUT_DIR --speech SPEECH --llm LLM [--sound SOUND]
+    python -m offline.build_base OUTPUT_DIR --speech SPEECH --llm LLM [--sound SOUND] [--projector-dropout P]
 
 `SPEECH`, `LLM` and `SOUND` are folders or Hub ids; `SOUND` may also be an original BEATs checkpoint. The folder stores
 references to the frozen parts instead of copies.
@@ -16,10 +16,8 @@ from peft_listen import AudioListenForCausalLM, AudioListenProcessor
 from peft_listen.models.audio_listen import AUDIO_TOKEN, audio_chat_template
 
 
-# A projector for a small LLM: two layers, 256 wide. At this width, BERT's initializer range (0.02) would make the outputs
-# nearly independent of the audio.
+# A projector for a small LLM: two layers, 256 wide.
 PROJECTOR = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
-PROJECTOR_INITIALIZER_RANGE = 256**-0.5
 
 # ChatML, the template of SmolLM2 and Qwen, without a system prompt, which saves about two dozen tokens per example.
 CHATML_TEMPLATE = (
@@ -35,6 +33,7 @@ def build_base(
     sound: str | None = None,
     text_template: str | None = None,
     seed: int = 0,
+    projector_dropout: float = 0.0,
 ) -> None:
     """
     Writes model and processor to a folder. A complete folder is not changed.
@@ -47,6 +46,7 @@ def build_base(
             encoder.
         text_template (`str`, *optional*): chat template to use instead of the LLM's own.
         seed (`int`, defaults to 0): seed of the projector's initial weights.
+        projector_dropout (`float`, defaults to 0.0): dropout in the projector, in training.
     """
     output_dir = Path(output_dir)
     if (output_dir / "processor_config.json").is_file():
@@ -64,8 +64,11 @@ def build_base(
         sound=sound,
         llm=llm,
         tokenizer=processor.tokenizer,
-        qformer_config=PROJECTOR,
-        initializer_range=PROJECTOR_INITIALIZER_RANGE,
+        qformer_config={
+            **PROJECTOR,
+            "hidden_dropout_prob": projector_dropout,
+            "attention_probs_dropout_prob": projector_dropout,
+        },
         dtype=torch.float32,
     )
     model.save_pretrained(output_dir, save_frozen=False)
@@ -79,6 +82,7 @@ def main() -> None:
     parser.add_argument("--llm", required=True, help="folder or Hub id of a causal language model")
     parser.add_argument("--sound", help="folder, Hub id or original checkpoint of a BEATs model")
     parser.add_argument("--chatml", action="store_true", help="ChatML without system prompt as the chat template")
+    parser.add_argument("--projector-dropout", type=float, default=0.0, help="dropout in the projector (default: 0)")
     arguments = parser.parse_args()
     build_base(
         arguments.output_dir,
@@ -86,6 +90,7 @@ def main() -> None:
         arguments.llm,
         arguments.sound,
         text_template=CHATML_TEMPLATE if arguments.chatml else None,
+        projector_dropout=arguments.projector_dropout,
     )
 
 

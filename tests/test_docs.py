@@ -38,10 +38,9 @@ from peft_listen.models.audio_listen.configuration_audio_listen import QFORMER_D
 from peft_listen.models.audio_listen.convert_salmonn_projector import rename_salmonn_weights
 from peft_listen.models.beats.convert_beats_original_checkpoint import to_original_checkpoint
 from peft_listen_cli import COMMANDS, main
+from tests.pages import PAGES, ROOT, blocks
 
 
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 LLM, SPEECH = "HuggingFaceTB/SmolLM2-135M-Instruct", "openai/whisper-tiny.en"
 BEATS, SALMONN = "BEATs_iter3_plus_AS2M.pt", "salmonn_v1.pth"
@@ -52,12 +51,6 @@ EXAMPLES = [
     {"audio": "dog.wav", "instruction": "Is it loud?", "answer": "yes", "task": "questions"},
     {"audio": None, "instruction": "What is the capital of France?", "answer": "Paris", "task": "questions"},
 ]
-
-
-def blocks(page: Path, *languages: str) -> list[tuple[str, str]]:
-    """Language and content of a page's blocks, in their order."""
-    pattern = rf"^```({'|'.join(languages)})\n(.*?)^```"
-    return re.findall(pattern, page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
 def commands(block: str) -> list[list[str]]:

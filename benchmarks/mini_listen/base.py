@@ -20,11 +20,14 @@ from .data import SMOKE_SIZES, make_data
 
 # The context of Whisper; the longest clip of the data, with two utterances, lasts 4.4 s.
 WHISPER_SECONDS = 5
+# BERT's and SALMONN's dropout in the projector, with which the stored runs were trained. The default of the models is 0.
+PROJECTOR_DROPOUT = 0.1
 
 
 def build_base(folder: str | Path, models_dir: str | Path, beats_checkpoint: str | Path, seed: int = 0) -> Path:
     """
-    Composes the base model: three frozen parts and a window Q-Former with 2 layers of width 256 and windows of 17 frames.
+    Composes the base model: three frozen parts and a window Q-Former with 2 layers of width 256, a dropout of
+    0.1 and windows of 17 frames.
 
     The folder stores references to the frozen parts instead of copies. The chat template is ChatML without a system prompt.
 
@@ -53,6 +56,7 @@ def build_base(folder: str | Path, models_dir: str | Path, beats_checkpoint: str
         sound=str(Path(beats_checkpoint).resolve()),
         text_template=base_parts.CHATML_TEMPLATE,
         seed=seed,
+        projector_dropout=PROJECTOR_DROPOUT,
     )
     return Path(folder)
 

@@ -32,6 +32,8 @@ def test_the_statistics_equal_counts_by_hand(records) -> None:
     assert summary.silhouette == pytest.approx(1.0)
     assert summary.majority_share == 0.5
     assert summary.query_cosine == pytest.approx(2 / 6)
+    assert summary.key_cosine == pytest.approx(1.0)
+    assert summary.top_prompt_share == 0.5  # the prompts 0 and 4 are first in two rows each
 
 
 def test_each_task_has_its_own_statistics(records) -> None:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from peft_listen.training.collapse import METRICS, collapse_measures, collapse_warnings
+from peft_listen.analysis.collapse import collapse_measures
+from peft_listen.training.collapse import METRICS, collapse_warnings
 
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -16,7 +17,7 @@ def test_each_metric_detects_one_kind_of_collapse(collapsed):
     measures = collapse_measures(
         ALIKE if collapsed == "query_cosine" else DIFFERENT,
         ALIKE if collapsed == "key_cosine" else DIFFERENT,
-        torch.full((64,), 7) if collapsed == "top_prompt_share" else torch.arange(64) % 16,
+        (torch.full((64,), 7) if collapsed == "top_prompt_share" else torch.arange(64) % 16)[:, None],
     )
     assert set(measures) == {metric.measure for metric in METRICS}
     for measure, value in measures.items():
@@ -28,4 +29,4 @@ def test_each_metric_detects_one_kind_of_collapse(collapsed):
 
 
 def test_the_share_is_zero_without_rows():
-    assert collapse_measures(DIFFERENT, DIFFERENT, torch.empty(0, dtype=torch.long))["top_prompt_share"] == 0.0
+    assert collapse_measures(DIFFERENT, DIFFERENT, torch.empty(0, 1, dtype=torch.long))["top_prompt_share"] == 0.0

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments
 
-from peft_listen.training import parameter_groups
+from peft_listen.training import AudioListenCollator, create_listen_optimizer, parameter_groups, sft_config
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +56,62 @@ def test_empty_groups_are_omitted():
     (group,) = parameter_groups(model, 1e-3)
     assert len(group["params"]) == 2
     torch.optim.AdamW(parameter_groups(model, 1e-3))
+
+
+def test_the_rates_fit_the_form_of_the_adapter(make_adapted):
+    shared = {"num_shared_prompts": 12, "shared_prompt_mode": "add"}
+    keys, values, added, rest = parameter_groups(make_adapted(**shared), 1e-3)
+    assert [group["lr"] for group in (keys, values, added, rest)] == pytest.approx([1e-3, 2e-3, 1e-2, 1e-3])
+
+
+@pytest.mark.parametrize(
+    ("optim", "kind"), [("adamw_torch", torch.optim.AdamW), ("adagrad", torch.optim.Adagrad), ("sgd", torch.optim.SGD)]
+)
+def test_the_optimizer_is_that_of_the_arguments(model, tmp_path, optim, kind):
+    args = TrainingArguments(
+        str(tmp_path), optim=optim, learning_rate=2e-3, weight_decay=0.1, adam_beta2=0.98, use_cpu=True
+    )
+    optimizer = create_listen_optimizer(model, args, key_learning_rate=0.0)
+    assert type(optimizer) is kind
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.0, 2e-2, 2e-3])
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.0, 0.1]
+    if kind is torch.optim.AdamW:
+        assert all(group["betas"] == (0.9, 0.98) for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("optim", ["lomo", "galore_adamw"])
+def test_an_optimizer_with_groups_of_its_own_raises(model, tmp_path, monkeypatch, optim):
+    # Stands for packages that are not installed; only the arguments that transformers makes for them are read.
+    made = {"lomo": {"model": model, "lr": 1e-3}, "galore_adamw": {"params": [], "lr": 1e-3}}[optim]
+    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", staticmethod(lambda *_: (torch.optim.AdamW, made)))
+    args = TrainingArguments(str(tmp_path), optim=optim, optim_target_modules=["q_proj"], use_cpu=True)
+    with pytest.raises(ValueError, match=rf"`optim='{optim}'` makes its own parameter groups.*adamw_torch"):
+        create_listen_optimizer(model, args)
+
+
+@pytest.mark.parametrize("trainer", ["Trainer", "SFTTrainer"])
+def test_both_trainers_take_the_optimizer_in_one_line(make_adapted, processor, examples, tmp_path, trainer):
+    model = make_adapted()
+    settings = {"max_steps": 2, "learning_rate": 1e-3, "lr_scheduler_type": "constant", "use_cpu": True}
+    settings |= {"save_strategy": "no", "report_to": [], "disable_tqdm": True, "logging_steps": 1}
+    if trainer == "Trainer":
+        args = TrainingArguments(str(tmp_path), remove_unused_columns=False, **settings)
+        others = {"train_dataset": examples, "data_collator": AudioListenCollator(processor)}
+        made = Trainer(model, args, optimizers=(create_listen_optimizer(model, args), None), **others)
+    else:
+        trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+        args = sft_config(tmp_path, bf16=False, **settings)
+        others = {
+            "train_dataset": datasets.Dataset.from_list(examples),
+            "data_collator": AudioListenCollator(processor, supervised_logits_only=False),
+            "processing_class": processor,
+        }
+        made = trl.SFTTrainer(model, args, optimizers=(create_listen_optimizer(model, args), None), **others)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    made.train()
+    assert [group["lr"] for group in made.optimizer.param_groups] == pytest.approx([1e-3, 1e-2, 1e-3])
+    # Adam's first steps are as long as the rate.
+    moved = {name: float((weight - before[name]).abs().max().detach()) for name, weight in model.named_parameters()}
+    (values,) = [change for name, change in moved.items() if name.endswith("listen_pools.default.values")]
+    (keys,) = [change for name, change in moved.items() if name.endswith("listen_pools.default.keys")]
+    assert 0.009 < values < 0.03 and 0 < keys < 0.003

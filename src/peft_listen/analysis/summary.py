@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .answers import TaskAnswers, score_answers
-from .query_space import majority_share, mean_pairwise_cosine, neighbor_accuracy, silhouette
+from .collapse import collapse_measures
+from .query_space import majority_share, neighbor_accuracy, silhouette
 from .records import SelectionRecords
 
 
@@ -51,7 +52,8 @@ class SelectionSummary:
         silhouette (`float`, *optional*): see [`silhouette`].
         neighbor_accuracy (`float`, *optional*): see [`neighbor_accuracy`].
         majority_share (`float`): accuracy of always predicting the most frequent task, to compare `neighbor_accuracy` with.
-        query_cosine (`float`): mean cosine similarity between the queries of different rows; 1 is full collapse.
+        query_cosine, key_cosine, top_prompt_share (`float`): measures of collapse, as [`ListenCallback`] logs them; see
+            [`~peft_listen.analysis.collapse.collapse_measures`].
         tasks (`dict[str, TaskSummary]`): statistics of each task, sorted by name.
         answers (`dict[str, TaskAnswers]`): correct answers of each task with predictions, sorted by name.
     """
@@ -70,6 +72,8 @@ class SelectionSummary:
     neighbor_accuracy: float | None
     majority_share: float
     query_cosine: float
+    key_cosine: float
+    top_prompt_share: float
     tasks: dict[str, TaskSummary]
     answers: dict[str, TaskAnswers] = field(default_factory=dict)
 
@@ -130,7 +134,7 @@ def summarize(
         silhouette=silhouette(records.queries, records.tasks),
         neighbor_accuracy=neighbor_accuracy(records.queries, records.tasks),
         majority_share=majority_share(records.tasks),
-        query_cosine=mean_pairwise_cosine(records.queries),
+        **collapse_measures(records.queries, records.keys, records.indices),
         tasks=tasks,
         answers=answers,
     )

@@ -1,9 +1,9 @@
-"""Training: the data collator, the feature cache, and the integration with `Trainer` and `SFTTrainer`."""
+"""Training: the data collator, the feature cache, the optimizer, and the integration with `Trainer` and `SFTTrainer`."""
 
 from .callbacks import ListenCallback
 from .collator import AudioListenCollator
 from .feature_cache import FeatureCache
-from .optimizer import parameter_groups
+from .optimizer import create_listen_optimizer, parameter_groups
 from .sft import sft_config
 from .template_tokens import chat_template_token_ids
 
@@ -13,6 +13,7 @@ __all__ = [
     "FeatureCache",
     "ListenCallback",
     "chat_template_token_ids",
+    "create_listen_optimizer",
     "parameter_groups",
     "sft_config",
 ]

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState, DistributedType
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..tuners.listen import ListenModel, PromptPool, SelectionRecord
 from ..tuners.listen.running_statistics import gather_rows
 from .checks import check_trainer_arguments
-from .collapse import MIN_ROWS, collapse_measures, collapse_warnings
+from .collapse import MIN_ROWS, collapse_warnings
 from .collator import AudioListenCollator
-
-
-# Number of rows over which the collapse metrics are computed.
-_RECENT_ROWS = 64
+from .measured_rows import MeasuredRows
 
 
 class ListenCallback(TrainerCallback):
@@ -31,9 +29,14 @@ class ListenCallback(TrainerCallback):
     - Warns about trainer options that drop or distort the key loss.
     - Initializes the keys from real queries after a few steps, and again later if requested, since the queries change
       while the projector is trained (ours).
-    - Logs `key_loss`, `prompt_length`, `live_prompts` (number of prompts of the pool that were selected since the last
-      log) and the collapse metrics (`query_cosine`, `key_cosine`, `top_prompt_share`), and warns once about each that
-      is above the threshold. They are in `trainer.state.log_history` and on the progress bar. Integrations given by
+    - Logs `key_loss`, `prompt_length` and `live_prompts` (number of prompts of the pool that were selected, in training,
+      since the last log).
+    - Logs the measures of collapse (`query_cosine`, `key_cosine`, `top_prompt_share`), and warns once about each that is
+      above the threshold. They are computed at the time of the log for 32 rows of the training data, evenly spaced, or
+      for all if there are fewer, in evaluation mode, as those of the report: for the same rows, both are equal. The
+      language model does not run for them. An iterable dataset is measured on its first rows. Under FSDP and DeepSpeed
+      ZeRO-3, whose parameters are only complete during a forward pass of the whole model, they are left out.
+    - The logged values are in `trainer.state.log_history` and on the progress bar. Integrations given by
       `report_to` run before other callbacks; for them, put this one first with
       `trainer.callback_handler.callbacks.insert(0, ListenCallback())` instead of `callbacks=[...]`.
 
@@ -47,8 +50,8 @@ class ListenCallback(TrainerCallback):
         num_queries (`int`, defaults to 2048):
             Number of queries stored for the initialization, over all processes.
         collapse_threshold (`float`, defaults to 0.95):
-            Value of a collapse metric above which a warning is given; see
-            [`~peft_listen.training.collapse.collapse_measures`]. With a value above 1, there are no warnings.
+            Value of a measure of collapse above which a warning is given; see
+            [`~peft_listen.analysis.collapse.collapse_measures`]. With a value above 1, there are no warnings.
 
     Raises:
         ValueError: for steps or a number of queries below 1; when training begins, for a model without an adapter, and
@@ -69,8 +72,7 @@ class ListenCallback(TrainerCallback):
         self.num_queries = num_queries
         self.collapse_threshold = collapse_threshold
         self._step_queries: list[torch.Tensor] = []  # of the running step, in this process
-        self._recent_queries: deque[torch.Tensor] = deque(maxlen=_RECENT_ROWS)
-        self._recent_best: deque[torch.Tensor] = deque(maxlen=_RECENT_ROWS)
+        self._measured_rows: MeasuredRows | None = None
         self._is_selected: torch.Tensor | None = None  # [pool_size], since the last log
         self._prompt_length = 0
         self._tuner: ListenModel | None = None
@@ -91,11 +93,13 @@ class ListenCallback(TrainerCallback):
         if isinstance(collator, AudioListenCollator):
             collator.check_generation(kwargs["model"])
         self._step_queries.clear()
-        self._recent_queries.clear()
-        self._recent_best.clear()
         self._is_selected = None
         self._recording.close()  # a previous run may have ended with an exception
         self._recording.enter_context(self._tuner.layer.recording(self._record))
+        self._measured_rows = None
+        if not _parameters_are_sharded():
+            self._measured_rows = MeasuredRows(self._tuner, kwargs.get("train_dataloader"))
+            self._recording.callback(self._measured_rows.close)
         self._resume_queries(state)
 
     def on_train_end(
@@ -136,7 +140,7 @@ class ListenCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         tuner = self._tuner
-        if tuner is None or logs is None or "loss" not in logs or not self._recent_queries:
+        if tuner is None or logs is None or "loss" not in logs:
             return
         pool = self._pool
         pool.warn_of_skipped_rows()
@@ -144,14 +148,13 @@ class ListenCallback(TrainerCallback):
         extra: dict[str, Any] = {"prompt_length": self._prompt_length, "live_prompts": selected}
         if tuner.key_loss is not None:
             extra["key_loss"] = round(float(tuner.key_loss.detach()), 4)
-        queries = pool.normalize_query(torch.stack(list(self._recent_queries)))
-        measures = collapse_measures(queries, pool.keys.detach().float(), torch.stack(list(self._recent_best)))
+        measures = {} if self._measured_rows is None else self._measured_rows.measures()
         extra.update(measures)
         logs.update(extra)
         if state.log_history:
             state.log_history[-1].update(extra)
         self._is_selected = None
-        if len(self._recent_queries) >= MIN_ROWS:
+        if self._measured_rows is not None and measures and len(self._measured_rows) >= MIN_ROWS:
             self._warn_of_collapse(measures)
 
     @property
@@ -168,9 +171,7 @@ class ListenCallback(TrainerCallback):
         pool = self._pool
         if state.global_step == 0:
             pool.forget_queries()
-        elif pool.recent_queries is not None:
-            self._recent_queries.extend(pool.recent_queries)
-        elif self._is_pending(state.global_step):
+        elif pool.recent_queries is None and self._is_pending(state.global_step):
             warnings.warn(
                 "The checkpoint contains no queries, so the keys will be initialized only from queries after the resume, "
                 "unlike in an uninterrupted run. Resume from a checkpoint that was written with the same "
@@ -184,10 +185,7 @@ class ListenCallback(TrainerCallback):
         pool = self._pool
         if not pool.is_training_step:
             return
-        query = record.query.float()
-        self._step_queries.append(query)
-        self._recent_queries.extend(query)
-        self._recent_best.extend(record.indices[:, 0])
+        self._step_queries.append(record.query.float())
         if self._is_selected is None:
             self._is_selected = torch.zeros(len(pool.keys), dtype=torch.bool, device=record.indices.device)
         self._is_selected[record.indices.flatten()] = True
@@ -198,6 +196,11 @@ class ListenCallback(TrainerCallback):
             if measure not in self._warned:
                 self._warned.add(measure)
                 warnings.warn(message, UserWarning, stacklevel=2)
+
+
+def _parameters_are_sharded() -> bool:
+    distributed_type = AcceleratorState().distributed_type
+    return distributed_type == DistributedType.FSDP or is_deepspeed_zero3_enabled()
 
 
 def find_tuner(model: Any) -> ListenModel:

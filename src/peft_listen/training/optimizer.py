@@ -1,12 +1,73 @@
-"""Parameter groups: soft prompts need a much higher learning rate than other parameters."""
+"""Parameter groups and optimizer: soft prompts need a much higher learning rate than other parameters."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
+from transformers import Trainer, TrainingArguments
 
 from ..tuners.listen import PromptPool
+
+
+# Learning rates relative to that of the other parameters.
+_SOFT_PROMPT_RATE = 10.0
+_ADDED_VALUE_RATE = 2.0
+
+
+def create_listen_optimizer(
+    model: nn.Module,
+    args: TrainingArguments,
+    value_learning_rate: float | None = None,
+    shared_value_learning_rate: float | None = None,
+    key_learning_rate: float | None = None,
+) -> torch.optim.Optimizer:
+    """
+    Creates the optimizer that the training arguments name, with the learning rates of [`parameter_groups`].
+
+    `Trainer` and `SFTTrainer` take it as `optimizers=(optimizer, None)`, and create the schedule of the learning rates from
+    the arguments. Their own optimizer would have one learning rate for all parameters, with which the prompts hardly change.
+
+    Args:
+        model (`nn.Module`): with a LISTEN adapter.
+        args ([`~transformers.TrainingArguments`]):
+            those of the trainer: `optim`, `learning_rate`, `weight_decay`, `adam_beta1` and so on.
+        value_learning_rate, shared_value_learning_rate, key_learning_rate (`float`, *optional*):
+            see [`parameter_groups`].
+
+    Returns:
+        `torch.optim.Optimizer`
+
+    Raises:
+        ValueError: for an `optim` that makes its own parameter groups, such as GaLore or LOMO.
+
+    Example:
+
+    ```python
+    args = TrainingArguments("checkpoints", learning_rate=1e-3, remove_unused_columns=False)
+    trainer = Trainer(model, args, train_dataset=dataset, optimizers=(create_listen_optimizer(model, args), None))
+    ```
+    """
+    trained: Any = model
+    optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args, trained)
+    own_groups = {"params", "model", "optimizer_dict"}.intersection(settings)
+    if own_groups or not (isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer)):
+        raise ValueError(
+            f"`optim={str(getattr(args.optim, 'value', args.optim))!r}` makes its own parameter groups, so the prompts "
+            "would not get learning rates of their own. Use an optimizer with one learning rate per group, such as "
+            "`optim='adamw_torch'`."
+        )
+    groups = parameter_groups(
+        model,
+        args.learning_rate,
+        value_learning_rate=value_learning_rate,
+        shared_value_learning_rate=shared_value_learning_rate,
+        key_learning_rate=key_learning_rate,
+        weight_decay=args.weight_decay,
+    )
+    optimizer: torch.optim.Optimizer = optimizer_class(groups, **settings)
+    return optimizer
 
 
 def parameter_groups(
@@ -27,11 +88,12 @@ def parameter_groups(
     Args:
         model (`nn.Module`): with a LISTEN adapter.
         learning_rate (`float`): for the projector, other adapters, and all other parameters that require gradients.
-        value_learning_rate (`float`, *optional*): for the values; 10 times `learning_rate` if not given.
+        value_learning_rate (`float`, *optional*):
+            for the values; 10 times `learning_rate` if not given. Where shared prompts are added to the values
+            (`shared_prompt_mode="add"`), it is twice `learning_rate` if not given: every row trains the shared prompts, and
+            few rows train each value (ours; benchmarks/RESULTS.md).
         shared_value_learning_rate (`float`, *optional*):
-            for the shared prompts; that of the values if not given. Where shared prompts are added to the values
-            (`shared_prompt_mode="add"`), every row trains the shared prompts and few rows train each value: twice
-            `learning_rate` is then enough for the values.
+            for the shared prompts; if not given, that of the values, or 10 times `learning_rate` where they are added.
         key_learning_rate (`float`, *optional*): for the keys; `learning_rate` if not given.
         weight_decay (`float`, defaults to 0.0): for parameters that are neither keys nor values.
 
@@ -45,23 +107,35 @@ def parameter_groups(
     trainer = Trainer(model, args, train_dataset=dataset, optimizers=(optimizer, None))
     ```
     """
-    value_rate = 10 * learning_rate if value_learning_rate is None else value_learning_rate
-    rates = {
-        "keys": learning_rate if key_learning_rate is None else key_learning_rate,
-        "values": value_rate,
-        "shared_values": value_rate if shared_value_learning_rate is None else shared_value_learning_rate,
-    }
-    kinds = {
-        id(parameter): kind
+    pool_of = {
+        id(parameter): (kind, pool)
         for pool in model.modules()
         if isinstance(pool, PromptPool)
         for kind, parameter in pool.named_parameters()
     }
-    groups: dict[str, dict[str, Any]] = {
-        kind: {"params": [], "lr": rate, "weight_decay": 0.0} for kind, rate in rates.items()
-    }
-    groups["other"] = {"params": [], "lr": learning_rate, "weight_decay": weight_decay}
+    given = {"keys": key_learning_rate, "values": value_learning_rate, "shared_values": shared_value_learning_rate}
+
+    def rate_of(kind: str, pool: PromptPool) -> float:
+        rate = given[kind]
+        if rate is not None:
+            return rate
+        if kind == "keys":
+            return learning_rate
+        if kind == "values" and pool.config.adds_shared_prompts:
+            return _ADDED_VALUE_RATE * learning_rate
+        if kind == "shared_values" and not pool.config.adds_shared_prompts:
+            return rate_of("values", pool)
+        return _SOFT_PROMPT_RATE * learning_rate
+
+    groups: dict[tuple[int, float], dict[str, Any]] = {}
     for parameter in model.parameters():
-        if parameter.requires_grad:
-            groups[kinds.get(id(parameter), "other")]["params"].append(parameter)
-    return [group for group in groups.values() if group["params"]]
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in pool_of:
+            kind, pool = pool_of[id(parameter)]
+            position, rate, decay = list(given).index(kind), rate_of(kind, pool), 0.0
+        else:
+            position, rate, decay = len(given), learning_rate, weight_decay
+        group = groups.setdefault((position, rate), {"params": [], "lr": rate, "weight_decay": decay})
+        group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]

@@ -60,6 +60,10 @@ def test_the_base_refers_to_frozen_parts_and_keeps_its_projector(parts: dict[str
     assert model.config.window_length == model.config.window_stride == 17
     assert model.config.qformer_config.num_hidden_layers == 2
     assert model.config.qformer_config.hidden_size == 256
+    # As in the stored runs.
+    assert model.config.qformer_config.hidden_dropout_prob == 0.1
+    assert model.config.qformer_config.attention_probs_dropout_prob == 0.1
+    assert model.config.initializer_range == 1 / 16
     assert model.config.speech_config.max_source_positions == 100  # 2 s
     trainable = {name.split(".")[1] for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trainable == {"multi_modal_projector"}

@@ -32,6 +32,37 @@ def test_the_qformer_has_the_width_of_both_encoders_as_input() -> None:
     assert isinstance(config.sound_config, BeatsConfig)
 
 
+@pytest.mark.parametrize(
+    ("qformer", "settings", "expected"),
+    [
+        (None, {}, (768**-0.5, 0.0, 0.0)),
+        ({"hidden_size": 64, "num_attention_heads": 2}, {}, (1 / 8, 0.0, 0.0)),
+        ({"hidden_dropout_prob": 0.2}, {"initializer_range": 0.1}, (0.1, 0.2, 0.0)),
+        (Blip2QFormerConfig(hidden_size=64, num_attention_heads=2), {}, (1 / 8, 0.1, 0.1)),
+    ],
+    ids=["default", "narrow", "given", "a configuration"],
+)
+def test_a_new_projector_has_no_dropout_and_weights_that_fit_its_width(qformer, settings, expected, tmp_path) -> None:
+    config = AudioListenConfig(qformer_config=qformer, **settings)
+    config.save_pretrained(tmp_path)
+    for either in (config, AutoConfig.from_pretrained(tmp_path)):
+        inner = either.qformer_config
+        found = (either.initializer_range, inner.hidden_dropout_prob, inner.attention_probs_dropout_prob)
+        assert found == pytest.approx(expected)
+        assert inner.initializer_range == either.initializer_range
+
+
+def test_a_composite_that_was_saved_with_other_defaults_keeps_them(tmp_path) -> None:
+    AudioListenConfig().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    saved["initializer_range"] = 0.02
+    saved["qformer_config"] |= {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.initializer_range == 0.02
+    assert config.qformer_config.hidden_dropout_prob == config.qformer_config.attention_probs_dropout_prob == 0.1
+
+
 @pytest.mark.parametrize("sound", [False, True])
 def test_saved_configurations_are_loaded_unchanged(plain_config, sound: bool, tmp_path) -> None:
     config = plain_config(sound=sound, window_length=20, window_stride=10, num_queries=2, encoder_batch_size=3)

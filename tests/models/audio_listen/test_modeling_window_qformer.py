@@ -47,6 +47,16 @@ def test_outputs_in_bfloat16_stay_close_to_float32() -> None:
     np.testing.assert_allclose(output.float().numpy(), arrays["equal__out"], atol=0.1, rtol=0)
 
 
+@torch.no_grad()
+def test_a_new_projector_gives_the_same_outputs_in_training_and_in_evaluation(projector) -> None:
+    generator = torch.Generator().manual_seed(0)
+    speech, sound = (
+        torch.randn(2, 12, norm.normalized_shape[0], generator=generator)
+        for norm in (projector.speech_layer_norm, projector.sound_layer_norm)
+    )
+    assert torch.equal(projector.train()(speech, sound), projector.eval()(speech, sound))
+
+
 def test_salmonns_other_weights_are_ignored_and_missing_ones_refused() -> None:
     checkpoint = torch.load(FIXTURES / "tiny.pt", weights_only=True)
     weights, args = checkpoint["model"], checkpoint["args"]

@@ -11,8 +11,14 @@ from ..model_type import check_found, check_model_type
 from .references import check_references
 
 
-# SALMONN's Q-Former: BERT-base width, two layers, both with cross-attention.
-QFORMER_DEFAULTS = {"num_hidden_layers": 2, "cross_attention_frequency": 1}
+# SALMONN's Q-Former: BERT-base width, two layers, both with cross-attention. Without dropout, which SALMONN has: the query
+# that selects prompts is computed from the Q-Former's outputs, and dropout changes it more than another clip does.
+QFORMER_DEFAULTS = {
+    "num_hidden_layers": 2,
+    "cross_attention_frequency": 1,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
 
 
 @strict
@@ -28,7 +34,9 @@ class AudioListenConfig(PreTrainedConfig):
             BEATs, the encoder for sounds and music. `None` means no sound encoder.
         qformer_config (`Blip2QFormerConfig` or `dict`, *optional*):
             The Q-Former. In a `dict`, `num_hidden_layers` defaults to 2 and `cross_attention_frequency` to 1, as in
-            SALMONN. `encoder_hidden_size` is always set to the sum of the encoders' widths.
+            SALMONN, and both dropout probabilities to 0, unlike in SALMONN (ours): with dropout, the prompts are selected by
+            noise in training. `encoder_hidden_size` is always set to the sum of the encoders' widths, and
+            `initializer_range` to that of this configuration.
         text_config (`PreTrainedConfig` or `dict`, *optional*):
             Any causal language model of transformers. Defaults to `LlamaConfig()`.
         audio_token_id (`int`, *optional*):
@@ -48,8 +56,10 @@ class AudioListenConfig(PreTrainedConfig):
         freeze_language_model (`bool`, *optional*, defaults to `True`):
             Whether the language model and its head start frozen, as in SALMONN and LiSTEN, which train only the
             projector and an adapter. The encoders always start frozen.
-        initializer_range (`float`, *optional*, defaults to 0.02):
-            Standard deviation of the initial weights of the projector and its queries.
+        initializer_range (`float`, *optional*):
+            Standard deviation of the initial weights of the projector and its queries. Defaults to one over the square
+            root of the Q-Former's width (ours): with BERT's 0.02, the outputs of a new projector hardly depend on the
+            audio.
         tie_word_embeddings (`bool`, *optional*):
             Whether the head shares the weights of the input embeddings. Defaults to the value in `text_config`.
         frozen_references (`dict[str, dict]`, *optional*):
@@ -92,7 +102,7 @@ class AudioListenConfig(PreTrainedConfig):
     encoder_batch_size: int = 8
     group_sound_by_length: bool = True
     freeze_language_model: bool = True
-    initializer_range: float = 0.02
+    initializer_range: float | None = None
     tie_word_embeddings: bool | None = None
     frozen_references: Any = None
 
@@ -114,6 +124,9 @@ class AudioListenConfig(PreTrainedConfig):
         self._check_sub_configs()
         sound_size = self.sound_config.hidden_size if self.sound_config is not None else 0
         self.qformer_config.encoder_hidden_size = self.speech_config.hidden_size + sound_size
+        if self.initializer_range is None:
+            self.initializer_range = self.qformer_config.hidden_size**-0.5
+        self.qformer_config.initializer_range = self.initializer_range
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = getattr(self.text_config, "tie_word_embeddings", False)
         self._check_windows()

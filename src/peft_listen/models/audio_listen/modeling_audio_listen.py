@@ -115,7 +115,7 @@ class AudioListenPreTrainedModel(CompleteWeightsMixin):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, WindowQFormerProjector):
-            init.normal_(module.query_tokens, mean=0.0, std=self.config.initializer_range)
+            init.normal_(module.query_tokens, mean=0.0, std=self.config.qformer_config.initializer_range)
 
     @classmethod
     def is_custom_code(cls) -> bool:

@@ -32,7 +32,7 @@ class WindowQFormerProjector(nn.Module):
         with local_torch_dtype(torch.float32):
             self.speech_layer_norm = nn.LayerNorm(config.speech_config.hidden_size)
             self.sound_layer_norm = nn.LayerNorm(config.sound_config.hidden_size) if config.sound_config else None
-            queries = config.initializer_range * torch.randn(1, config.num_queries, qformer_size)
+            queries = config.qformer_config.initializer_range * torch.randn(1, config.num_queries, qformer_size)
             self.query_tokens = nn.Parameter(queries)
             self.qformer = Blip2QFormerModel(config.qformer_config)
             self.linear = nn.Linear(qformer_size, config.text_config.hidden_size)

@@ -33,6 +33,7 @@ from .calls import GenerateCall, LanguageModelCall, repeat_rows
 from .key_loss import add_key_loss
 from .layer import ListenLayer
 from .placement import PromptPlacement, positions_from_mask
+from .pool import PoolOutput
 from .position_limit import PositionLimit
 from .query import NO_GROUPS, TokenGroups, placeholder_token_ids, token_positions
 from .validation import check_cache_matches_adapter, check_supported
@@ -51,10 +52,10 @@ _PLACED_ARGUMENTS = ("input_ids", "inputs_embeds", "attention_mask", "position_i
 class _BackboneCallCaptured(Exception):  # noqa: N818  (control flow, not an error)
     """Carries the backbone's arguments out of a forward pass that stops there."""
 
-    def __init__(self, call: dict[str, Any], groups: TokenGroups) -> None:
+    def __init__(self, arguments: dict[str, Any], call: LanguageModelCall) -> None:
         super().__init__()
+        self.arguments = arguments
         self.call = call
-        self.groups = groups
 
 
 class PromptHooks:
@@ -110,12 +111,48 @@ class PromptHooks:
         audio and images, `attention_mask`, `position_ids` and so on; and the positions that the query treats separately.
         The backbone itself does not run.
         """
+        captured = self._capture_backbone_call({**inputs, "use_cache": False})
+        return captured.arguments, captured.call.groups
+
+    @torch.no_grad()
+    def selection_for(self, **inputs: Any) -> PoolOutput:
+        """
+        The selection of the active adapter for these inputs of the language model, as outside training. The backbone does
+        not run, and the selection is neither recorded nor counted.
+
+        Args:
+            inputs: arguments of the language model. With `labels`, the query ends before them.
+
+        Raises:
+            ValueError: if no adapter is active.
+        """
+        thread, name = self.layer.thread, self.layer.active_adapter_name
+        if name is None:
+            raise ValueError("No LISTEN adapter is active.")
+        key_loss_per_row = thread.key_loss_per_row
+        try:
+            captured = self._capture_backbone_call(inputs)
+        finally:
+            thread.key_loss_per_row = key_loss_per_row
+        arguments, call = captured.arguments, captured.call
+        labels = call.labels if self._labels_are_answers else None
+        output: PoolOutput = self.layer.pool_of(name)(
+            arguments["inputs_embeds"],
+            arguments.get("attention_mask"),
+            labels,
+            call.query_mask,
+            call.groups,
+            thread.prompt_lengths.get(name),
+        )
+        return output
+
+    def _capture_backbone_call(self, inputs: dict[str, Any]) -> _BackboneCallCaptured:
         thread = self.layer.thread
         thread.captures_backbone_call = True
         try:
-            self.language_model(**inputs, use_cache=False)
+            self.language_model(**inputs)
         except _BackboneCallCaptured as captured:
-            return captured.call, captured.groups
+            return captured
         finally:
             thread.captures_backbone_call = False
         raise RuntimeError(f"{type(self.language_model).__name__} did not call its backbone.")
@@ -262,7 +299,7 @@ class PromptHooks:
             arguments["cache"] = arguments.pop("past_key_values")
         if thread.captures_backbone_call:
             self._embed(arguments)
-            raise _BackboneCallCaptured(arguments, thread.call.groups)
+            raise _BackboneCallCaptured(arguments, thread.call)
         cache = arguments.get(self.cache_name)
         generate_call = self._own_generate_call(arguments, cache)
         thread.call.continues_generate = generate_call is not None

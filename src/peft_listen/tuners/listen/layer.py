@@ -28,6 +28,11 @@ class BackboneHooks(Attachment, Protocol):
     """The part of the backbone's hooks that the layer uses."""
 
     backbone: nn.Module
+    language_model: nn.Module
+
+    def selection_for(self, **inputs: Any) -> PoolOutput:
+        """The selection for these inputs of the language model, without running the backbone."""
+        ...
 
 
 class ListenLayer(nn.Module, BaseTunerLayer):

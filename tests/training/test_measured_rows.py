@@ -1,0 +1,130 @@
+"""Collapse is measured on one state of the model, in evaluation mode, and the log has the report's numbers."""
+
+import pytest
+import torch
+from torch.utils.data import IterableDataset
+from transformers import Trainer, TrainingArguments
+
+from peft_listen.analysis import mean_pairwise_cosine, record_dataset, summarize
+from peft_listen.training import AudioListenCollator, FeatureCache, ListenCallback
+from peft_listen.training.measured_rows import MeasuredRows
+
+
+MEASURES = ("query_cosine", "key_cosine", "top_prompt_share")
+
+
+def train(model, dataset, collator, folder, *callbacks, **changes):
+    settings = {"max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1}
+    settings |= {"save_strategy": "no", "use_cpu": True, "report_to": [], "disable_tqdm": True, "seed": 3}
+    args = TrainingArguments(str(folder), remove_unused_columns=False, **(settings | changes))
+    trainer = Trainer(model, args, train_dataset=dataset, data_collator=collator, callbacks=list(callbacks))
+    trainer.train()
+    return trainer
+
+
+def logged(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_queries_that_are_equal_in_evaluation_make_the_alarm_speak(make_adapted, examples, processor, tmp_path):
+    same = [{**examples[0], "answer": answer} for answer in ("yes", "no") * 4]
+    model = make_adapted(dropout=0.5)
+    with (
+        pytest.warns(UserWarning, match=r"queries of different rows have nearly the same direction \(mean cosine 1"),
+        model.record_selections() as records,
+    ):
+        trainer = train(model, same, AudioListenCollator(processor), tmp_path, ListenCallback())
+    pool = model.base_model.layer.pool_of()
+    in_training = pool.normalize_query(torch.cat([record.query for record in records]))
+    assert mean_pairwise_cosine(in_training) < 0.5  # dropout makes equal inputs look different
+    assert logged(trainer, "query_cosine") == pytest.approx([1.0] * 3)
+    assert logged(trainer, "top_prompt_share") == [1.0] * 3
+
+
+@pytest.mark.parametrize("is_cached", [False, True], ids=["clips", "cached features"])
+def test_log_and_report_have_the_same_numbers(make_adapted, examples, clips, processor, tmp_path, is_cached):
+    model = make_adapted(dropout=0.5)
+    cache = None
+    if is_cached:
+        cache = FeatureCache(tmp_path / "features", model)
+        cache.build(model.get_base_model().eval(), processor, clips)
+    collator = AudioListenCollator(processor, feature_cache=cache)
+    trainer = train(model, examples, collator, tmp_path, ListenCallback(init_keys_at_steps=(2,)))
+    assert model.training
+    summary = summarize(record_dataset(model, examples, collator=collator, batch_size=1))
+    for measure in MEASURES:
+        assert logged(trainer, measure)[-1] == getattr(summary, measure)
+    assert len(set(logged(trainer, "query_cosine"))) == 3  # each is that of its own step
+
+
+def test_the_measurement_does_not_change_the_training(make_adapted, examples, processor, tmp_path):
+    results = []
+    for callbacks in ((), (ListenCallback(),)):
+        model = make_adapted(dropout=0.5, stochastic_prompt_length=False)
+        with model.record_selections() as records:
+            trainer = train(model, examples, AudioListenCollator(processor), tmp_path, *callbacks)
+        assert len(records) == 3
+        assert model.key_loss is not None
+        results.append((logged(trainer, "loss"), records[-1].query, model.base_model.layer.pool_of().query_mean))
+    (losses, query, mean), (measured_losses, measured_query, measured_mean) = results
+    assert losses == measured_losses
+    assert torch.equal(query, measured_query) and torch.equal(mean, measured_mean)
+
+
+class Stream(IterableDataset):
+    """Rows that can be read only once."""
+
+    def __init__(self, rows):
+        self._rows = iter(rows)
+
+    def __iter__(self):
+        return self._rows
+
+
+def test_an_iterable_dataset_is_measured_on_its_first_rows(make_adapted, examples, processor, tmp_path):
+    model = make_adapted(dropout=0.5)
+    collator = AudioListenCollator(processor)
+    trainer = train(model, Stream(examples * 3), collator, tmp_path, ListenCallback())
+    summary = summarize(record_dataset(model, examples * 3, collator=collator, batch_size=4))
+    for measure in MEASURES:
+        assert logged(trainer, measure)[-1] == pytest.approx(getattr(summary, measure), abs=1e-6)
+    hooks = model.base_model.layer.hooks
+    assert len(hooks.language_model._forward_pre_hooks) == 1  # the tuner's own
+
+
+class Rows:
+    def __init__(self, rows):
+        self.dataset = rows
+        self.collated = []
+
+    def collate_fn(self, rows):
+        self.collated.extend(rows)
+        return {"input_ids": torch.tensor([[3, 4 + rows[0]]]), "labels": torch.tensor([[-100, 4]])}
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [(3, [0, 1, 2]), (8, list(range(8))), (100, [0, 12, 25, 37, 50, 62, 75, 87])]
+)
+def test_the_rows_are_spread_over_the_dataset(make_adapted, size, expected):
+    dataloader = Rows(list(range(size)))
+    rows = MeasuredRows(make_adapted().base_model, dataloader, num_rows=8)
+    assert dataloader.collated == expected
+    assert len(rows) == len(expected)
+    assert rows.measures().keys() == set(MEASURES)
+
+
+def test_each_module_returns_to_its_own_mode(make_adapted):
+    model = make_adapted(dropout=0.5).train()
+    projector = model.get_base_model().model.multi_modal_projector.eval()
+    modes = [module.training for module in model.modules()]
+    rows = MeasuredRows(model.base_model, Rows([0, 1]))
+    rows.measures()
+    assert [module.training for module in model.modules()] == modes
+    assert model.training and not projector.training
+
+
+def test_nothing_is_measured_without_an_active_adapter(make_adapted):
+    model = make_adapted()
+    rows = MeasuredRows(model.base_model, Rows([0, 1]))
+    with model.disable_adapter():
+        assert rows.measures() == {}
