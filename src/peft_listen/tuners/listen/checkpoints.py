@@ -61,6 +61,19 @@ def name_recent_queries(
     }
 
 
+def ignore_recent_queries(model: nn.Module) -> None:
+    """
+    Makes transformers' own `load_adapter` skip the buffer `recent_queries` without a warning: it cannot load a tensor
+    that a new adapter does not have.
+
+    Args:
+        model (`nn.Module`): the model that the adapters are loaded into.
+    """
+    if hasattr(model, "_keys_to_ignore_on_load_unexpected"):
+        pattern = r"\.listen_pools\.(.+\.)?recent_queries$"
+        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), pattern}  # type: ignore[misc,assignment]
+
+
 def check_fits(
     state_dict: Mapping[str, torch.Tensor], model_name: str, path: str, layer: ListenLayer, adapter_name: str
 ) -> None:
