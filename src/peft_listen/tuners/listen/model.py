@@ -15,9 +15,9 @@ from torch import nn
 from .backbone import find_backbone
 from .calls import SelectionRecord
 from .checkpoints import (
+    QueryLoading,
     check_can_be_saved,
     check_fits,
-    ignore_recent_queries,
     name_recent_queries,
     rename_former_keys,
 )
@@ -105,9 +105,9 @@ class ListenModel(BaseTuner):
         layer.update_layer(adapter_name, peft_config, embedding, target.config, trainable=trainable)
         if new:
             layer.train(self.model.training)
-            ignore_recent_queries(self.model)
             target.add_module(LAYER_NAME, layer)
             hooks = layer.hooks = PromptHooks(layer, target, self.model)
+            layer.query_loading = QueryLoading(self.model)
             if has_generate(self.model):
                 layer.generation = PromptGeneration(hooks)
         selector = layer.pool_of(adapter_name).selector

@@ -211,7 +211,8 @@ class PromptPool(nn.Module):
             self._sums.reduce(running_statistics.all_processes(), self.query_mean)
 
     def _reduce_in_backward(self, prompts: torch.Tensor) -> None:
-        """Adds the queries of other processes at the end of the backward pass, if they reduce their gradients in it."""
+        """Adds the queries of other processes at the end of the backward pass, if they reduce their gradients in it. The
+        loss of each of these processes must depend on its prompts."""
         if not running_statistics.is_distributed() or not prompts.requires_grad:
             return
         groups = running_statistics.groups_of_forward()

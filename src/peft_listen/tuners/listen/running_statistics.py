@@ -144,7 +144,9 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
 
 def all_processes() -> tuple[ProcessGroup, ...]:
     """The group of all processes."""
-    return (torch.distributed.group.WORLD,)
+    world = torch.distributed.group.WORLD
+    assert world is not None  # `is_distributed`
+    return (world,)
 
 
 def groups_of_backward(parameter: torch.Tensor) -> tuple[ProcessGroup, ...]:
