@@ -129,6 +129,7 @@ class ListenCallback(TrainerCallback):
         if self._is_pending(state.global_step):
             rows = torch.cat(queries) if queries else pool.query_mean.new_zeros(0, len(pool.query_mean))
             pool.remember_queries(gather_rows(rows), self.num_queries)
+        pool.reduce_queries()  # for wrappers other than DistributedDataParallel and FSDP2
         pool.begin_step(state.global_step)
 
     def on_log(

@@ -278,6 +278,22 @@ def test_transformers_models_load_switch_and_delete_adapters(build, attach, toke
 
 
 @needs_native_loading
+def test_a_checkpoint_with_queries_is_loaded_by_transformers_without_a_warning(
+    build, attach, tokens, tmp_path, caplog
+):
+    model = attach(build(), center_queries=True)
+    model.base_model.layer.pool_of().remember_queries(torch.ones(3, 32), 10)
+    model.save_pretrained(tmp_path)
+    expected, loaded = model(tokens()).logits, build()
+    with caplog.at_level("WARNING"):
+        info = loaded.load_adapter(str(tmp_path))
+    assert torch.equal(loaded(tokens()).logits, expected)
+    assert not info.unexpected_keys and not info.missing_keys
+    assert torch.equal(loaded.model.prompt_pool.pool_of().recent_queries, torch.ones(3, 32))
+    assert "recent_queries" not in caplog.text
+
+
+@needs_native_loading
 def test_transformers_models_add_and_save_adapters(build, tokens, tmp_path):
     base = build()
     base.add_adapter(ListenConfig(pool_size=12, prompt_length=4, init_weights=False), "new")

@@ -197,3 +197,88 @@ def test_a_class_that_is_not_a_selector_raises(registry):
         register_selector("integer")(int)
     with pytest.raises(ValueError, match=r"no selector 'nearest'; registered are .*residual, similarity"):
         get_selector("nearest")
+
+
+def first(query, k):
+    return torch.arange(k, device=query.device).expand(len(query), -1)
+
+
+WRONG = {
+    "a tuple": (lambda q, k: torch.topk(q, k), TypeError, "a `Selection`, got topk"),
+    "a tensor": (lambda q, k: first(q, k), TypeError, "a `Selection`, got Tensor"),
+    "lists": (lambda q, k: Selection([[0] * k] * len(q), torch.zeros(len(q), k)), TypeError, "`indices`.* got list"),
+    "float indices": (
+        lambda q, k: Selection(first(q, k).float(), torch.zeros(len(q), k)),
+        ValueError,
+        "torch.float32",
+    ),
+    "int32 indices": (lambda q, k: Selection(first(q, k).int(), torch.zeros(len(q), k)), ValueError, "torch.int32"),
+    "bool indices": (lambda q, k: Selection(first(q, k).bool(), torch.zeros(len(q), k)), ValueError, "torch.bool"),
+    "too many": (
+        lambda q, k: Selection(first(q, k + 1), torch.zeros(len(q), k + 1)),
+        ValueError,
+        r"`indices`.*\(2, 5\)",
+    ),
+    "too few": (
+        lambda q, k: Selection(first(q, k - 1), torch.zeros(len(q), k - 1)),
+        ValueError,
+        r"`indices`.*\(2, 3\)",
+    ),
+    "one row": (lambda q, k: Selection(first(q[:1], k), torch.zeros(1, k)), ValueError, r"`indices`.*\(1, 4\)"),
+    "no rows": (lambda q, k: Selection(torch.arange(k), torch.zeros(k)), ValueError, r"`indices`.*\(4,\)"),
+    "scores": (lambda q, k: Selection(first(q, k), torch.zeros(len(q), 12)), ValueError, r"`scores`.*\(2, 12\)"),
+    "integer scores": (lambda q, k: Selection(first(q, k), first(q, k)), ValueError, "`scores`.*torch.int64"),
+    "weights": (
+        lambda q, k: Selection(first(q, k), torch.zeros(len(q), k), torch.ones(len(q), 1)),
+        ValueError,
+        r"`weights`.*\(2, 1\)",
+    ),
+    "above the pool": (
+        lambda q, k: Selection(first(q, k) + 9, torch.zeros(len(q), k)),
+        ValueError,
+        "`indices` from 0 to 11, got 9 to 12",
+    ),
+    "negative": (
+        lambda q, k: Selection(first(q, k) - 1, torch.zeros(len(q), k)),
+        ValueError,
+        "`indices` from 0 to 11, got -1 to 2",
+    ),
+    "another device": (
+        lambda q, k: Selection(first(q, k).to("meta"), torch.zeros(len(q), k)),
+        ValueError,
+        "`indices` on the device of the keys, cpu, got meta",
+    ),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_selection_raises_with_the_name_of_the_selector(name, training, registry, build, attach, tokens):
+    output, error, message = WRONG[name]
+
+    @register_selector("wrong")
+    class WrongSelector(Selector):
+        def select(self, query, keys, k):
+            return output(query, k)
+
+    model = attach(build(), selector="wrong", stochastic_prompt_length=False).train(training)
+    labels = {"labels": tokens()} if training else {}
+    with pytest.raises(error, match=rf"`WrongSelector\.select` must return .*{message}"):
+        model(input_ids=tokens(), **labels)
+
+
+@pytest.mark.parametrize("output", [torch.zeros(1, 32), torch.zeros(12), torch.full((12, 32), torch.nan), [[0.0]]])
+def test_wrong_initial_keys_raise_with_the_name_of_the_selector(output, registry, build, attach):
+    @register_selector("wrong")
+    class WrongSelector(Selector):
+        def select(self, query, keys, k):
+            return Selection(first(query, k), torch.zeros(len(query), k))
+
+        def initial_keys(self, queries, pool_size, seed):
+            return output
+
+    model = attach(build(), selector="wrong", key_loss_weight=0.1)
+    before = model.base_model.layer.pool_of().keys.detach().clone()
+    with pytest.raises(ValueError, match=r"`WrongSelector\.initial_keys` must return .*shape \(12, 32\)"):
+        model.init_keys_from(torch.randn(20, 32))
+    assert torch.equal(model.base_model.layer.pool_of().keys, before)

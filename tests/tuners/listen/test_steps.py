@@ -263,8 +263,6 @@ for number in range(test_steps.STEPS):
         lengths.append(model.base_model.last_selection.indices.shape[1])
     optimizer.step()
     optimizer.zero_grad()
-input_ids = tokens()
-called(input_ids=input_ids, labels=test_steps.supervised(input_ids))  # reduces the statistics of the last step
 pool = model.base_model.layer.pool_of()
 save_file(
     {{"lengths": torch.tensor(lengths), "mean": pool.query_mean, "step": torch.tensor(pool.step)}},
@@ -345,3 +343,40 @@ def test_loading_and_initializing_count_as_no_step(model, build, tokens, tmp_pat
         change()
         model.train()(input_ids=tokens(), labels=supervised(tokens()))
         assert pool.step == 0
+
+
+class SharpnessAware:
+    """Moves the parameters against the gradient's direction before the second pass of a step, and back after it."""
+
+    def __init__(self, parameters):
+        self.parameters = list(parameters)
+        self.optimizer = torch.optim.SGD(self.parameters, lr=0.1)
+
+    @torch.no_grad()
+    def first_step(self):
+        self.before = [parameter.clone() for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.add_(parameter.grad)
+        self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self):
+        for parameter, before in zip(self.parameters, self.before, strict=True):
+            parameter.copy_(before)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_a_step_of_two_passes_counts_once_after_the_first_or_if_it_is_given(is_given, model, tokens):
+    optimizer, counts = SharpnessAware(trained(model)), []
+    pool = model.base_model.layer.pool_of()
+    for number in range(3):
+        if is_given:
+            model.base_model.begin_step(number)
+        model(input_ids=tokens(), labels=supervised(tokens())).loss.backward()
+        optimizer.first_step()
+        model(input_ids=tokens(), labels=supervised(tokens())).loss.backward()
+        optimizer.second_step()
+        counts.append(pool.step)
+    assert counts == ([0, 1, 2] if is_given else [2, 3, 4])

@@ -6,9 +6,11 @@ through [`ThreadState`], from the calling thread.
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -57,6 +59,7 @@ class LanguageModelCall:
         returns_tuple (`bool`): whether the backbone's caller requested a tuple.
         continues_generate (`bool`): whether it continues the sequences of the running `generate`.
         is_backbone_only (`bool`): whether the backbone was called without the language model around it.
+        frame (`FrameType`, *optional*): the running frame that makes the call.
     """
 
     labels: torch.Tensor | None = None
@@ -68,6 +71,16 @@ class LanguageModelCall:
     returns_tuple: bool = False
     is_backbone_only: bool = False
     continues_generate: bool = False
+    frame: FrameType | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the call has not ended. torch runs no hook when a `KeyboardInterrupt` or another exception outside
+        `Exception` ends a forward pass, so the call looks for the frame that made it among those of this thread."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame is not self.frame:
+            frame = frame.f_back
+        return frame is not None
 
 
 @dataclass
@@ -85,9 +98,8 @@ class GenerateCall:
         placement ([`PromptPlacement`], *optional*):
             If the prompts are inserted: their position in the prefill, to strip them from its output.
         marked_caches (`list`): if the prompts are inserted: the caches of this call, marked for the hooks.
-        prefill_cache: the cache of the first forward pass.
-        prefill_embeds (`torch.FloatTensor` of shape `(batch_size, length, embedding_size)`, *optional*):
-            the input of the first forward pass, if it has no cache.
+        prepared (`tuple`): input and cache of the next forward pass, once `generate` has prepared them.
+        has_begun (`bool`): whether `generate` has made a forward pass.
     """
 
     query_mask: torch.Tensor | None = None
@@ -95,30 +107,36 @@ class GenerateCall:
     prompts_are_inserted: bool = False
     placement: PromptPlacement | None = None
     marked_caches: list[Any] = field(default_factory=list)
+    prepared: tuple[Any, ...] = ()
     has_begun: bool = False
-    prefill_cache: Any = None
-    prefill_embeds: torch.Tensor | None = None
 
-    def owns(self, cache: Any, inputs_embeds: torch.Tensor | None) -> bool:
+    def prepare(self, inputs: Mapping[str, Any], cache_name: str) -> None:
         """
-        Whether a forward pass inside this `generate` continues its sequences. Some logits processors call the model with
-        other inputs in between, such as the negative prompt of classifier-free guidance.
+        Stores the inputs of the next forward pass.
 
         Args:
-            cache: the cache of the forward pass, or `None`.
-            inputs_embeds (`torch.FloatTensor` of shape `(batch_size, length, embedding_size)`, *optional*): its input.
+            inputs (`Mapping`): the arguments of the model, as `prepare_inputs_for_generation` has returned them.
+            cache_name (`str`): the name of the cache among them.
         """
-        if not self.has_begun:
-            self.has_begun, self.prefill_cache = True, cache
-            self.prefill_embeds = inputs_embeds if cache is None else None
-            return True
-        if cache is not self.prefill_cache or self.prefill_embeds is None or inputs_embeds is None:
-            return cache is self.prefill_cache
-        # Without a cache, each forward pass repeats the input. The comparison waits for the device, in a pass that takes
-        # much longer.
-        rows, length = self.prefill_embeds.shape[:2]
-        is_long_enough = inputs_embeds.shape[0] == rows and inputs_embeds.shape[1] >= length
-        return is_long_enough and torch.equal(inputs_embeds[:, :length], self.prefill_embeds)
+        self.prepared = _identifying(inputs, cache_name)
+
+    def owns(self, inputs: Mapping[str, Any], cache_name: str) -> bool:
+        """
+        Whether a forward pass inside this `generate` is the one that `generate` has prepared. Streamers and logits
+        processors may call the model with other inputs in between, such as the negative prompt of classifier-free
+        guidance.
+
+        Args:
+            inputs (`Mapping`): the arguments of the forward pass.
+            cache_name (`str`): the name of the cache among them.
+        """
+        found = _identifying(inputs, cache_name)
+        # Compared by identity: another call may have an input of the same values, and no mask of the query.
+        if not self.prepared or any(a is not b for a, b in zip(found, self.prepared, strict=True)):
+            return False
+        self.prepared = ()
+        self.has_begun = True
+        return True
 
     def query_mask_for(self, batch_size: int, length: int) -> torch.Tensor | None:
         """The query's positions in an input of this shape: rows repeated for beams, generated tokens excluded."""
@@ -160,3 +178,7 @@ class ThreadState(threading.local):
 def repeat_rows(tensor: torch.Tensor, batch_size: int) -> torch.Tensor:
     """Repeats each row for its beams or return sequences, as `generate` does."""
     return tensor if len(tensor) == batch_size else tensor.repeat_interleave(batch_size // len(tensor), dim=0)
+
+
+def _identifying(inputs: Mapping[str, Any], cache_name: str) -> tuple[Any, ...]:
+    return tuple(inputs.get(name) for name in ("input_ids", "inputs_embeds", cache_name))

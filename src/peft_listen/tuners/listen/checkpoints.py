@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from .layer import ListenLayer
@@ -21,6 +23,9 @@ _FORMER_NAMES = {
 }
 # Tensors of removed options. The configuration rejects adapters that depend on them.
 _REMOVED_TENSORS = ("listen_usage",)
+
+# Method of a model of transformers.
+_READS_TENSORS = "_load_pretrained_model"
 
 
 def rename_former_keys(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -59,6 +64,50 @@ def name_recent_queries(
         else key: tensor
         for key, tensor in state_dict.items()
     }
+
+
+class QueryLoading:
+    """
+    Makes transformers' own `load_adapter` load the buffer `recent_queries`, which it reports as unexpected because a new
+    adapter does not have it. It wraps the method that `load_adapter` reads the tensors with.
+
+    Args:
+        model (`nn.Module`): the model that the adapters are loaded into.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        if hasattr(type(model), _READS_TENSORS):
+            setattr(model, _READS_TENSORS, self)
+
+    def remove(self) -> None:
+        """Restores the model's own method."""
+        self._model.__dict__.pop(_READS_TENSORS, None)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = getattr(type(self._model), _READS_TENSORS)(*args, **kwargs)
+        unexpected = getattr(result[0] if isinstance(result, tuple) else result, "unexpected_keys", set())
+        for key in [key for key in unexpected if key.endswith(".recent_queries") and ".listen_pools." in key]:
+            pool = self._model.get_submodule(key.rpartition(".")[0])
+            queries = _find_queries(kwargs.get("state_dict"), kwargs.get("checkpoint_files"))
+            if queries is not None and queries.ndim == 2 and queries.shape[1] == pool.query_mean.shape[0]:
+                pool.remember_queries(queries, maximum=len(queries))  # type: ignore[operator]
+                unexpected.remove(key)
+        return result
+
+
+def _find_queries(state_dict: Mapping[str, torch.Tensor] | None, files: Sequence[str] | None) -> torch.Tensor | None:
+    for key, tensor in (state_dict or {}).items():
+        if key.endswith("recent_queries"):
+            return tensor
+    for file in files or ():
+        if file.endswith(".safetensors"):
+            with safe_open(file, framework="pt") as opened:
+                for key in opened.keys():
+                    if key.endswith("recent_queries"):
+                        queries: torch.Tensor = opened.get_tensor(key)
+                        return queries
+    return None
 
 
 def check_fits(

@@ -14,11 +14,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
 
 from .calls import GenerateCall, repeat_rows
-from .hooks import CACHE_ATTRIBUTE, PromptHooks
+from .hooks import CACHE_ATTRIBUTE, PromptHooks, has_generate
 from .placement import PromptPlacement
 from .query import leading_padding
 from .validation import check_cache_matches_adapter
@@ -29,6 +30,47 @@ DEFAULT_NEW_TOKENS = 20
 
 # "hybrid" means the default dynamic cache to transformers.
 _STATIC_CACHES = frozenset(ALL_STATIC_CACHE_IMPLEMENTATIONS) - {"hybrid"}
+
+
+class InputPreparation:
+    """
+    Wraps the `prepare_inputs_for_generation` of one model, which `generate` calls before each of its forward passes. It
+    tells them from other calls of the model in between, for example by a streamer.
+
+    Args:
+        model (`nn.Module`): a model with `generate`.
+        hooks ([`PromptHooks`]): the hooks on its backbone.
+    """
+
+    def __init__(self, model: nn.Module, hooks: PromptHooks) -> None:
+        self._model = model
+        self._hooks = hooks
+        self._overridden: Callable[..., Any] | None = model.__dict__.get("prepare_inputs_for_generation")
+        model.prepare_inputs_for_generation = self  # type: ignore[assignment]
+
+    def remove(self) -> None:
+        """Restores the model's own method."""
+        self._model.__dict__.pop("prepare_inputs_for_generation", None)
+        if self._overridden is not None:
+            self._model.prepare_inputs_for_generation = self._overridden  # type: ignore[assignment]
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._original)  # `generate` reads it
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        inputs: dict[str, Any] = self._original(*args, **kwargs)
+        generate_call = self._hooks.layer.thread.generate_call
+        if generate_call is not None:
+            generate_call.prepare(inputs, self._hooks.cache_name)
+        return inputs
+
+    @property
+    def _original(self) -> Callable[..., dict[str, Any]]:
+        if self._overridden is not None:
+            return self._overridden
+        method: Callable[..., dict[str, Any]] = type(self._model).prepare_inputs_for_generation.__get__(self._model)  # type: ignore[attr-defined]
+        return method
 
 
 class PromptGeneration:
@@ -48,12 +90,20 @@ class PromptGeneration:
         self._cache_name = hooks.cache_name
         self._overridden: Callable[..., Any] | None = self._model.__dict__.get("generate")
         self._model.generate = self.generate  # type: ignore[assignment]
+        # Some models run the `generate` of a language model inside them.
+        self._preparations = [
+            InputPreparation(module, hooks)
+            for module in self._model.modules()
+            if has_generate(module) and any(child is hooks.backbone for child in module.modules())
+        ]
 
     def remove(self) -> None:
         """Restores the model's own `generate`."""
         self._model.__dict__.pop("generate", None)
         if self._overridden is not None:
             self._model.generate = self._overridden  # type: ignore[assignment]
+        for preparation in self._preparations:
+            preparation.remove()
 
     @property
     def _original(self) -> Callable[..., Any]:
@@ -128,7 +178,13 @@ class PromptGeneration:
         elif is_chunked:
             generate_call.prompts = self._prompts_for_chunks(call, generate_call)
         with self._hooks.generating(generate_call):
-            return original(**call)
+            output = original(**call)
+        if generate_call.prompts_are_inserted and not generate_call.has_begun:
+            raise RuntimeError(
+                f"The `generate` of {type(self._model).__name__} did not call `prepare_inputs_for_generation`, so LISTEN "
+                "cannot tell which forward passes already contain prompts. Use the default dynamic cache."
+            )
+        return output
 
     def _check_positions(self, call: dict[str, Any]) -> None:
         """Warns if the new tokens may exceed the positions of the model, and limits their number if it cannot compute

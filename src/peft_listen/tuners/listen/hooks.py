@@ -19,9 +19,11 @@ breaks.
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -103,7 +105,7 @@ class PromptHooks:
         finally:
             thread.generate_call = before
             for cache in call.marked_caches:
-                delattr(cache, _INSERTED_ATTRIBUTE)
+                cache.__dict__.pop(_INSERTED_ATTRIBUTE, None)
 
     def backbone_inputs(self, **inputs: Any) -> tuple[dict[str, Any], TokenGroups]:
         """
@@ -173,7 +175,7 @@ class PromptHooks:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         thread = self.layer.thread
-        call = thread.call = LanguageModelCall()
+        call = thread.call = LanguageModelCall(frame=_calling_frame())
         if module is not self.language_model and self.layer.active_pool is not None:
             raise ValueError(
                 f"LISTEN does not support copies of {type(self.language_model).__name__} that share its hooks, as "
@@ -182,6 +184,7 @@ class PromptHooks:
             )
         thread.key_loss_per_row = None
         named = _by_name(self._language_model_arguments, args, kwargs)
+        call.continues_generate = self._continues_generate(named)
         call.labels = named.get("labels")
         if call.labels is None and torch.is_tensor(shift_labels := named.get("shift_labels")):
             call.labels = F.pad(shift_labels[:, :-1], (1, 0), value=-100)
@@ -269,8 +272,8 @@ class PromptHooks:
             and call is not None
             and call.continues_generate
         ):
-            setattr(cache, _INSERTED_ATTRIBUTE, True)  # the next forward passes are decoding steps
             generate_call.marked_caches.append(cache)
+            setattr(cache, _INSERTED_ATTRIBUTE, True)  # the next forward passes are decoding steps
         if call is None or output is None or call.key_loss_per_row is None:
             return output
         pool = self.layer.active_pool
@@ -292,17 +295,17 @@ class PromptHooks:
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         thread = self.layer.thread
-        if thread.call is None:
-            thread.call = LanguageModelCall(is_backbone_only=True)
         arguments = _by_name(self._backbone_arguments, args, kwargs)
         if self.cache_name == "cache" and "past_key_values" in arguments:  # the older name, which is still accepted
             arguments["cache"] = arguments.pop("past_key_values")
+        if thread.call is None or not thread.call.is_running:
+            thread.call = LanguageModelCall(frame=_calling_frame(), is_backbone_only=True)
+            thread.call.continues_generate = self._continues_generate(arguments)
         if thread.captures_backbone_call:
             self._embed(arguments)
             raise _BackboneCallCaptured(arguments, thread.call)
         cache = arguments.get(self.cache_name)
-        generate_call = self._own_generate_call(arguments, cache)
-        thread.call.continues_generate = generate_call is not None
+        generate_call = thread.generate_call if thread.call.continues_generate else None
         if generate_call is not None and generate_call.prompts_are_inserted:
             thread.call.placement, generate_call.placement = generate_call.placement, None
             return None
@@ -320,13 +323,10 @@ class PromptHooks:
             self._continue(arguments, cache, past_length)
         return (), arguments
 
-    def _own_generate_call(self, arguments: dict[str, Any], cache: Any) -> GenerateCall | None:
-        """The running `generate`, if this forward pass continues its sequences."""
+    def _continues_generate(self, arguments: dict[str, Any]) -> bool:
+        """Whether this forward pass belongs to the running `generate`."""
         generate_call = self.layer.thread.generate_call
-        if generate_call is None:
-            return None
-        inputs_embeds = self._embed(dict(arguments)) if cache is None else None
-        return generate_call if generate_call.owns(cache, inputs_embeds) else None
+        return generate_call is not None and generate_call.owns(arguments, self.cache_name)
 
     def _embed(self, arguments: dict[str, Any]) -> torch.Tensor:
         if arguments.get("inputs_embeds") is None:
@@ -466,6 +466,15 @@ def cache_argument(names: Sequence[str]) -> str:
     """Name of the argument for the key-value cache among the arguments of a model: `cache`, or `past_key_values` up to
     transformers 5.23."""
     return "cache" if "cache" in names else "past_key_values"
+
+
+def _calling_frame() -> FrameType | None:
+    """The frame of torch that runs the hook which calls this function."""
+    frame: FrameType | None = sys._getframe(1)
+    # Between them are the hook's own frames and, for functions that are not compiled, one of torch's compiler.
+    while frame is not None and (frame.f_code.co_filename == __file__ or "_dynamo" in frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame
 
 
 def _by_name(names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -45,8 +45,8 @@ class ListenLayer(nn.Module, BaseTunerLayer):
     Attributes:
         listen_pools (`nn.ModuleDict` of [`PromptPool`]): by adapter name.
         thread ([`ThreadState`]): calls and results of the current thread.
-        hooks, generation: the hooks on the backbone and the wrapped `generate`. They are stored in the layer because
-            transformers' `load_adapter` discards the tuner.
+        hooks, generation, query_loading: the hooks on the backbone, and the wrapped `generate` and loading of the model.
+            They are stored in the layer because transformers' `load_adapter` discards the tuner.
     """
 
     adapter_layer_names = ("listen_pools",)
@@ -59,6 +59,7 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         self.thread = ThreadState()
         self.hooks: BackboneHooks | None = None
         self.generation: Attachment | None = None
+        self.query_loading: Attachment | None = None
 
     def update_layer(
         self, adapter_name: str, config: ListenConfig, embedding: nn.Module, model_config: object, trainable: bool
@@ -93,8 +94,8 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def detach(self) -> None:
-        """Removes the hooks and the wrapped `generate` from the model."""
-        for attachment in (self.hooks, self.generation):
+        """Removes the hooks and the wrapped methods from the model."""
+        for attachment in (self.hooks, self.generation, self.query_loading):
             if attachment is not None:
                 attachment.remove()
 

@@ -14,7 +14,13 @@ from torch import nn
 
 from .backbone import find_backbone
 from .calls import SelectionRecord
-from .checkpoints import check_can_be_saved, check_fits, name_recent_queries, rename_former_keys
+from .checkpoints import (
+    QueryLoading,
+    check_can_be_saved,
+    check_fits,
+    name_recent_queries,
+    rename_former_keys,
+)
 from .config import ListenConfig, check_prompt_length
 from .generation import PromptGeneration
 from .hooks import PromptHooks, has_generate
@@ -101,6 +107,7 @@ class ListenModel(BaseTuner):
             layer.train(self.model.training)
             target.add_module(LAYER_NAME, layer)
             hooks = layer.hooks = PromptHooks(layer, target, self.model)
+            layer.query_loading = QueryLoading(self.model)
             if has_generate(self.model):
                 layer.generation = PromptGeneration(hooks)
         selector = layer.pool_of(adapter_name).selector
@@ -248,7 +255,9 @@ class ListenModel(BaseTuner):
         resumed run draws the same prompt lengths as an uninterrupted one. `ListenCallback` calls this under a Trainer.
         Without it, steps are counted: a step counts when an optimizer that holds the adapter's keys or values has run
         its `step` (a step that gradient scaling skips does not count), or, in a loop without such an optimizer, when
-        they have changed between two forward passes in training.
+        they have changed between two forward passes in training. An optimizer that changes them between the passes of
+        one step, as SAM does, is not known before its first `step`, so its first step counts twice; call `begin_step` to
+        count it once.
 
         Args:
             step (`int` or `None`): the optimizer step, from 0; `None` returns to counting.

@@ -16,6 +16,7 @@ from .prompt_length import train_prompt_length
 from .query import NO_GROUPS, TokenGroups, mean_query, prompt_positions
 from .running_statistics import StepSums
 from .selectors import Selection, get_selector
+from .selectors.base import check_initial_keys, check_selection
 from .steps import StepObserver
 from .synchronization import reading_is_free
 
@@ -83,7 +84,6 @@ class PromptPool(nn.Module):
         self._step = 0
         self._step_is_read_from: torch.Tensor | None = None
         self._step_is_given = False  # by `begin_step`
-        self._optimizer_has_run = False  # since the last forward pass in training
         self._sums = StepSums()
         self._observer: StepObserver | None = None  # created by the first forward pass in training
         self._batches_to_check = 16
@@ -178,7 +178,6 @@ class PromptPool(nn.Module):
             step (`int` or `None`): from 0; `None` returns to counting the steps of the optimizer.
         """
         self._step_is_given = step is not None
-        self._optimizer_has_run = False
         if step is not None and step != self.step:
             self._end_step(step)
 
@@ -199,28 +198,39 @@ class PromptPool(nn.Module):
 
     def _count_step(self) -> None:
         has_changed = self.observe_optimizer().has_changed()
-        if self._step_is_given:
-            return
-        if self._optimizer_has_run:
-            self._optimizer_has_run = False
-            self._update_statistics(steps_seen=self.step)
-        elif has_changed:
+        if has_changed and not self._step_is_given:
             self._end_step(self.step + 1)
 
     def _on_optimizer_step(self) -> None:
-        if self._step_is_given or self._sums.is_empty or self._optimizer_has_run:
-            return
-        if running_statistics.is_distributed():
-            # The statistics of all ranks are reduced in the next forward pass: some optimizers run on one rank before
-            # they run on the others, and collectives must be in the same order on all ranks.
-            self._optimizer_has_run = True
-            self._set_step(self.step + 1)
-        else:
+        if not self._step_is_given and not self._sums.is_empty:
             self._end_step(self.step + 1)
+
+    def reduce_queries(self) -> None:
+        """Adds the queries that other processes have seen in this step. All processes must call it."""
+        if running_statistics.is_distributed():
+            self._sums.reduce(running_statistics.all_processes(), self.query_mean)
+
+    def _reduce_in_backward(self, prompts: torch.Tensor) -> None:
+        """Adds the queries of other processes at the end of the backward pass, if they reduce their gradients in it. The
+        loss of each of these processes must depend on its prompts."""
+        if not running_statistics.is_distributed() or not prompts.requires_grad:
+            return
+        groups = running_statistics.groups_of_forward()
+
+        def reduce() -> None:
+            found = groups or running_statistics.groups_of_backward(self.values)
+            if found:
+                self._sums.reduce(found, self.query_mean)
+
+        # At the end, when every process has begun the reductions of its gradients: collectives must be in the same order
+        # in all processes.
+        def at_end(gradient: torch.Tensor) -> None:
+            torch.autograd.Variable._execution_engine.queue_callback(reduce)
+
+        prompts.register_hook(at_end)
 
     def _end_step(self, next_step: int) -> None:
         """Updates the running statistics with the queries of the step that has ended, and begins `next_step`."""
-        self._optimizer_has_run = False
         self._update_statistics(steps_seen=self.step + 1)
         self._set_step(next_step)
 
@@ -284,6 +294,7 @@ class PromptPool(nn.Module):
             query = mean_query(inputs_embeds, positions, groups.modality)
             normalized = self.normalize_query(query)
             selection = self.selector.select(normalized, keys.float(), k)
+            check_selection(selection, self.selector, batch_size, k, keys, with_range=reading_is_free(device))
             prompts = values[selection.indices]  # [batch, k, d]
             if selection.weights is not None:
                 prompts = prompts * selection.weights.unsqueeze(-1)
@@ -299,6 +310,8 @@ class PromptPool(nn.Module):
                 # Keeps the keys in the graph of any loss, because DistributedDataParallel requires all parameters in
                 # it. The sum over an empty slice is 0 even if the keys contain NaN.
                 prompts = prompts + keys[:0].sum()
+            if is_training_step:
+                self._reduce_in_backward(prompts)
         return PoolOutput(prompts, selection, query, key_loss)
 
     def normalize_query(self, query: torch.Tensor) -> torch.Tensor:
@@ -373,10 +386,12 @@ class PromptPool(nn.Module):
             if self.query_variance is not None and len(queries) > 1:
                 self.query_variance.copy_(queries.var(dim=0, correction=0))
             queries = self.normalize_query(queries)
+        keys = self.selector.initial_keys(queries, self.keys.shape[0], seed=self.config.seed)
+        check_initial_keys(keys, self.selector, self.keys.shape)
         self._is_checked = False
         if self._observer is not None:
             self._observer.forget_values()
-        self.keys.copy_(self.selector.initial_keys(queries, self.keys.shape[0], seed=self.config.seed))
+        self.keys.copy_(keys)
 
     @torch.no_grad()
     def remember_queries(self, queries: torch.Tensor, maximum: int) -> None:

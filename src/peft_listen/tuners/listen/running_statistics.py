@@ -1,15 +1,27 @@
 """Running statistics of the training queries: their mean and their variance.
 
-They are updated only at optimizer steps, from the queries of all ranks and micro-batches of the step. They are
-constant within a step; otherwise gradient accumulation would change the gradient.
+They are updated only at optimizer steps, from the queries of all micro-batches of the step. They are constant within a
+step; otherwise gradient accumulation would change the gradient.
+
+The queries of several processes are summed where these processes reduce their gradients anyway: at the end of a backward
+pass in which DistributedDataParallel or FSDP2 does so. A process therefore never waits for one that takes no part, and
+saving or an optimizer step involves no communication. In other loops, every process has the statistics of its own
+queries.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed
+from torch.nn.parallel import DistributedDataParallel
+
+
+if TYPE_CHECKING:  # some builds of torch do not have it
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -29,10 +41,16 @@ class StepStatistics:
 
 
 class StepSums:
-    """Sums over the forward passes of one optimizer step. Queries that contain NaN or infinite values are skipped."""
+    """
+    Sums over the forward passes of one optimizer step. Queries that contain NaN or infinite values are skipped.
+
+    If several processes have added their sums in a step, only these count. A pass whose gradients are not reduced would
+    otherwise make the statistics of the processes differ.
+    """
 
     def __init__(self) -> None:
-        self._total: torch.Tensor | None = None
+        self._total: torch.Tensor | None = None  # of this process, since the last `reduce`
+        self._reduced: torch.Tensor | None = None  # of all processes, until then
         self._num_skipped: torch.Tensor | None = None
 
     @property
@@ -43,7 +61,7 @@ class StepSums:
     @property
     def is_empty(self) -> bool:
         """Whether there was no forward pass since the last [`take`]."""
-        return self._total is None
+        return self._total is None and self._reduced is None
 
     @torch.no_grad()
     def add(self, query: torch.Tensor, running_mean: torch.Tensor) -> None:
@@ -68,14 +86,28 @@ class StepSums:
         self._total = total if self._total is None else self._total.to(total.device) + total
 
     @torch.no_grad()
-    def take(self) -> StepStatistics | None:
-        """The statistics of the step that has ended, over all ranks, or `None` if there was no forward pass. Resets the
-        sums."""
+    def reduce(self, groups: Sequence[ProcessGroup], running_mean: torch.Tensor) -> None:
+        """
+        Adds the sums of other processes. All processes of the groups must call it.
+
+        Args:
+            groups (`Sequence[ProcessGroup]`): one for each dimension along which processes train together.
+            running_mean (`torch.FloatTensor` of shape `(embedding_size,)`): of the queries of earlier steps.
+        """
         total, self._total = self._total, None
         if total is None:
+            total = running_mean.new_zeros(2 * len(running_mean) + 1, dtype=torch.float32)
+        for group in groups:
+            torch.distributed.all_reduce(total, group=group)
+        self._reduced = total if self._reduced is None else self._reduced.to(total.device) + total
+
+    @torch.no_grad()
+    def take(self) -> StepStatistics | None:
+        """The statistics of the step that has ended, or `None` if there was no forward pass. Resets the sums."""
+        total = self._total if self._reduced is None else self._reduced
+        self._total = self._reduced = None
+        if total is None:
             return None
-        if is_distributed():
-            torch.distributed.all_reduce(total)
         size = total.shape[0] // 2
         # A step whose sums overflow changes nothing, like one without any finite query.
         num_rows = torch.where(total.isfinite().all(), total[-1], 0.0)
@@ -110,6 +142,34 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat([part for part in gathered if part is not None]).to(rows.device)
 
 
+def all_processes() -> tuple[ProcessGroup, ...]:
+    """The group of all processes."""
+    world = torch.distributed.group.WORLD
+    assert world is not None  # `is_distributed`
+    return (world,)
+
+
+def groups_of_backward(parameter: torch.Tensor) -> tuple[ProcessGroup, ...]:
+    """
+    The processes that reduce their gradients in the backward pass which is running, if FSDP2 shards the parameters.
+
+    Args:
+        parameter (`torch.Tensor`): a parameter of the module, after the pass.
+    """
+    mesh = getattr(parameter, "device_mesh", None)  # of a DTensor
+    return () if mesh is None else tuple(mesh.get_group(dim) for dim in range(mesh.ndim))
+
+
+def groups_of_forward() -> tuple[ProcessGroup, ...]:
+    """The processes that will reduce their gradients in the backward pass of the forward pass which is running, if
+    DistributedDataParallel runs it. None for the accumulating passes of `no_sync`, nor within `join`, where some
+    processes have ended: there, DistributedDataParallel copies the statistics of one process to the others."""
+    module = DistributedDataParallel._get_active_ddp_module() if is_distributed() else None
+    if module is None or not module.require_backward_grad_sync or module._join_config.enable:
+        return ()
+    return (module.process_group,)
+
+
 def is_distributed() -> bool:
-    """Whether several processes train together."""
+    """Whether this process belongs to a group of processes."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()

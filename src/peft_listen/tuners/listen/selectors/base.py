@@ -68,7 +68,8 @@ class Selector(ABC):
             k (`int`): number of prompts to select, from 1 to `pool_size`.
 
         Returns:
-            [`Selection`]: for any `k`, the first `k` entries of the selection for a larger `k`.
+            [`Selection`]: for any `k`, the first `k` entries of the selection for a larger `k`. On the device of the
+                keys. Another shape or dtype raises an error; on a CPU, so do indices that are not in the pool.
         """
 
     def initial_keys(self, queries: torch.Tensor, pool_size: int, seed: int) -> torch.Tensor:
@@ -163,6 +164,76 @@ def get_selector(name: str, **kwargs: Any) -> Selector:
         return cls(**kwargs)
     except TypeError as error:
         raise ValueError(f"The selector {name!r} does not take `selector_kwargs`={kwargs}: {error}") from error
+
+
+def check_selection(
+    selection: Selection, selector: Selector, batch_size: int, k: int, keys: torch.Tensor, with_range: bool
+) -> None:
+    """
+    Checks the output of [`Selector.select`].
+
+    Args:
+        selection ([`Selection`]): the output.
+        selector ([`Selector`]): for the message.
+        batch_size (`int`): number of queries.
+        k (`int`): number of prompts to select.
+        keys (`torch.FloatTensor` of shape `(pool_size, embedding_size)`): the keys that it got.
+        with_range (`bool`): whether to read the indices; on a GPU, this waits for the device.
+
+    Raises:
+        TypeError: if the output is not a [`Selection`] of tensors.
+        ValueError: for tensors of another shape, dtype or device, and for indices that are not in the pool.
+    """
+    name, shape = type(selector).__name__, (batch_size, k)
+    if not isinstance(selection, Selection):
+        raise TypeError(
+            f"`{name}.select` must return a `Selection`, got {type(selection).__name__}. Return "
+            "`Selection(indices=indices, scores=scores)`."
+        )
+    for field in ("indices", "scores", "weights"):
+        tensor = getattr(selection, field)
+        if field == "weights" and tensor is None:
+            continue
+        expected = f"a tensor of {'dtype torch.int64' if field == 'indices' else 'floats'} and shape {shape}"
+        if not torch.is_tensor(tensor):
+            raise TypeError(f"`{name}.select` must return `{field}` as {expected}, got {type(tensor).__name__}.")
+        is_right = tensor.dtype == torch.int64 if field == "indices" else tensor.is_floating_point()
+        if not is_right or tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"`{name}.select` must return `{field}` as {expected} (batch_size, k), got {tensor.dtype} and "
+                f"{tuple(tensor.shape)}."
+            )
+        if tensor.device != keys.device:
+            raise ValueError(
+                f"`{name}.select` must return `{field}` on the device of the keys, {keys.device}, got {tensor.device}."
+            )
+    indices, pool_size = selection.indices, keys.shape[0]
+    if with_range and bool(((indices < 0) | (indices >= pool_size)).any()):
+        raise ValueError(
+            f"`{name}.select` must return `indices` from 0 to {pool_size - 1}, got {int(indices.min())} to "
+            f"{int(indices.max())}."
+        )
+
+
+def check_initial_keys(keys: torch.Tensor, selector: Selector, shape: torch.Size) -> None:
+    """
+    Checks the output of [`Selector.initial_keys`].
+
+    Args:
+        keys (`torch.FloatTensor` of shape `(pool_size, embedding_size)`): the output.
+        selector ([`Selector`]): for the message.
+        shape (`torch.Size`): the expected shape.
+
+    Raises:
+        ValueError: if it is not a tensor of finite floats of this shape.
+    """
+    is_right = torch.is_tensor(keys) and keys.is_floating_point() and keys.shape == shape
+    if not is_right or not bool(keys.isfinite().all()):
+        found = f"{keys.dtype} and {tuple(keys.shape)}" if torch.is_tensor(keys) else type(keys).__name__
+        raise ValueError(
+            f"`{type(selector).__name__}.initial_keys` must return a tensor of finite floats and shape {tuple(shape)} "
+            f"(pool_size, embedding_size), got {found}."
+        )
 
 
 def best_prompts(scores: torch.Tensor, k: int) -> torch.Tensor:
