@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, TypedDict
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..audio import display_name, is_url, load_audio
+from ..audio import AudioLimits, display_name, is_url, load_audio
 from ..unicode import half_surrogate_problem
 
 
@@ -92,17 +92,21 @@ def read_examples(path: str | os.PathLike[str]) -> list[Example]:
     return examples
 
 
-def check_examples(path: str | os.PathLike[str], *, show_progress: bool = False) -> list[Problem]:
+def check_examples(
+    path: str | os.PathLike[str], *, show_progress: bool = False, limits: AudioLimits | None = None
+) -> list[Problem]:
     """
     Checks a data file and all clips that it refers to.
 
     Args:
         path (`str` or `os.PathLike`): data file, see [`read_examples`].
         show_progress (`bool`, defaults to `False`): whether to show a progress bar on stderr.
+        limits ([`~peft_listen.audio.AudioLimits`], *optional*): limits within which clips are loaded, by default those of
+            [`~peft_listen.audio.set_default_limits`].
 
     Returns:
         `list[Problem]`: problems in the order of the file, at most one per line: the line is not a valid example, or
-        its audio cannot be read, is empty or silent, or contains NaN or infinite samples.
+        its audio cannot be read, exceeds a limit, is empty or silent, or contains NaN or infinite samples.
 
     Raises:
         OSError: if the data file itself cannot be read, or is a device.
@@ -121,7 +125,7 @@ def check_examples(path: str | os.PathLike[str], *, show_progress: bool = False)
             message = parsed
         elif (audio := parsed["audio"]) is not None:
             if audio not in checked:
-                checked[audio] = _audio_problem(audio)
+                checked[audio] = _audio_problem(audio, limits)
             message = checked[audio]
         if message is not None:
             problems.append(Problem(line, message))
@@ -204,9 +208,9 @@ def _shortened(value: Any) -> str:
     return shortener.repr(value)
 
 
-def _audio_problem(audio: str) -> str | None:
+def _audio_problem(audio: str, limits: AudioLimits | None) -> str | None:
     try:
-        waveform = load_audio(audio)
+        waveform = load_audio(audio, limits=limits)
     except (OSError, ValueError) as error:
         return str(error)
     peak = float(np.abs(waveform).max())

@@ -13,6 +13,7 @@ from ..chat import as_prompts
 
 
 if TYPE_CHECKING:
+    from ..audio import AudioLimits
     from ..models.audio_listen import AudioListenProcessor
     from .feature_cache import FeatureCache
 
@@ -39,9 +40,13 @@ class AudioListenCollator:
             whose own head already does this, and for models whose `forward` does not accept these arguments.
         chat_template_kwargs (`dict`, *optional*):
             variables for the chat template, such as `{"enable_thinking": False}`. Pass the same ones in generation.
+        limits ([`~peft_listen.audio.AudioLimits`], *optional*):
+            limits within which clips are loaded, by default those of [`~peft_listen.audio.set_default_limits`]. With a
+            `feature_cache`, pass them to the cache instead, which loads the clips.
 
     Raises:
-        ValueError: if neither the chat template nor the tokenizer has a token that ends an answer.
+        ValueError: if neither the chat template nor the tokenizer has a token that ends an answer, or both `feature_cache`
+            and `limits` are given.
     """
 
     def __init__(
@@ -50,7 +55,14 @@ class AudioListenCollator:
         feature_cache: FeatureCache | None = None,
         supervised_logits_only: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        limits: AudioLimits | None = None,
     ) -> None:
+        if feature_cache is not None and limits is not None:
+            raise ValueError(
+                "The collator got `limits` and a `feature_cache`, which loads the clips itself. Pass the limits to the "
+                "cache: `FeatureCache(folder, model, limits=...)`."
+            )
+        self.limits = limits
         self.processor = processor
         self.feature_cache = feature_cache
         self.supervised_logits_only = supervised_logits_only
@@ -103,7 +115,7 @@ class AudioListenCollator:
         Raises:
             KeyError: if an example has no `instruction` or `answer`, no example of the batch has `audio`, or a clip is
                 not in `feature_cache`.
-            OSError: if audio cannot be read; the message names the file.
+            OSError: if audio cannot be read (the message names the file), or exceeds a limit.
             ValueError: if audio is empty or not finite (the message names the file), the chat template does not render
                 the answer after the prompt, or a text contains the audio token of the processor.
         """
@@ -177,7 +189,8 @@ class AudioListenCollator:
             texts = self._expand_audio_tokens(texts, [self._num_tokens(feature) for feature in features])
             inputs = self.processor.tokenizer(texts, add_special_tokens=add_special_tokens)
             return inputs["input_ids"], self.feature_cache.batch(features)
-        inputs = self.processor(text=texts, audio=clips or None, add_special_tokens=add_special_tokens)
+        audio: dict[str, Any] = {"audio": clips, "limits": self.limits} if clips else {}
+        inputs = self.processor(text=texts, add_special_tokens=add_special_tokens, **audio)
         real = inputs.pop("attention_mask").bool()
         input_ids = [row[mask].tolist() for row, mask in zip(inputs.pop("input_ids"), real, strict=True)]
         return input_ids, {name: value for name, value in inputs.items() if torch.is_tensor(value)}
