@@ -10,6 +10,7 @@ import torch
 
 from ..answer_end import find_answer_end, stop_at_answer_end, without_empty_reasoning
 from ..chat import as_prompts
+from ..unicode import half_surrogate_problem
 
 
 if TYPE_CHECKING:
@@ -116,8 +117,9 @@ class AudioListenCollator:
             KeyError: if an example has no `instruction` or `answer`, no example of the batch has `audio`, or a clip is
                 not in `feature_cache`.
             OSError: if audio cannot be read (the message names the file), or exceeds a limit.
-            ValueError: if audio is empty or not finite (the message names the file), the chat template does not render
-                the answer after the prompt, or a text contains the audio token of the processor.
+            ValueError: if there are no examples, audio is empty or not finite (the message names the file), the chat
+                template does not render the answer after the prompt, or a text contains the audio token of the processor
+                or half a surrogate pair (the message names the row and the field).
         """
         self._check_columns(examples)
         rendered = [self._render(example) for example in examples]
@@ -140,13 +142,19 @@ class AudioListenCollator:
 
     @staticmethod
     def _check_columns(examples: Sequence[Mapping[str, Any]]) -> None:
-        for example in examples:
+        if not examples:
+            raise ValueError("The batch is empty: the collator got no examples. Pass at least one row.")
+        for index, example in enumerate(examples):
             missing = [name for name in ("instruction", "answer") if example.get(name) is None]
             if missing:
                 raise KeyError(
                     f"An example has no {' and no '.join(missing)}; it has {sorted(example)}. If the trainer removes "
                     "unused columns, set `remove_unused_columns=False`."
                 )
+            for name in ("instruction", "answer"):
+                text = example[name]
+                if isinstance(text, str) and (problem := half_surrogate_problem(text)):
+                    raise ValueError(f"Row {index} of the batch: its `{name}` {problem}")
         if not any("audio" in example for example in examples):
             raise KeyError(
                 f"No example of the batch has an `audio` column; the columns are {sorted(examples[0])}. If the trainer "

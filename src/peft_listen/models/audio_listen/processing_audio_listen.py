@@ -14,10 +14,11 @@ from transformers.utils import logging
 from ...answer_end import find_answer_end, warn_of_other_end
 from ...audio import AudioLimits, AudioSource, LimitError, load_audio
 from ...audio.waveform import is_list_of_clips
-from ...chat import as_prompts, clip_of
+from ...chat import AUDIO_TOKEN, as_prompts, clip_of
+from ...unicode import half_surrogate_problem
 from ..beats.feature_extraction_beats import BeatsFeatureExtractor
 from ..setting_types import check_integer, check_positive, check_switch
-from .audio_tokens import AUDIO_TOKEN, add_audio_token, num_audio_windows, num_encoder_frames, window_reach
+from .audio_tokens import add_audio_token, num_audio_windows, num_encoder_frames, window_reach
 from .chat_template import audio_chat_template, text_template
 from .configuration_audio_listen import AudioListenConfig
 from .hub_arguments import FILE_ARGUMENTS, HUB_ARGUMENTS, subset
@@ -247,8 +248,9 @@ class AudioListenProcessor(ProcessorMixin):
             encoder, `sound_input_values` (N, frames, 128) and `sound_attention_mask` (N, frames).
 
         Raises:
-            `ValueError`: if the numbers of placeholders and clips differ (the message names both), or a clip is empty, not
-                finite, or its sampling rate is unknown (the message names the clip).
+            `ValueError`: if the numbers of placeholders and clips differ (the message names both), a clip is empty, not
+                finite, or its sampling rate is unknown (the message names the clip), or a prompt contains half a surrogate
+                pair (the message names the prompt).
             `OSError`: if an audio file cannot be read, or a clip exceeds a limit.
             `TypeError`: if `limits` is not an [`~peft_listen.audio.AudioLimits`].
         """
@@ -260,6 +262,10 @@ class AudioListenProcessor(ProcessorMixin):
         text_kwargs = kwargs.get("text_kwargs", {})
         if not any("padding_side" in group for group in (kwargs, text_kwargs, kwargs.get("common_kwargs", {}))):
             kwargs["text_kwargs"] = text_kwargs | {"padding_side": "left"}
+        if _is_text(text):
+            for row, sample in enumerate([text] if isinstance(text, str) else text):
+                if problem := half_surrogate_problem(sample):
+                    raise ValueError(f"Prompt {row} {problem}")
         if text is not None and audio is not None:
             self._check_rows([text] if isinstance(text, str) else text, audio)
         added = 0
