@@ -138,7 +138,7 @@ def check_examples(
         message = None
         if isinstance(parsed, str):
             message = parsed
-        elif containing := [name for name in ("instruction", "answer") if audio_token in parsed[name]]:  # type: ignore[literal-required]
+        elif containing := [name for name in ("instruction", "answer") if audio_token in parsed[name]]:
             message = (
                 f"`{containing[0]}` contains the audio token {audio_token}, which is a placeholder for the clip. Remove it "
                 "from the text."

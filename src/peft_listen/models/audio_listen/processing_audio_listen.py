@@ -262,7 +262,7 @@ class AudioListenProcessor(ProcessorMixin):
         text_kwargs = kwargs.get("text_kwargs", {})
         if not any("padding_side" in group for group in (kwargs, text_kwargs, kwargs.get("common_kwargs", {}))):
             kwargs["text_kwargs"] = text_kwargs | {"padding_side": "left"}
-        if _is_text(text):
+        if text is not None and _is_text(text):
             for row, sample in enumerate([text] if isinstance(text, str) else text):
                 if problem := half_surrogate_problem(sample):
                     raise ValueError(f"Prompt {row} {problem}")
