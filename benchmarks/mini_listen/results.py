@@ -245,7 +245,8 @@ def plot(arguments: argparse.Namespace, folder: Path) -> list[Path]:
                 axes.spines[["top", "right"]].set_visible(False)
                 axes.legend(frameon=False, ncols=2)
                 paths.append(folder / f"{group}_{name}.svg")
-                figure.savefig(paths[-1], metadata={"Date": None})
+                with atomic_path(paths[-1]) as temporary:
+                    figure.savefig(temporary, format="svg", metadata={"Date": None})
                 plt.close(figure)
     return paths
 

@@ -17,6 +17,7 @@ from transformers import pipeline
 
 import peft_listen  # noqa: F401 - registers the pipeline
 from peft_listen.data import read_examples
+from peft_listen.files import atomic_path, check_output_file
 from peft_listen.metrics import get_metric
 
 
@@ -45,6 +46,7 @@ def answer(
     if state.num_processes > 1:
         output_file = output_file.with_suffix(f".{state.process_index}.jsonl")
     examples = [dict(row) for row in read_examples(data_file)][state.process_index :: state.num_processes]
+    check_output_file(output_file)
     done = _read_finished(output_file)
     pipe = pipeline("audio-text-to-text", model=model, batch_size=batch_size, device=state.device)
     with open(output_file, "a", encoding="utf-8") as file:
@@ -64,7 +66,8 @@ def _read_finished(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    path.write_text("".join(whole), encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(whole), encoding="utf-8")
     return [json.loads(line) for line in whole]
 
 

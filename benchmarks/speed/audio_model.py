@@ -210,7 +210,7 @@ def main() -> None:
         f"{arguments.repeats} alternating repeats\n"
     )
     print(benchmark.describe(), end="\n\n")
-    print(header(goals=False))
+    print(header())
     benchmark.run()
 
 

@@ -25,6 +25,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from peft_listen import ListenConfig
+from peft_listen.files import atomic_path, check_output_file
 
 from .ratios import describe_machine, timed
 
@@ -285,6 +286,8 @@ def main() -> None:
         parser.error(
             f"--new-tokens must be at least 2, since the first token is not counted, got {arguments.new_tokens}"
         )
+    if arguments.output is not None:
+        check_output_file(arguments.output)
     machine = f"{arguments.dtype}; {describe_machine(arguments.device)}, peft {peft.__version__}"
     benchmark = Benchmark(arguments)
     size = sum(parameter.numel() for parameter in benchmark.llm.parameters())
@@ -299,7 +302,8 @@ def main() -> None:
         settings = {name: value for name, value in vars(arguments).items() if name != "output"}
         content = {"machine": machine, "setting": setting, "arguments": settings}
         content["measurements"] = [asdict(result) for result in results]
-        arguments.output.write_text(json.dumps(content, indent=1) + "\n")
+        with atomic_path(arguments.output) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

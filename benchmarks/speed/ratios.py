@@ -3,7 +3,7 @@
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,31 +22,34 @@ class Ratio:
 
     Args:
         name (`str`): the compared calls, as call / peer.
-        values (`list[float]`): the ratio of each turn.
-        goal (`float`, *optional*): upper limit of the median.
+        values (`list[float]`): the ratio of each turn; none if it could not be measured.
     """
 
     name: str
     values: list[float]
-    goal: float | None = None
 
     def line(self) -> str:
-        """The row in Markdown: median, quartiles and, if there is a goal, whether it is met."""
+        """The row in Markdown: median and quartiles."""
+        if not self.values:
+            return f"| {self.name} | not measured | |"
         first, median, third = statistics.quantiles(self.values, n=4) if len(self.values) > 1 else self.values * 3
-        cells = [self.name, f"{median:.3f}", f"{first:.3f} to {third:.3f}"]
-        if self.goal is not None:
-            verdict = "yes" if median <= self.goal else f"no, by {median / self.goal - 1:.0%}"
-            cells += [f"≤ {self.goal}", verdict]
-        return f"| {' | '.join(cells)} |"
+        return f"| {self.name} | {median:.3f} | {first:.3f} to {third:.3f} |"
 
 
-def header(*, goals: bool) -> str:
-    """The header of a table of ratios, with or without columns for goals."""
-    return (
-        "| ratio | median | quartiles | goal | met |\n|---|---|---|---|---|"
-        if goals
-        else ("| ratio | median | quartiles |\n|---|---|---|")
-    )
+def header() -> str:
+    """The header of a table of ratios."""
+    return "| ratio | median | quartiles |\n|---|---|---|"
+
+
+def memory_ratio(name: str, pairs: Sequence[tuple[float, float]]) -> Ratio:
+    """
+    The ratio of peaks of memory. Pairs in which one of the two did not exceed what it is measured from give no ratio.
+
+    Args:
+        name (`str`): the compared calls, as call / peer.
+        pairs (`Sequence[tuple[float, float]]`): bytes of `call` and of `peer`, above those of the base model.
+    """
+    return Ratio(name, [call / peer for call, peer in pairs if call > 0 and peer > 0])
 
 
 def time_in_turns(

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 
 # Words that no template contains.
 _QUESTION, _ANSWER = "Xquestionx", "Xanswerx"
@@ -134,6 +136,30 @@ def warn_of_other_end(end: AnswerEnd | None, generation_config: Any, tokenizer: 
     source = "The chat template ends answers" if end.is_rendered else "The collator ends answers"
     warnings.warn(f"{source} with {end.token!r}, but generation stops at {names}. {remedy}", UserWarning, stacklevel=3)
     return True
+
+
+def warn_of_unsupervised_end(labels: torch.Tensor, generation_config: Any) -> None:
+    """
+    Warns if a training batch teaches no token at which generation stops. A model sees token ids only, so the message names
+    those.
+
+    Args:
+        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+            Token ids to predict, -100 at positions without a loss.
+        generation_config ([`~transformers.GenerationConfig`]): Its `eos_token_id` is searched for in the labels.
+    """
+    stops = end_token_ids(generation_config)
+    supervised = labels[labels != -100]
+    if not len(supervised) or bool(torch.isin(supervised, torch.tensor(stops, device=labels.device)).any()):
+        return
+    names = ", ".join(map(str, stops)) or "no token"
+    warnings.warn(
+        f"The last label of this batch is the token {int(supervised[-1])}, but generation stops at {names}, which is not "
+        "among the labels, so the model will not learn to stop there. If the chat template was changed after the model was "
+        "built, call `AudioListenCollator.check_generation(model)`, or set `generation_config.eos_token_id`.",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 def stop_at_answer_end(end: AnswerEnd | None, generation_config: Any, tokenizer: Any) -> None:

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 
+# Placeholder for one clip in the text, unless a processor has another one.
+AUDIO_TOKEN = "<|audio|>"
+
 # Keys of an audio part that may hold its clip. The first one that is set is used, in the order of transformers.
 AUDIO_PART_KEYS = ("audio", "url", "path")
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from .files import check_output_file
+
 
 # A checkpoint without these files is not loaded, so they are removed first and written last.
 _CONFIGURATIONS = ("config.json", "adapter_config.json")
@@ -33,6 +35,9 @@ def replaced_checkpoint(folder: str | os.PathLike[str], kept: Sequence[str] = ()
 
     Yields:
         `pathlib.Path`: an empty folder, except for the files in `kept`, of the same name as `folder`.
+
+    Raises:
+        OSError: if a file to be replaced is a symbolic link, a device or another special file; nothing in `folder` changes.
     """
     target = Path(folder).resolve()
     target.mkdir(parents=True, exist_ok=True)
@@ -43,13 +48,22 @@ def replaced_checkpoint(folder: str | os.PathLike[str], kept: Sequence[str] = ()
     temporary.mkdir(parents=True)
     try:
         for name in kept:
+            _check_replaced(target / name)
             if (target / name).is_file():
                 shutil.copy2(target / name, temporary / name)
         yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                _check_replaced(target / path.relative_to(temporary))
         for folder_of_files in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
             _move(folder_of_files, target / folder_of_files.relative_to(temporary))
     finally:
         shutil.rmtree(outer, ignore_errors=True)
+
+
+def _check_replaced(path: Path) -> None:
+    if os.path.lexists(path):
+        check_output_file(path)
 
 
 def _move(source: Path, target: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import GenerationMixin
 
 from . import __version__
+from .files import atomic_path, check_output_file
 
 
 if TYPE_CHECKING:
@@ -95,7 +98,7 @@ def install(peft_model_class: type[PeftModel]) -> None:
     @functools.wraps(write, assigned=("__name__", "__qualname__", "__doc__"))
     def create_or_update_model_card(self: PeftModel, output_dir: str) -> None:
         if _is_own(self):
-            _write_card(self, Path(output_dir) / "README.md", Path(output_dir).name, lambda: write(self, output_dir))
+            _write_card(self, Path(output_dir) / "README.md", Path(output_dir).name, functools.partial(write, self))
         else:
             write(self, output_dir)
 
@@ -105,7 +108,7 @@ def install(peft_model_class: type[PeftModel]) -> None:
     ) -> Any:
         if _is_own(self):
             path = Path(working_dir) / "README.md"
-            _write_card(self, path, repo_id, lambda: write(self, str(working_dir)), for_hub=True)
+            _write_card(self, path, repo_id, functools.partial(write, self), for_hub=True)
         return upload(self, working_dir, repo_id, *args, **kwargs)
 
     peft_model_class.create_or_update_model_card = create_or_update_model_card  # type: ignore[method-assign]
@@ -121,11 +124,27 @@ def _is_listen(model: PeftModel) -> bool:
     return any(config.peft_type == "LISTEN" for config in model.peft_config.values())
 
 
-def _write_card(model: PeftModel, path: Path, name: str, write: Callable[[], None], for_hub: bool = False) -> None:
+def _write_card(model: PeftModel, path: Path, name: str, write: Callable[[str], None], for_hub: bool = False) -> None:
     """
-    Creates a card, or adds the missing parts to an existing one. `write` is PEFT's own method, and `name` is the model name
-    in the code snippet. With `for_hub`, a `base_model` that is a local folder, as PEFT writes it, is removed.
+    Creates a card, or adds the missing parts to an existing one. `write` is PEFT's own method, which takes a folder, and
+    `name` is the model name in the code snippet. With `for_hub`, a `base_model` that is a local folder, as PEFT writes it,
+    is removed.
+
+    Raises:
+        OSError: `path` is a symbolic link, a device, a folder or another special file.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_output_file(path)
+    # Both libraries write to the path itself, even if it is a link, so they get another folder.
+    with tempfile.TemporaryDirectory() as folder, atomic_path(path) as temporary:
+        copy = Path(folder) / path.name
+        if path.exists():
+            shutil.copy(path, copy)
+        _complete_card(model, copy, name, write, for_hub)
+        shutil.copyfile(copy, temporary)
+
+
+def _complete_card(model: PeftModel, path: Path, name: str, write: Callable[[str], None], for_hub: bool) -> None:
     card = ModelCard.load(path) if path.exists() else None
     if card is None or _GENERATED in card.text:
         # The only information in a generated card is the tags that were passed to `push_to_hub`.
@@ -139,7 +158,7 @@ def _write_card(model: PeftModel, path: Path, name: str, write: Callable[[], Non
         )
         card.save(path)
     tags = set(card.data.tags or [])
-    write()
+    write(str(path.parent))
     card = ModelCard.load(path)
     base_models = _hub_names(model)
     tags.update(tag for tag in card.data.tags or [] if not tag.startswith("base_model:adapter:"))

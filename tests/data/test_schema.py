@@ -149,7 +149,9 @@ class TestCheckExamples:
         from peft_listen.data import schema
 
         load_audio = schema.load_audio
-        monkeypatch.setattr(schema, "load_audio", lambda path: opened.append(path) or load_audio(path))
+        monkeypatch.setattr(
+            schema, "load_audio", lambda path, **kwargs: opened.append(path) or load_audio(path, **kwargs)
+        )
         path = write(*[example(instruction=str(index)) for index in range(5)], *[example(audio="missing.wav")] * 2)
         assert [problem.line for problem in check_examples(path)] == [6, 7]
         assert len(opened) == 2

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from transformers import pipeline
 
 from peft_listen.training import AudioListenCollator, FeatureCache
+from tests import small_models
 
 
 IGNORED = -100
@@ -184,3 +186,38 @@ def test_a_template_that_does_not_render_the_answer_raises(make_processor, make_
         ValueError, match="does not render the assistant's answer directly after the generation prompt"
     ):
         collator(examples[:1])
+
+
+HALVES = {"first": "a \ud83d", "second": "\udc00 b", "in the wrong order": "\ude00\ud83d", "of a file name": "\udcff"}
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("field", ["instruction", "answer"])
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("row", [0, 1])
+def test_half_a_surrogate_pair_is_refused_by_row_and_field(processor, cache, examples, half, field, cached, row):
+    collator = AudioListenCollator(processor, feature_cache=cache if cached else None)
+    batch = [dict(example) for example in examples[:2]]
+    batch[row][field] = HALVES[half]
+    with pytest.raises(ValueError, match=rf"^Row {row} of the batch: its `{field}` contains half a surrogate pair"):
+        collator(batch)
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_half_a_surrogate_pair_is_refused_in_prompts(processor, half):
+    chat = [{"role": "user", "content": [{"type": "text", "text": HALVES[half]}]}]
+    pipe = pipeline("audio-text-to-text", model=small_models.make_model(), processor=processor)
+    for call in (
+        lambda: processor(text=["What?", HALVES[half]]),
+        lambda: processor.apply_chat_template([chat[:], chat], tokenize=True),
+        lambda: pipe(text=HALVES[half]),
+    ):
+        with pytest.raises(ValueError, match=r"^Prompt [01] contains half a surrogate pair"):
+            call()
+
+
+@pytest.mark.parametrize("examples", [[], ()])
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_empty_batch_is_refused(processor, cache, examples, cached):
+    with pytest.raises(ValueError, match="The batch is empty: the collator got no examples"):
+        AudioListenCollator(processor, feature_cache=cache if cached else None)(examples)

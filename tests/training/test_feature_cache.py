@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from peft_listen import AudioListenForCausalLM
 from peft_listen.files import temporary_path
 from peft_listen.training import AudioListenCollator, FeatureCache, feature_cache
-from peft_listen.training.feature_cache import encoder_fingerprint
+from peft_listen.training.feature_cache import _describe, encoder_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -403,3 +403,18 @@ def test_clips_that_another_process_did_not_add_are_named(model, processor, cach
     monkeypatch.setattr("accelerate.PartialState", Process)
     with pytest.raises(OSError, match=r"2 of 4 clips are missing in .*among them: The clip .*clip\d\.wav"):
         cache.build(model, processor, clips)
+
+
+@pytest.mark.parametrize(
+    ("clip", "name"),
+    [
+        ("https://anna:s3cret@example.org/a.wav?token=s3cret", "https://example.org/a.wav"),
+        ({"path": "https://anna:s3cret@example.org/a.wav"}, "https://example.org/a.wav"),
+        ("HTTP://example.org/a.wav#s3cret", "HTTP://example.org/a.wav"),
+        ("data:audio/wav;base64,s3cret", "data:audio/wav"),
+        (b"folder/a.wav", "A clip"),
+        (Path("folder/a.wav"), "'folder/a.wav'"),
+    ],
+)
+def test_messages_name_a_clip_without_its_credentials(clip, name):
+    assert name in _describe(clip) and "s3cret" not in _describe(clip)

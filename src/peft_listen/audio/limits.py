@@ -17,7 +17,7 @@ class AudioLimits:
 
     Args:
         max_seconds (`float`, defaults to 3600.0):
-            Longest clip in seconds, counted while the file is decoded.
+            Longest clip in seconds: files are counted while they are decoded, samples before they are converted.
         max_bytes (`float`, defaults to 1 GiB):
             Largest size in bytes of a file, a download or other encoded content, and of the decoded mono samples
             (4 bytes each, at the rate of the file).
@@ -62,7 +62,8 @@ _default_limits = AudioLimits()
 
 def set_default_limits(limits: AudioLimits) -> AudioLimits:
     """
-    Sets the limits of all later calls that pass none: of [`load_audio`], processors, pipelines, collators and commands.
+    Sets the limits of all later calls without `limits`: of [`load_audio`], processors, pipelines, collators, feature caches
+    and commands.
 
     The setting holds for this process and the processes that it forks; a process that is spawned starts with the
     defaults of [`AudioLimits`].
@@ -112,6 +113,26 @@ def check_size(num_bytes: int, name: str, limits: AudioLimits) -> None:
         raise LimitError(
             f"{name}: the file is larger than the limit of {limits.max_bytes:.0f} bytes. If it is to be read, raise "
             "`max_bytes` of `AudioLimits`."
+        )
+
+
+def check_length(num_samples: int, rate: float, name: str, limits: AudioLimits) -> None:
+    """
+    Checks the length of audio whose samples are known.
+
+    Args:
+        num_samples (`int`): Samples per channel.
+        rate (`float`): Their sampling rate in Hz.
+        name (`str`): What the error message calls this audio.
+        limits ([`AudioLimits`]): Their `max_seconds` is checked, up to one sample: resampling rounds the length.
+
+    Raises:
+        LimitError: The audio is longer.
+    """
+    if num_samples - 1 > limits.max_seconds * rate:
+        raise LimitError(
+            f"{name}: the clip of {num_samples / rate:.1f} seconds is longer than the limit of {limits.max_seconds:g} "
+            "seconds. Cut it into shorter clips, or raise `max_seconds` of `AudioLimits`."
         )
 
 

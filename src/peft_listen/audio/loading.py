@@ -1,5 +1,6 @@
 """Audio loading: reads one clip from a path, URL, bytes, array or dictionary."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
@@ -11,9 +12,10 @@ from .addresses import display_name, is_data_uri, is_url, read_data_uri
 from .decoding import decode
 from .download import download
 from .files import read_bounded, read_file
-from .limits import AudioLimits, LimitError, check_size, resolve_limits
+from .limits import AudioLimits, check_length, check_size, resolve_limits
 from .waveform import (
     DEFAULT_SAMPLING_RATE,
+    MIN_SAMPLING_RATE,
     as_array,
     check_audio,
     check_peak,
@@ -84,8 +86,8 @@ def load_audio(
 
     Raises:
         FileNotFoundError, IsADirectoryError, OSError:
-            A file or URL that cannot be opened, is empty, is truncated, contains no audio that can be decoded, or exceeds
-            a limit.
+            A file or URL that cannot be opened, is empty, is truncated or contains no audio that can be decoded, or a
+            clip that exceeds a limit ([`LimitError`]).
         ValueError:
             Samples that are empty, not finite, of an unsupported type, shape or range, or whose rate is unknown or
             invalid.
@@ -115,12 +117,14 @@ def _read(source: Any, sampling_rate: float | None, limits: AudioLimits) -> tupl
     if hasattr(source, "get_all_samples"):
         _check_duration(source, limits)
         decoded = source.get_all_samples()
-        return as_array(decoded.data, "audio").mean(axis=0), float(decoded.sample_rate), "audio"
+        samples, rate = as_array(decoded.data, "audio").mean(axis=0), float(decoded.sample_rate)
+        return _within(limits, samples, rate, "audio"), rate, "audio"
     if hasattr(source, "read"):
         name = display_name(str(getattr(source, "name", "audio file object")))
         return *decode(read_bounded(source, name, limits), name, limits), name
     if isinstance(source, (np.ndarray, torch.Tensor, list, tuple)):
-        return as_array(source, "audio"), check_sampling_rate(sampling_rate, "audio"), "audio"
+        rate = check_sampling_rate(sampling_rate, "audio")
+        return _within(limits, as_array(source, "audio"), rate, "audio"), rate, "audio"
     raise ValueError(
         f"audio: a {type(source).__name__} cannot be read as audio. Pass a path, an http(s) URL, the bytes of an audio "
         "file, a binary file object, an array with its sampling rate, or a dictionary such as "
@@ -137,7 +141,7 @@ def _read_mapping(
         if source.get(key) is not None:
             own_rate = source.get("sampling_rate")
             rate = check_sampling_rate(sampling_rate if own_rate is None else own_rate, name)
-            return as_array(source[key], name), rate, name
+            return _within(limits, as_array(source[key], name), rate, name), rate, name
     if source.get("bytes") is not None:
         check_size(memoryview(source["bytes"]).nbytes, name, limits)
         return *decode(bytes(source["bytes"]), name, limits), name
@@ -156,11 +160,16 @@ def _read_address(path: str, name: str, limits: AudioLimits) -> bytes:
     return download(path, limits) if is_url(path) else read_file(path, name, limits)
 
 
+def _within(limits: AudioLimits, samples: np.ndarray, rate: float, name: str) -> np.ndarray:
+    """Returns the samples, after a check of their length. Of two axes, the longer one holds the samples."""
+    check_length(max(samples.shape, default=0), rate, name, limits)
+    return samples
+
+
 def _check_duration(decoder: Any, limits: AudioLimits) -> None:
     """Checks the declared length of a torchcodec `AudioDecoder` before all of it is decoded."""
-    seconds = getattr(getattr(decoder, "metadata", None), "duration_seconds", None)
-    if seconds is not None and seconds > limits.max_seconds:
-        raise LimitError(
-            f"audio: the clip of {seconds:.1f} seconds is longer than the limit of {limits.max_seconds:g} seconds. Cut it "
-            "into shorter clips, or raise `max_seconds` of `AudioLimits`."
-        )
+    metadata = getattr(decoder, "metadata", None)
+    seconds = getattr(metadata, "duration_seconds", None)
+    if seconds is not None:
+        rate = float(getattr(metadata, "sample_rate", None) or MIN_SAMPLING_RATE)
+        check_length(math.ceil(seconds * rate), rate, "audio", limits)

@@ -4,6 +4,7 @@ import json
 import os
 import reprlib
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any, BinaryIO, TypedDict
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..audio import display_name, is_url, load_audio
+from ..audio import AudioLimits, display_name, is_url, load_audio
+from ..chat import AUDIO_TOKEN
 from ..unicode import half_surrogate_problem
 
 
@@ -24,6 +26,9 @@ MAX_LINE_BYTES = 64 << 20
 
 # Characters of a field that is used; more do not fit into the context of a model.
 MAX_TEXT_CHARACTERS = 500_000
+
+# Lines at the beginning of a file of which at least one must be a JSON object.
+_MAX_UNREADABLE_LINES = 10
 
 _TEXT_FIELDS = ("instruction", "answer", "task")
 _PREDICTION_FIELDS = (*_TEXT_FIELDS, "generated")
@@ -74,6 +79,10 @@ class Problem:
         return f"line {self.line}: {self.message}"
 
 
+class _Unreadable(str):
+    """Error message of a line that is not a JSON object."""
+
+
 def read_examples(path: str | os.PathLike[str]) -> list[Example]:
     """
     Reads a data file: UTF-8 text with one JSON object per line, which has the fields of [`Example`].
@@ -92,7 +101,8 @@ def read_examples(path: str | os.PathLike[str]) -> list[Example]:
 
     Raises:
         OSError: if the file cannot be read, or is a device.
-        ValueError: if a line is not a valid example (the message contains its number), or the file contains none.
+        ValueError: if a line is not a valid example (the message contains its number), the file contains none, or it is
+            not a file of JSON lines.
     """
     examples: list[Example] = _read(path, _TEXT_FIELDS)
     return examples
@@ -116,26 +126,35 @@ def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
     return predictions
 
 
-def check_examples(path: str | os.PathLike[str], *, show_progress: bool = False) -> list[Problem]:
+def check_examples(
+    path: str | os.PathLike[str],
+    *,
+    show_progress: bool = False,
+    limits: AudioLimits | None = None,
+    audio_token: str = AUDIO_TOKEN,
+) -> list[Problem]:
     """
     Checks a data file and all clips that it refers to.
 
     Args:
         path (`str` or `os.PathLike`): data file, see [`read_examples`].
         show_progress (`bool`, defaults to `False`): whether to show a progress bar on stderr.
+        limits ([`~peft_listen.audio.AudioLimits`], *optional*): limits within which clips are loaded, by default those of
+            [`~peft_listen.audio.set_default_limits`].
+        audio_token (`str`, defaults to `"<|audio|>"`): audio token of the processor, which no text may contain.
 
     Returns:
-        `list[Problem]`: problems in the order of the file, at most one per line: the line is not a valid example, or
-        its audio cannot be read, is empty or silent, or contains NaN or infinite samples.
+        `list[Problem]`: problems in the order of the file, at most one per line: the line is not a valid example, its text
+        contains the audio token, or its audio cannot be read, exceeds a limit, is empty or silent, or contains NaN or infinite samples.
 
     Raises:
         OSError: if the data file itself cannot be read, or is a device.
-        ValueError: if the data file is empty.
+        ValueError: if the data file is empty, or is not a file of JSON lines.
         ImportError: if soundfile or soxr is not installed.
     """
     lines = list(_parse(path))
     if not lines:
-        raise ValueError(f"{os.fspath(path)} contains no examples; expected one JSON object per line.")
+        raise ValueError(f"{_name(path)} contains no examples; expected one JSON object per line.")
     problems = []
     # A clip often occurs on several lines, with different instructions.
     checked: dict[str, str | None] = {}
@@ -143,9 +162,14 @@ def check_examples(path: str | os.PathLike[str], *, show_progress: bool = False)
         message = None
         if isinstance(parsed, str):
             message = parsed
+        elif containing := [name for name in ("instruction", "answer") if audio_token in parsed[name]]:
+            message = (
+                f"`{containing[0]}` contains the audio token {audio_token}, which is a placeholder for the clip. Remove it "
+                "from the text."
+            )
         elif (audio := parsed["audio"]) is not None:
             if audio not in checked:
-                checked[audio] = _audio_problem(audio)
+                checked[audio] = _audio_problem(audio, limits)
             message = checked[audio]
         if message is not None:
             problems.append(Problem(line, message))
@@ -156,27 +180,83 @@ def _read(path: str | os.PathLike[str], text_fields: tuple[str, ...]) -> Any:
     rows = []
     for line, parsed in _parse(path, text_fields):
         if isinstance(parsed, str):
-            raise ValueError(f"{os.fspath(path)}, line {line}: {parsed}")
+            raise ValueError(f"{_name(path)}, line {line}: {parsed}")
         rows.append(parsed)
     if not rows:
-        raise ValueError(f"{os.fspath(path)} contains no examples; expected one JSON object per line.")
+        raise ValueError(f"{_name(path)} contains no examples; expected one JSON object per line.")
     return rows
 
 
 def _parse(
     path: str | os.PathLike[str], text_fields: tuple[str, ...] = _TEXT_FIELDS
 ) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Yields the number of each non-empty line, and its `audio` and text fields or an error message."""
-    path = Path(path)
-    with open(path, "rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
-        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-            raise OSError(f"{path} is a device; expected a data file. Pass the path of a file.")
+    """
+    Yields the number of each non-empty line, and its `audio` and text fields or an error message. Raises a `ValueError`
+    if none of the first lines is a JSON object: the file is another one, and an error for each of its lines would not
+    help.
+    """
+    folder = Path(path).parent
+    unreadable: list[tuple[int, _Unreadable]] | None = []  # until the first JSON object
+    is_binary = False
+    with _open(path) as file:
         for number, line in enumerate(_lines(file), start=1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
-            if line.strip():
-                yield number, _parse_line(line, path.parent, text_fields)
+            if not line.strip():
+                continue
+            parsed = _parse_line(line, folder, text_fields)
+            if unreadable is None:
+                yield number, parsed
+            elif isinstance(parsed, _Unreadable):
+                unreadable.append((number, parsed))
+                is_binary = is_binary or b"\0" in line
+                if len(unreadable) == _MAX_UNREADABLE_LINES:
+                    raise _not_json_lines(path, unreadable, is_binary)
+            else:
+                yield from unreadable
+                unreadable = None
+                yield number, parsed
+    if unreadable and (len(unreadable) > 1 or is_binary):
+        raise _not_json_lines(path, unreadable, is_binary)
+    yield from unreadable or ()
+
+
+def _not_json_lines(
+    path: str | os.PathLike[str], unreadable: list[tuple[int, _Unreadable]], is_binary: bool
+) -> ValueError:
+    kind = "text file (it contains null bytes)" if is_binary else "file of JSON lines"
+    number, problem = unreadable[0]
+    return ValueError(
+        f"{_name(path)} is not a {kind}: none of its first {len(unreadable)} lines is a JSON object. Expected UTF-8 text with "
+        f"one JSON object per line. Line {number}: {problem}"
+    )
+
+
+def _open(path: str | os.PathLike[str]) -> BinaryIO:
+    name = _name(path)
+    try:
+        file = open(path, "rb")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{name}: no such data file (the working directory is {os.getcwd()}). Check the path."
+        ) from None
+    except IsADirectoryError:
+        raise IsADirectoryError(
+            f"{name} is a folder; expected a data file. Pass the path of a file of JSON lines."
+        ) from None
+    except OSError as error:
+        raise type(error)(f"{name}: the data file cannot be opened ({error.strerror}). Check the path.") from None
+    except ValueError as error:
+        raise FileNotFoundError(f"{name!r} is not a path ({error}). Pass the path of a data file.") from None
+    mode = os.fstat(file.fileno()).st_mode
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        file.close()
+        raise OSError(f"{name} is a device; expected a data file. Pass the path of a file.")
+    return file
+
+
+def _name(path: str | os.PathLike[str]) -> str:
+    return display_name(os.fsdecode(path))
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
@@ -189,20 +269,52 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _parse_line(line: bytes, folder: Path, text_fields: tuple[str, ...]) -> dict[str, Any] | str:
+    fields = _parse_object(line)
+    return fields if isinstance(fields, str) else _to_row(*fields, folder, text_fields)
+
+
+def _parse_object(line: bytes) -> tuple[dict[str, Any], list[str]] | _Unreadable:
+    """Returns the fields of a line, and the names that occur more than once, or an error message."""
     if len(line) > MAX_LINE_BYTES:
-        return f"longer than {MAX_LINE_BYTES} bytes. Every line must be one JSON object; end it with a line break."
+        return _Unreadable(
+            f"longer than {MAX_LINE_BYTES} bytes. Every line must be one JSON object; end it with a line break."
+        )
+    repeated: list[str] = []
+
+    def to_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # The object of the line itself is the last one that is completed.
+        counts = Counter(name for name, _ in pairs)
+        repeated[:] = [name for name, count in counts.items() if count > 1]
+        return dict(pairs)
+
     try:
-        fields = json.loads(line.strip().decode())
+        fields = json.loads(line.strip().decode(), object_pairs_hook=to_fields)
     except UnicodeDecodeError as error:
-        return f"not UTF-8 ({error}). Save the file as UTF-8."
+        return _Unreadable(f"not UTF-8 ({error}). Save the file as UTF-8.")
     except json.JSONDecodeError as error:
-        return f"not valid JSON ({error.msg} at character {error.pos + 1}). Every line must be one JSON object."
+        return _Unreadable(
+            f"not valid JSON ({error.msg} at character {error.pos + 1}). Every line must be one JSON object."
+        )
     except RecursionError:
-        return "not readable: its arrays or objects are nested too deeply. Flatten the field, or leave it out."
+        return _Unreadable(
+            "not readable: its arrays or objects are nested too deeply. Flatten the field, or leave it out."
+        )
     except ValueError as error:  # an integer with more digits than Python converts
-        return f"not readable ({error}). Write the number with fewer digits or as a string, or leave it out."
+        return _Unreadable(
+            f"not readable ({error}). Write the number with fewer digits or as a string, or leave it out."
+        )
     if not isinstance(fields, dict):
-        return f'expected a JSON object {{"audio": ..., "instruction": ..., ...}}, got a {type(fields).__name__}.'
+        return _Unreadable(
+            f'expected a JSON object {{"audio": ..., "instruction": ..., ...}}, got a {type(fields).__name__}.'
+        )
+    return fields, repeated
+
+
+def _to_row(
+    fields: dict[str, Any], repeated: list[str], folder: Path, text_fields: tuple[str, ...]
+) -> dict[str, Any] | str:
+    if repeated:
+        return f"the fields {_shortened(sorted(repeated))} occur more than once. Keep one of each."
     missing = [name for name in ("audio", *text_fields) if name not in fields]
     if missing:
         return f"the fields {missing} are missing; the line has {_shortened(sorted(fields))}. For a text-only example, set `audio` to null."
@@ -241,9 +353,9 @@ def _shortened(value: Any) -> str:
     return shortener.repr(value)
 
 
-def _audio_problem(audio: str) -> str | None:
+def _audio_problem(audio: str, limits: AudioLimits | None) -> str | None:
     try:
-        waveform = load_audio(audio)
+        waveform = load_audio(audio, limits=limits)
     except (OSError, ValueError) as error:
         return str(error)
     peak = float(np.abs(waveform).max())

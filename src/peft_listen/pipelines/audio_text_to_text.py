@@ -13,8 +13,9 @@ from transformers.utils import ModelOutput
 from transformers.utils.chat_template_utils import Chat
 
 from ..answer_end import end_token_ids, find_answer_end, warn_of_other_end
-from ..audio import DEFAULT_SAMPLING_RATE, AudioSource, load_audio
+from ..audio import DEFAULT_SAMPLING_RATE, AudioLimits, AudioSource, load_audio
 from ..chat import as_prompts
+from ..models.audio_listen import AudioListenProcessor
 from .inputs import (
     as_pipeline_inputs,
     ends_with_assistant,
@@ -94,6 +95,7 @@ class AudioTextToTextPipeline(Pipeline):
         self,
         text: str | None = None,
         sampling_rate: float | None = None,
+        limits: AudioLimits | None = None,
         continue_final_message: bool | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
         return_full_text: bool | None = None,
@@ -112,6 +114,7 @@ class AudioTextToTextPipeline(Pipeline):
         preprocess_params = {
             "text": text,
             "sampling_rate": sampling_rate,
+            "limits": limits,
             "continue_final_message": continue_final_message,
             "chat_template_kwargs": chat_template_kwargs,
         }
@@ -148,6 +151,8 @@ class AudioTextToTextPipeline(Pipeline):
                 from the text alone; `text` may also be a chat then.
             sampling_rate (`float`, *optional*):
                 Rate in Hz of clips that are passed as samples only.
+            limits ([`~peft_listen.audio.AudioLimits`], *optional*):
+                Limits within which clips are loaded. By default those of [`~peft_listen.audio.set_default_limits`].
             return_full_text (`bool`, *optional*, defaults to `False`):
                 Whether to return the whole chat, with the answer as its last message, and not only the answer.
             continue_final_message (`bool`, *optional*):
@@ -173,7 +178,7 @@ class AudioTextToTextPipeline(Pipeline):
         Raises:
             ValueError: An input has neither audio nor text, the number of questions differs from that of the clips, or
                 audio is empty, not finite or of unknown sampling rate.
-            OSError: An audio file cannot be read.
+            OSError: An audio file cannot be read, or a clip exceeds a limit.
         """
         if audio is None and text is None:
             raise ValueError("The pipeline got neither audio nor text. Pass a clip, a row, a chat or a question.")
@@ -223,6 +228,7 @@ class AudioTextToTextPipeline(Pipeline):
         inputs: Any,
         text: str | None = None,
         sampling_rate: float | None = None,
+        limits: AudioLimits | None = None,
         continue_final_message: bool | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
@@ -239,15 +245,25 @@ class AudioTextToTextPipeline(Pipeline):
             **(chat_template_kwargs or {}),
         )
         rate = int(getattr(self.feature_extractor, "sampling_rate", DEFAULT_SAMPLING_RATE))
-        waveforms = [load_audio(clip, sampling_rate, target_sampling_rate=rate) for clip in clips]
-        return {"chat": chat, "input_text": input_text, "prompt": prompt, "audio": waveforms, "sampling_rate": rate}
+        waveforms = [load_audio(clip, sampling_rate, target_sampling_rate=rate, limits=limits) for clip in clips]
+        audio_kwargs: dict[str, Any] = {"sampling_rate": rate}
+        # This processor checks the limits again; those of transformers do not have any.
+        if isinstance(self.processor, AudioListenProcessor):
+            audio_kwargs["limits"] = limits
+        return {
+            "chat": chat,
+            "input_text": input_text,
+            "prompt": prompt,
+            "audio": waveforms,
+            "audio_kwargs": audio_kwargs,
+        }
 
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         prompts, add_special_tokens = as_prompts([row["prompt"] for row in rows], self.tokenizer)
         audio: dict[str, Any] = {}
         waveforms = [waveform for row in rows for waveform in row["audio"]]
         if waveforms:
-            audio = {"audio": waveforms, "sampling_rate": rows[0]["sampling_rate"]}
+            audio = {"audio": waveforms, **rows[0]["audio_kwargs"]}
         model_inputs = self.processor(
             text=prompts,
             padding=True,

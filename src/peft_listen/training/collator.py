@@ -10,9 +10,11 @@ import torch
 
 from ..answer_end import find_answer_end, stop_at_answer_end, without_empty_reasoning
 from ..chat import as_prompts
+from ..unicode import half_surrogate_problem
 
 
 if TYPE_CHECKING:
+    from ..audio import AudioLimits
     from ..models.audio_listen import AudioListenProcessor
     from .feature_cache import FeatureCache
 
@@ -39,9 +41,13 @@ class AudioListenCollator:
             whose own head already does this, and for models whose `forward` does not accept these arguments.
         chat_template_kwargs (`dict`, *optional*):
             variables for the chat template, such as `{"enable_thinking": False}`. Pass the same ones in generation.
+        limits ([`~peft_listen.audio.AudioLimits`], *optional*):
+            limits within which clips are loaded, by default those of [`~peft_listen.audio.set_default_limits`]. With a
+            `feature_cache`, pass them to the cache instead, which loads the clips.
 
     Raises:
-        ValueError: if neither the chat template nor the tokenizer has a token that ends an answer.
+        ValueError: if neither the chat template nor the tokenizer has a token that ends an answer, or both `feature_cache`
+            and `limits` are given.
     """
 
     def __init__(
@@ -50,7 +56,14 @@ class AudioListenCollator:
         feature_cache: FeatureCache | None = None,
         supervised_logits_only: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        limits: AudioLimits | None = None,
     ) -> None:
+        if feature_cache is not None and limits is not None:
+            raise ValueError(
+                "The collator got `limits` and a `feature_cache`, which loads the clips itself. Pass the limits to the "
+                "cache: `FeatureCache(folder, model, limits=...)`."
+            )
+        self.limits = limits
         self.processor = processor
         self.feature_cache = feature_cache
         self.supervised_logits_only = supervised_logits_only
@@ -103,9 +116,10 @@ class AudioListenCollator:
         Raises:
             KeyError: if an example has no `instruction` or `answer`, no example of the batch has `audio`, or a clip is
                 not in `feature_cache`.
-            OSError: if audio cannot be read; the message names the file.
-            ValueError: if audio is empty or not finite (the message names the file), the chat template does not render
-                the answer after the prompt, or a text contains the audio token of the processor.
+            OSError: if audio cannot be read (the message names the file), or exceeds a limit.
+            ValueError: if there are no examples, audio is empty or not finite (the message names the file), the chat
+                template does not render the answer after the prompt, or a text contains the audio token of the processor
+                or half a surrogate pair (the message names the row and the field).
         """
         self._check_columns(examples)
         rendered = [self._render(example) for example in examples]
@@ -128,13 +142,19 @@ class AudioListenCollator:
 
     @staticmethod
     def _check_columns(examples: Sequence[Mapping[str, Any]]) -> None:
-        for example in examples:
+        if not examples:
+            raise ValueError("The batch is empty: the collator got no examples. Pass at least one row.")
+        for index, example in enumerate(examples):
             missing = [name for name in ("instruction", "answer") if example.get(name) is None]
             if missing:
                 raise KeyError(
                     f"An example has no {' and no '.join(missing)}; it has {sorted(example)}. If the trainer removes "
                     "unused columns, set `remove_unused_columns=False`."
                 )
+            for name in ("instruction", "answer"):
+                text = example[name]
+                if isinstance(text, str) and (problem := half_surrogate_problem(text)):
+                    raise ValueError(f"Row {index} of the batch: its `{name}` {problem}")
         if not any("audio" in example for example in examples):
             raise KeyError(
                 f"No example of the batch has an `audio` column; the columns are {sorted(examples[0])}. If the trainer "
@@ -177,7 +197,8 @@ class AudioListenCollator:
             texts = self._expand_audio_tokens(texts, [self._num_tokens(feature) for feature in features])
             inputs = self.processor.tokenizer(texts, add_special_tokens=add_special_tokens)
             return inputs["input_ids"], self.feature_cache.batch(features)
-        inputs = self.processor(text=texts, audio=clips or None, add_special_tokens=add_special_tokens)
+        audio: dict[str, Any] = {"audio": clips, "limits": self.limits} if clips else {}
+        inputs = self.processor(text=texts, add_special_tokens=add_special_tokens, **audio)
         real = inputs.pop("attention_mask").bool()
         input_ids = [row[mask].tolist() for row, mask in zip(inputs.pop("input_ids"), real, strict=True)]
         return input_ids, {name: value for name, value in inputs.items() if torch.is_tensor(value)}

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from ..audio import load_audio
+from ..audio import AudioLimits, display_name, load_audio
 from ..files import atomic_path, remove_abandoned, temporary_path
 
 
@@ -41,6 +41,8 @@ class FeatureCache:
     Args:
         folder (`str` or `os.PathLike`): folder of the cache; created if it does not exist.
         model ([`AudioListenForCausalLM`]): model whose encoders produce the features.
+        limits ([`~peft_listen.audio.AudioLimits`], *optional*):
+            limits within which clips are loaded, by default those of [`~peft_listen.audio.set_default_limits`].
 
     Raises:
         OSError: if a shard cannot be read.
@@ -54,7 +56,10 @@ class FeatureCache:
     ```
     """
 
-    def __init__(self, folder: str | os.PathLike[str], model: AudioListenForCausalLM) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], model: AudioListenForCausalLM, limits: AudioLimits | None = None
+    ) -> None:
+        self.limits = limits
         self.folder = Path(folder) / encoder_fingerprint(model)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._shard_of: dict[str, Path] = {}
@@ -159,7 +164,7 @@ class FeatureCache:
         identity = _file_identity(clip)
         if identity is not None and identity in self._keys_of_files:
             return self._keys_of_files[identity]
-        key = _hash_waveform(load_audio(clip))
+        key = _hash_waveform(load_audio(clip, limits=self.limits))
         if identity is not None:
             self._keys_of_files[identity] = key
         return key
@@ -283,8 +288,8 @@ class FeatureCache:
     def _encode(
         self, model: AudioListenForCausalLM, processor: AudioListenProcessor, clips: Sequence[Any]
     ) -> Iterable[dict[str, torch.Tensor]]:
-        waveforms = [load_audio(clip) for clip in clips]
-        inputs = processor(audio=waveforms, sampling_rate=16_000).to(model.device)
+        waveforms = [load_audio(clip, limits=self.limits) for clip in clips]
+        inputs = processor(audio=waveforms, sampling_rate=16_000, limits=self.limits).to(model.device)
         features = model.get_encoder_features(**inputs)
         chunks_per_clip = [processor.num_chunks(len(waveform)) for waveform in waveforms]
         parts = {name: value for name, value in features._asdict().items() if value is not None}
@@ -392,4 +397,4 @@ def _file_identity(clip: Any) -> tuple[str, int, int] | None:
 def _describe(clip: Any) -> str:
     if isinstance(clip, Mapping):
         clip = clip.get("path")
-    return f"The clip {os.fspath(clip)!r}" if isinstance(clip, (str, os.PathLike)) else "A clip"
+    return f"The clip {display_name(os.fsdecode(clip))!r}" if isinstance(clip, (str, os.PathLike)) else "A clip"

@@ -1,6 +1,7 @@
 """AudioListen: a causal language model with audio input through Whisper, BEATs and a window-level Q-Former."""
 
-from .audio_tokens import AUDIO_TOKEN, add_audio_token
+from ...chat import AUDIO_TOKEN
+from .audio_tokens import add_audio_token
 from .chat_template import audio_chat_template
 from .configuration_audio_listen import AudioListenConfig
 from .forward_arguments import AudioFeatures

@@ -6,8 +6,7 @@ counts are always equal.
 import torch
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-
-AUDIO_TOKEN = "<|audio|>"
+from ...chat import AUDIO_TOKEN
 
 
 def add_audio_token(tokenizer: PreTrainedTokenizerBase, audio_token: str = AUDIO_TOKEN) -> int:

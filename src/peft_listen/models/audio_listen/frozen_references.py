@@ -51,7 +51,7 @@ def reference_frozen_parts(model: nn.Module, references: dict[str, Reference]) -
         references (`dict[str, dict]`): Known references by the name of the part.
 
     Raises:
-        `ValueError`: if a frozen part has no reference.
+        `ValueError`: if a frozen part has no reference, or one that could not be loaded.
     """
     frozen = {part.name: references.get(part.name, {}) for part in PARTS if part.is_frozen(model)}
     for name, reference in frozen.items():
@@ -60,6 +60,7 @@ def reference_frozen_parts(model: nn.Module, references: dict[str, Reference]) -
                 f"`save_frozen=False` leaves out `{name}`, but it was not loaded from a checkpoint, so it could not be "
                 "found again. Save the whole model, or build it with `from_sub_models_pretrained` from saved parts."
             )
+    check_references(frozen)  # what is saved can be loaded
     return frozen
 
 

@@ -26,12 +26,12 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_NAME, TransformersKwargs, cached_file
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
 
-from ...answer_end import find_answer_end, stop_at_answer_end
+from ...answer_end import find_answer_end, stop_at_answer_end, warn_of_unsupervised_end
+from ...chat import AUDIO_TOKEN
 from ...folder_saving import replaced_checkpoint
 from ..beats.modeling_beats import BeatsModel
 from ..complete_weights import CompleteWeightsMixin
 from .audio_tokens import (
-    AUDIO_TOKEN,
     add_audio_token,
     check_token_count,
     num_audio_windows,
@@ -558,6 +558,8 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
         self.frozen_references: dict[str, Reference] = {}
         # The generation configuration as it was loaded, whose values may be saved again.
         self._published_generation_config: GenerationConfig | None = None
+        # The ends of answers are compared in the first training step only, since this reads the labels from the device.
+        self._has_seen_labels = False
         self.post_init()
         self.freeze()
 
@@ -684,6 +686,9 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
         logits = scale_logits(self.lm_head(hidden_states), self.config.text_config)
         loss = None
         if labels is not None:
+            if self.training and not self._has_seen_labels:
+                self._has_seen_labels = True
+                warn_of_unsupervised_end(labels, self.generation_config)
             vocab_size = self.config.text_config.vocab_size
             shift_labels: Any = kwargs.get("shift_labels")
             supervised = logits if shift_labels is None else logits[:, -shift_labels.shape[1] :].contiguous()

@@ -7,17 +7,18 @@ import numpy as np
 import torch
 from transformers import AutoFeatureExtractor, AutoTokenizer, GenerationConfig, WhisperFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import AudioKwargs, ProcessingKwargs, ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase, TextInput
 from transformers.utils import logging
 
 from ...answer_end import find_answer_end, warn_of_other_end
-from ...audio import AudioSource, load_audio
+from ...audio import AudioLimits, AudioSource, LimitError, load_audio
 from ...audio.waveform import is_list_of_clips
-from ...chat import as_prompts, clip_of
+from ...chat import AUDIO_TOKEN, as_prompts, clip_of
+from ...unicode import half_surrogate_problem
 from ..beats.feature_extraction_beats import BeatsFeatureExtractor
 from ..setting_types import check_integer, check_positive, check_switch
-from .audio_tokens import AUDIO_TOKEN, add_audio_token, num_audio_windows, num_encoder_frames, window_reach
+from .audio_tokens import add_audio_token, num_audio_windows, num_encoder_frames, window_reach
 from .chat_template import audio_chat_template, text_template
 from .configuration_audio_listen import AudioListenConfig
 from .hub_arguments import FILE_ARGUMENTS, HUB_ARGUMENTS, subset
@@ -27,6 +28,24 @@ logger = logging.get_logger(__name__)
 
 # Fields that must be equal in the processor and in the configuration of its model.
 _SHARED_WITH_CONFIG = ("audio_token_id", "num_queries", "window_length", "window_stride")
+
+
+class AudioListenAudioKwargs(AudioKwargs, total=False):
+    """
+    Arguments for the audio of [`AudioListenProcessor`].
+
+    Args:
+        limits ([`~peft_listen.audio.AudioLimits`], *optional*):
+            Limits within which clips are loaded.
+    """
+
+    limits: AudioLimits | None
+
+
+class AudioListenProcessorKwargs(ProcessingKwargs, total=False):
+    """Arguments of a call of [`AudioListenProcessor`]."""
+
+    audio_kwargs: AudioListenAudioKwargs  # type: ignore[misc]
 
 
 class AudioListenProcessor(ProcessorMixin):
@@ -60,6 +79,7 @@ class AudioListenProcessor(ProcessorMixin):
             of its range; the message names it.
     """
 
+    valid_processor_kwargs = AudioListenProcessorKwargs  # type: ignore[assignment]
     text_kwargs = {"padding": True, "return_tensors": "pt"}
     audio_kwargs = {"return_tensors": "pt"}
 
@@ -217,8 +237,10 @@ class AudioListenProcessor(ProcessorMixin):
                 The clips of all prompts in order, in a flat list or in one list per prompt. A clip has one of the types
                 that [`~peft_listen.audio.load_audio`] accepts: a path, URL, bytes, an array, a `datasets` row, ...
             kwargs:
-                Arguments of the tokenizer (`padding`, `padding_side`, ...), `sampling_rate` (`int`), the rate in Hz of
-                clips given as plain arrays, and `return_tensors`, `"pt"` (the default) or `"np"`.
+                Arguments of the tokenizer (`padding`, `padding_side`, ...); `sampling_rate` (`int`), the rate in Hz of
+                clips given as plain arrays; `limits` ([`~peft_listen.audio.AudioLimits`]), within which clips are loaded,
+                by default those of [`~peft_listen.audio.set_default_limits`]; and `return_tensors`, `"pt"` (the default)
+                or `"np"`.
 
         Returns:
             [`BatchFeature`] with `input_ids` and `attention_mask` of shape `(batch_size, sequence_length)`, and for N
@@ -226,9 +248,11 @@ class AudioListenProcessor(ProcessorMixin):
             encoder, `sound_input_values` (N, frames, 128) and `sound_attention_mask` (N, frames).
 
         Raises:
-            `ValueError`: if the numbers of placeholders and clips differ (the message names both), or a clip is empty, not
-                finite, or its sampling rate is unknown (the message names the clip).
-            `OSError`: if an audio file cannot be read.
+            `ValueError`: if the numbers of placeholders and clips differ (the message names both), a clip is empty, not
+                finite, or its sampling rate is unknown (the message names the clip), or a prompt contains half a surrogate
+                pair (the message names the prompt).
+            `OSError`: if an audio file cannot be read, or a clip exceeds a limit.
+            `TypeError`: if `limits` is not an [`~peft_listen.audio.AudioLimits`].
         """
         tensor_type = kwargs.pop("return_tensors", "pt")
         if tensor_type not in ("pt", "np"):
@@ -238,6 +262,10 @@ class AudioListenProcessor(ProcessorMixin):
         text_kwargs = kwargs.get("text_kwargs", {})
         if not any("padding_side" in group for group in (kwargs, text_kwargs, kwargs.get("common_kwargs", {}))):
             kwargs["text_kwargs"] = text_kwargs | {"padding_side": "left"}
+        if text is not None and _is_text(text):
+            for row, sample in enumerate([text] if isinstance(text, str) else text):
+                if problem := half_surrogate_problem(sample):
+                    raise ValueError(f"Prompt {row} {problem}")
         if text is not None and audio is not None:
             self._check_rows([text] if isinstance(text, str) else text, audio)
         added = 0
@@ -265,18 +293,22 @@ class AudioListenProcessor(ProcessorMixin):
             raise ValueError(f"{type(self).__name__} takes text and audio only. Leave out `images` and `videos`.")
         if isinstance(text, str):
             text = [text]
-        sampling_rate = kwargs.get("sampling_rate", kwargs.get("audio_kwargs", {}).get("sampling_rate"))
-        waveforms = None if audio is None else self._load(_flatten(audio), sampling_rate)
+        waveforms = None
+        if audio is not None:
+            waveforms = self._load(_flatten(audio), _given("sampling_rate", kwargs), _given("limits", kwargs))
         return None, None if text is None else list(text), None, waveforms or None
 
-    def _load(self, sources: list[AudioSource], sampling_rate: int | None) -> list[np.ndarray]:
+    def _load(
+        self, sources: list[AudioSource], sampling_rate: int | None, limits: AudioLimits | None
+    ) -> list[np.ndarray]:
         target = self.feature_extractor.sampling_rate
         waveforms = []
         for index, source in enumerate(sources):
             try:
-                waveforms.append(load_audio(source, sampling_rate, target_sampling_rate=target))
-            except ValueError as error:
-                raise ValueError(f"Clip {index} of {len(sources)}: {error}") from error
+                waveforms.append(load_audio(source, sampling_rate, target_sampling_rate=target, limits=limits))
+            except (ValueError, LimitError) as error:
+                kind = LimitError if isinstance(error, LimitError) else ValueError
+                raise kind(f"Clip {index} of {len(sources)}: {error}") from error
         return waveforms
 
     def _check_rows(self, text: list[str], audio: Any) -> None:
@@ -378,9 +410,11 @@ class AudioListenProcessor(ProcessorMixin):
 
     def _resolve_audio_loading_params(self, processor_kwargs: dict) -> dict:
         """`sampling_rate` is the rate of plain arrays; all clips are resampled to the feature extractor's rate."""
-        audio_kwargs = processor_kwargs.get("audio_kwargs", {})
-        given = processor_kwargs.get("sampling_rate", audio_kwargs.get("sampling_rate"))
-        return {"sampling_rate": self.feature_extractor.sampling_rate, "source_sampling_rate": given}
+        return {
+            "sampling_rate": self.feature_extractor.sampling_rate,
+            "source_sampling_rate": _given("sampling_rate", processor_kwargs),
+            "limits": _given("limits", processor_kwargs),
+        }
 
     def _multimodal_inputs_from_conversations(
         self,
@@ -397,7 +431,7 @@ class AudioListenProcessor(ProcessorMixin):
             if part["type"] == "audio"
         ]
         sources = [clip for clip in map(clip_of, parts) if clip is not None]
-        audio = self._load(sources, audio_loading_params["source_sampling_rate"])
+        audio = self._load(sources, audio_loading_params["source_sampling_rate"], audio_loading_params["limits"])
         return [], [], audio, {}
 
     def _adjust_assistant_masks_indices(
@@ -425,6 +459,11 @@ def _as_sound_feature_extractor(value: Any) -> BeatsFeatureExtractor | None:
             f"are {', '.join(known)}."
         )
     return BeatsFeatureExtractor(**value)
+
+
+def _given(name: str, kwargs: dict[str, Any]) -> Any:
+    """An argument for audio, passed directly or in `audio_kwargs`; `None` if it was not passed."""
+    return kwargs.get(name, kwargs.get("audio_kwargs", {}).get(name))
 
 
 def _is_text(text: Any) -> bool:
