@@ -60,7 +60,12 @@ def make_examples(folder: Path, clips: int, seconds: float) -> list[dict[str, An
             noise = np.random.default_rng(index).normal(0, 0.1, round(seconds * SAMPLING_RATE))
             soundfile.write(path, noise.clip(-1, 1), SAMPLING_RATE)
         examples.append(
-            {"audio": str(path), "instruction": "What do you hear?", "answer": "a dog barking in the rain", "task": "noise"}
+            {
+                "audio": str(path),
+                "instruction": "What do you hear?",
+                "answer": "a dog barking in the rain",
+                "task": "noise",
+            }
         )
     return examples
 
@@ -94,7 +99,8 @@ class Benchmark:
             self.examples, batch_size=self.arguments.batch_size, num_workers=workers, collate_fn=collator
         ):
             batch = {
-                name: value.to(self.arguments.device) if torch.is_tensor(value) else value for name, value in batch.items()
+                name: value.to(self.arguments.device) if torch.is_tensor(value) else value
+                for name, value in batch.items()
             }
             self.train_step(batch, language_model)
 
@@ -135,7 +141,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each clip")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2, 4])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="of the audio part; 0 leaves it out")
     parser.add_argument("--language-model-repeats", type=int, default=3, help="0 leaves out the language model")
     parser.add_argument("--threads", type=int, help="CPU threads of the training process")
     arguments = parser.parse_args()
@@ -149,7 +155,8 @@ def main() -> None:
         f"alternating repeats, {arguments.language_model_repeats} with the language model\n"
     )
     print(header(goals=True))
-    benchmark.run(language_model=False, repeats=arguments.repeats)
+    if arguments.repeats:
+        benchmark.run(language_model=False, repeats=arguments.repeats)
     if arguments.language_model_repeats:
         benchmark.run(language_model=True, repeats=arguments.language_model_repeats)
 

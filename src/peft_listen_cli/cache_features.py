@@ -22,13 +22,14 @@ The encoders are frozen, so training can read their outputs instead of running t
   collator = AudioListenCollator(processor, feature_cache=cache)
 
 If the command is interrupted, run it again: it continues where it stopped. Clips that are in the cache already are
-skipped, without decoding their files if these have not changed. With several GPUs or CPU processes, each process
-encodes a part of the clips:
+skipped, without decoding their files if these have not changed. With several processes, each encodes a part of the
+clips; for example on four GPUs, or in four processes on CPUs:
 
   accelerate launch --num_processes 4 -m peft_listen_cli cache-features train.jsonl --model my-base --folder features
+  torchrun --nproc_per_node 4 -m peft_listen_cli cache-features train.jsonl --model my-base --folder features
 
 The exit code is 0 if all clips are in the cache, and 2 after an error, such as a clip that cannot be read. To list all
-such clips, run `peft-listen data check` first. (accelerate launch exits with 1 if a process fails.)
+such clips, run `peft-listen data check` first. The launchers exit with 1 if a process fails.
 """
 
 
@@ -43,13 +44,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder or Hub name of the base model, or of an adapter, whose base model is used",
     )
     parser.add_argument(
-        "--folder", required=True, metavar="DIR", help="folder of the cache, for FeatureCache; created if it is missing"
+        "--folder",
+        required=True,
+        metavar="DIR",
+        help="folder of the cache, for FeatureCache; created if it is missing",
     )
     parser.add_argument(
-        "--batch-size", type=positive_integer, default=8, metavar="N", help="clips that are encoded at once (default: 8)"
+        "--batch-size",
+        type=positive_integer,
+        default=8,
+        metavar="N",
+        help="clips that are encoded at once (default: 8)",
     )
     parser.add_argument(
-        "--shard-size", type=positive_integer, default=128, metavar="N", help="clips per file of the cache (default: 128)"
+        "--shard-size",
+        type=positive_integer,
+        default=128,
+        metavar="N",
+        help="clips per file of the cache (default: 128)",
     )
     parser.add_argument(
         "--dtype",
@@ -73,17 +85,23 @@ def run(arguments: argparse.Namespace) -> int:
             "`audio` fields name clips."
         )
 
+    import torch
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
     from peft_listen.training import FeatureCache
 
-    state = PartialState()
+    # Without `cpu`, PartialState takes processes on CPUs for independent ones.
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(cpu=on_cpu)
     model, processor = _load_encoders(arguments.model, arguments.dtype)
     cache = FeatureCache(arguments.folder, model.to(state.device))
     before = len(cache)
     cache.build(model, processor, clips, batch_size=arguments.batch_size, shard_size=arguments.shard_size)
     if state.is_main_process:
-        print(f"{cache.folder}: {len(clips)} clips of the data are in the cache, {len(cache) - before} of them are new")
+        print(
+            f"{cache.folder}: {len(clips)} clips of the data are in the cache, {len(cache) - before} of them are new"
+        )
     state.destroy_process_group()
     return 0
 

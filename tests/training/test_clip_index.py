@@ -229,7 +229,9 @@ def edited(content: bytes) -> bytes:
     return json.dumps(document).encode()
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:-20], lambda content: b"", edited], ids=["cut", "empty", "edited"])
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-20], lambda content: b"", edited], ids=["cut", "empty", "edited"]
+)
 def test_a_damaged_index_is_ignored_with_a_warning_and_replaced(tmp_path, wavs, calls, damage):
     folder = tmp_path / "index"
     saved_index(folder, wavs)
@@ -421,9 +423,7 @@ def no_decoding(monkeypatch):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("form", ["list", "Dataset", "Dataset of bytes"])
-def test_a_training_process_decodes_no_clip(
-    model, processor, examples, tmp_path, no_decoding, num_workers, form
-):
+def test_a_training_process_decodes_no_clip(model, processor, examples, tmp_path, no_decoding, num_workers, form):
     FeatureCache(tmp_path, model).build(model, processor, [example["audio"] for example in examples])
     rows: Any = examples
     if form != "list":
@@ -467,7 +467,9 @@ feature_cache.encoder_fingerprint = lambda model: {cache.folder.name!r}
 cache = FeatureCache({str(tmp_path)!r}, None)
 print([sorted(cache[clip]) for clip in {clips!r}] == [{sorted(cache[clips[0]])!r}] * {len(clips)})
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment())
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment()
+    )
     assert result.stdout == "True\n", result.stderr
 
 

@@ -150,9 +150,12 @@ class ClipIndex:
         A file is removed only after another file with all of its entries was written, so other processes may read, write
         and merge at the same time.
         """
+        paths = self._paths()
+        if len(paths) < 2:
+            return
         contents: dict[Path, dict[str, str]] = {}
         damaged = []
-        for path in self._paths():
+        for path in paths:
             try:
                 contents[path] = _parse(path)
             except _DamagedError:
