@@ -1,1 +1,1 @@
-"""Time and memory of the tuner and of the audio model, as ratios to their peers."""
+"""Time and memory of the tuner, the audio model and the feature cache, as ratios to their peers."""

@@ -11,10 +11,16 @@ import platform
 import sys
 from collections.abc import Sequence
 
-from . import ask, convert_beats, data, report
+from . import ask, cache_features, convert_beats, data, report
 
 
-COMMANDS = {"ask": ask, "convert-beats": convert_beats, "data": data, "report": report}
+COMMANDS = {
+    "ask": ask,
+    "cache-features": cache_features,
+    "convert-beats": convert_beats,
+    "data": data,
+    "report": report,
+}
 REPORTED_VERSIONS = ("peft-listen", "torch", "transformers", "peft", "accelerate", "trl")
 
 

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..audio import AudioLimits, display_name, load_audio
 from ..files import atomic_path, remove_abandoned, temporary_path
+from .clip_index import ClipIndex
 
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 # Key in the metadata of a shard, followed by the key of a clip.
 _CHECKSUM = "sha256/"
 
+# Seconds between two writes of the index while clips are looked up, so that a killed build loses little.
+_SAVE_INTERVAL = 30
+
 
 class FeatureCache:
     """
@@ -37,6 +42,9 @@ class FeatureCache:
     The encoders are frozen, so each clip has to be encoded only once. Clips are identified by a hash of their samples.
     Each set of encoders has its own subfolder, named by a hash of their configuration and weights, so features of other
     encoders are never read by mistake. Each clip has a checksum, which is verified when the clip is first read.
+
+    An index of the files and contents that `build` has seen is in the subfolder `index`: a clip whose file did not change
+    is found without decoding it, also in a new process or a data loader worker.
 
     Args:
         folder (`str` or `os.PathLike`): folder of the cache; created if it does not exist.
@@ -63,18 +71,19 @@ class FeatureCache:
         self.folder = Path(folder) / encoder_fingerprint(model)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._shard_of: dict[str, Path] = {}
-        self._keys_of_files: dict[tuple[str, int, int], str] = {}
+        self._index = ClipIndex(Path(folder) / "index")
         self._open_shards: dict[Path, Any] = {}
         self._verified: set[str] = set()
         self.refresh()
 
     def refresh(self) -> None:
         """
-        Reads the index of the folder again. Call it after another process has added clips, or a shard was deleted.
+        Reads the folder again. Call it after another process has added clips, or a shard was deleted.
 
         Raises:
             OSError: if a shard cannot be read.
         """
+        self._index.refresh()
         paths = sorted(self.folder.glob("*.safetensors"))
         for deleted in set(self._shard_of.values()).difference(paths):
             self._open_shards.pop(deleted, None)
@@ -155,19 +164,15 @@ class FeatureCache:
         """
         Computes the hash by which a clip is identified, from its samples after mixing down and resampling.
 
+        A clip whose file or content is in the index is not decoded.
+
         Args:
             clip (`Any`): anything that [`load_audio`] accepts.
 
         Returns:
             `str`: 32 hexadecimal digits.
         """
-        identity = _file_identity(clip)
-        if identity is not None and identity in self._keys_of_files:
-            return self._keys_of_files[identity]
-        key = _hash_waveform(load_audio(clip, limits=self.limits))
-        if identity is not None:
-            self._keys_of_files[identity] = key
-        return key
+        return self._index.key(clip, limits=self.limits)
 
     def build(
         self,
@@ -211,11 +216,7 @@ class FeatureCache:
         remove_abandoned(self.folder)
         self._check_shared(state)
         self.refresh()
-        pending: dict[str, Any] = {}
-        for clip in clips:
-            key = self.key(clip)
-            if key not in self._shard_of:
-                pending.setdefault(key, clip)
+        pending = {key: clip for key, clip in self._with_keys(clips, state) if key not in self._shard_of}
         # No process may write before all have read the index; otherwise they would divide different lists of clips.
         state.wait_for_everyone()
         share = sorted(pending)[state.process_index :: state.num_processes]
@@ -226,6 +227,11 @@ class FeatureCache:
             for key, features in zip(
                 keys, self._encode(model, processor, [pending[key] for key in keys]), strict=True
             ):
+                if ClipIndex.is_encoded(pending[key]) and self.key(pending[key]) != key:
+                    raise OSError(
+                        f"{_describe(pending[key])} was modified while the cache was built, so its features may be those of "
+                        "another clip. Build the cache again when the file is complete: the build continues there."
+                    )
                 if infinite := _not_finite(features):
                     raise ValueError(
                         f"{_describe(pending[key])}: the encoders' outputs contain NaN or infinite values in {infinite}. "
@@ -238,10 +244,40 @@ class FeatureCache:
                 self._write(shard)
                 shard = {}
         progress.close()
+        self._index.save()
         state.wait_for_everyone()
+        if state.is_main_process:
+            self._index.merge()
         self.refresh()
         self._check_complete(state, pending)
         return len(share)
+
+    def _with_keys(self, clips: Iterable[Any], state: PartialState) -> Iterator[tuple[str, Any]]:
+        """
+        Yields all clips with their keys, in any order. Of the clips that have to be decoded for it, each process decodes a
+        part, and reads the keys of the others from the index.
+        """
+        others = []
+        saved = time.monotonic()
+        progress = tqdm(clips, desc="Finding clips", unit="clip", disable=not state.is_main_process)
+        try:
+            for position, clip in enumerate(progress):
+                key = self._index.find(clip)
+                is_mine = position % state.num_processes == state.process_index
+                if key is None and not is_mine and ClipIndex.is_encoded(clip):
+                    others.append(clip)
+                    continue
+                yield key if key is not None else self.key(clip), clip
+                if time.monotonic() > saved + _SAVE_INTERVAL:
+                    self._index.save()
+                    saved = time.monotonic()
+        finally:  # also after a clip that cannot be read
+            self._index.save()
+        if state.num_processes > 1:
+            state.wait_for_everyone()
+            self._index.refresh()
+        for clip in others:
+            yield self.key(clip), clip
 
     def _check_shared(self, state: PartialState) -> None:
         """Raises in every process if one of them does not see a file that the main process has just created."""
@@ -379,19 +415,6 @@ def _checksum(features: Mapping[str, torch.Tensor]) -> str:
 def _not_finite(features: Mapping[str, torch.Tensor]) -> str:
     """Returns the names of the features that contain NaN or infinite values, or an empty string."""
     return ", ".join(f"`{name}`" for name, tensor in features.items() if not bool(tensor.isfinite().all()))
-
-
-def _hash_waveform(waveform: Any) -> str:
-    return hashlib.sha256(waveform.tobytes()).hexdigest()[:32]
-
-
-def _file_identity(clip: Any) -> tuple[str, int, int] | None:
-    if isinstance(clip, Mapping) and clip.get("bytes") is None and clip.get("array") is None:
-        clip = clip.get("path")
-    if not isinstance(clip, (str, os.PathLike)) or not os.path.isfile(clip):
-        return None
-    status = os.stat(clip)
-    return os.path.abspath(clip), status.st_mtime_ns, status.st_size
 
 
 def _describe(clip: Any) -> str:
