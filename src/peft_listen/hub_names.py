@@ -48,7 +48,7 @@ def warn_of_local_base(name: str | None, is_audio_model: bool) -> None:
     remedy = (
         "Upload all parts together with `peft_listen.publish(model, processor, repo_id)`"
         if is_audio_model
-        else "Upload the base model too, load it by its name on the Hub, and load the adapter on it before you push it"
+        else "Upload the base model too, and set `model.peft_config[adapter_name].base_model_name_or_path` to its name"
     )
     warnings.warn(
         f"The adapter that is pushed {found}, so nobody else can load it. {remedy}.", UserWarning, stacklevel=4

@@ -219,8 +219,15 @@ def _base_weights(base: AudioListenForCausalLM, references: Collection[str]) -> 
 
 def _save_adapter(model: Any, name: str, folder: Path, base_name: str) -> None:
     """Saves an adapter beside its base model."""
+    peft_config = model.peft_config[name]
+    before = peft_config.base_model_name_or_path
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        model.save_pretrained(temporary)
+        # PEFT compares the vocabulary with that of the base model here.
+        peft_config.base_model_name_or_path = str(folder)
+        try:
+            model.save_pretrained(temporary)
+        finally:
+            peft_config.base_model_name_or_path = before
         # PEFT saves adapters with another name than "default" in a folder of that name.
         source = Path(temporary) if name == "default" else Path(temporary, name)
         config = json.loads((source / CONFIG_NAME).read_text(encoding="utf-8"))
