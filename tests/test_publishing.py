@@ -158,7 +158,9 @@ class TestRefusals:
 
     def test_a_text_model(self, make_llm, processor, tmp_path):
         with pytest.raises(TypeError, match=r"got a LlamaForCausalLM.*push_to_hub"):
-            save_complete_model(get_peft_model(make_llm("llama"), METHODS["lora"]()), processor, tmp_path)
+            save_complete_model(
+                get_peft_model(make_llm("llama"), LoraConfig(target_modules=["q_proj"])), processor, tmp_path
+            )
 
     def test_several_adapters(self, make_base, processor, tmp_path):
         model = get_peft_model(make_base(), METHODS["lora"]())
