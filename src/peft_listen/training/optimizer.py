@@ -27,11 +27,12 @@ def parameter_groups(
     Args:
         model (`nn.Module`): with a LISTEN adapter.
         learning_rate (`float`): for the projector, other adapters, and all other parameters that require gradients.
-        value_learning_rate (`float`, *optional*): for the values; 10 times `learning_rate` if not given.
+        value_learning_rate (`float`, *optional*):
+            for the values. If not given, 10 times `learning_rate`, or `learning_rate` where shared prompts are added to
+            them (`shared_prompt_mode="add"`): every row trains the shared prompts and few rows train each value, which
+            learns single examples at a higher rate.
         shared_value_learning_rate (`float`, *optional*):
-            for the shared prompts; that of the values if not given. Where shared prompts are added to the values
-            (`shared_prompt_mode="add"`), every row trains the shared prompts and few rows train each value: twice
-            `learning_rate` is then enough for the values.
+            for the shared prompts; `value_learning_rate` if not given, or 10 times `learning_rate` without both.
         key_learning_rate (`float`, *optional*): for the keys; `learning_rate` if not given.
         weight_decay (`float`, defaults to 0.0): for parameters that are neither keys nor values.
 
@@ -45,14 +46,15 @@ def parameter_groups(
     trainer = Trainer(model, args, train_dataset=dataset, optimizers=(optimizer, None))
     ```
     """
-    value_rate = 10 * learning_rate if value_learning_rate is None else value_learning_rate
+    prompt_rate = 10 * learning_rate if value_learning_rate is None else value_learning_rate
     rates = {
         "keys": learning_rate if key_learning_rate is None else key_learning_rate,
-        "values": value_rate,
-        "shared_values": value_rate if shared_value_learning_rate is None else shared_value_learning_rate,
+        "values": prompt_rate,
+        "added_values": learning_rate if value_learning_rate is None else value_learning_rate,
+        "shared_values": prompt_rate if shared_value_learning_rate is None else shared_value_learning_rate,
     }
     kinds = {
-        id(parameter): kind
+        id(parameter): "added_values" if kind == "values" and pool.config.adds_shared_prompts else kind
         for pool in model.modules()
         if isinstance(pool, PromptPool)
         for kind, parameter in pool.named_parameters()
