@@ -25,7 +25,13 @@ from peft_listen.training import (
 
 
 # A value is trained only in the steps that select it, so a few hundred steps need a small pool.
-LISTEN_CONFIG = {"pool_size": 64, "prompt_length": 8, "max_train_prompt_length": 16, "num_shared_prompts": 8}
+LISTEN_CONFIG = {
+    "pool_size": 64,
+    "prompt_length": 8,
+    "max_train_prompt_length": 16,
+    "num_shared_prompts": 8,
+    "shared_prompt_mode": "prepend",
+}
 INIT_KEYS_AT_STEPS = (8, 40)
 
 

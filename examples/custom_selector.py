@@ -67,7 +67,7 @@ def main(arguments: Arguments) -> None:
         tokenizer.pad_token = tokenizer.eos_token
     llm = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
     selector = {"selector": "soft_cosine", "selector_kwargs": {"temperature": arguments.temperature}}
-    config = ListenConfig(pool_size=16, prompt_length=4, stochastic_prompt_length=False, **selector)
+    config = ListenConfig(pool_size=16, prompt_length=4, **selector)
     model = get_peft_model(llm, config)
     optimizer = torch.optim.AdamW(parameter_groups(model, arguments.learning_rate))
     rows = []

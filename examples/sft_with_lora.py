@@ -22,7 +22,7 @@ ROWS = [
     *({"prompt": f"{n} plus {n + 1} is", "completion": f" {2 * n + 1}."} for n in range(40)),
     *({"prompt": f"The number after {n} is", "completion": f" {n + 1}."} for n in range(40)),
 ]
-LISTEN = ListenConfig(pool_size=16, prompt_length=4, max_train_prompt_length=8, task_type="CAUSAL_LM")
+LISTEN = ListenConfig(pool_size=16, prompt_length=4, task_type="CAUSAL_LM")
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
 

@@ -64,7 +64,7 @@ def main(arguments: Arguments) -> None:
 
     llm = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
     # A prompt is trained only in the steps that select it, so short training runs need a small pool.
-    config = ListenConfig(pool_size=16, prompt_length=4, max_train_prompt_length=8, task_type="CAUSAL_LM")
+    config = ListenConfig(pool_size=16, prompt_length=4, task_type="CAUSAL_LM")
     model = get_peft_model(llm, config)
     model.print_trainable_parameters()
     trainer = Trainer(

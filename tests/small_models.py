@@ -66,6 +66,7 @@ LISTEN_VARIANTS: dict[str, dict[str, Any]] = {
     "default": {"center_queries": True, "query_pooling": "modality_mean"},
     "standardized": {"center_queries": True, "standardize_queries": True},
     "shared prompts": {"num_shared_prompts": 2, "query_ignored_token_ids": [1, 2]},
+    "added shared prompts": {"shared_prompt_mode": "add"},
     "attention": {"selector": "attention"},
     "grouped": {"selector": "grouped"},
     "hybrid": {"selector": "hybrid"},
@@ -200,6 +201,7 @@ def make_adapted_chat_model(dropout: float = 0.0, **changes: Any) -> PeftModel:
     """The model of `make_chat_model` with a LISTEN adapter and a trained projector."""
     model = make_chat_model(dropout=dropout)
     settings = {"pool_size": 12, "prompt_length": 3, "max_train_prompt_length": 6, "init_weights": "normal"}
+    settings["shared_prompt_mode"] = "prepend"
     torch.manual_seed(4)
     config = peft_listen.ListenConfig(**{**settings, "modules_to_save": ["multi_modal_projector"], **changes})
     return get_peft_model(model, config)

@@ -22,6 +22,9 @@ PROJECTOR = "multi_modal_projector"
 # Whisper has projections of the same names.
 LANGUAGE_MODEL_PROJECTIONS = r".*language_model\..*\.(q_proj|v_proj)"
 
+# The stored runs were made with these defaults of `ListenConfig`, and with `max_train_prompt_length=pool_size`.
+FORMER_DEFAULTS = {"stochastic_prompt_length": True, "shared_prompt_mode": "prepend", "num_shared_prompts": 0}
+
 
 @dataclass
 class Adapted:
@@ -101,6 +104,7 @@ def soft_prompt(
         pool_size=1,
         prompt_length=1,
         num_shared_prompts=prompt_length - 1,
+        shared_prompt_mode="prepend",
         key_loss_weight=1e-6,
         stochastic_prompt_length=False,
         modules_to_save=[PROJECTOR],
@@ -136,6 +140,7 @@ def listen(
         value_rate (`float`, defaults to 1.0): learning rate of the values, relative to that of soft prompts.
         config: options of [`ListenConfig`].
     """
+    config = {**FORMER_DEFAULTS, "max_train_prompt_length": config.get("pool_size", 400), **config}
     if ignore_template:
         config["query_ignored_token_ids"] = chat_template_token_ids(processor)
     make_config = ListenConfig.paper if paper_form else ListenConfig

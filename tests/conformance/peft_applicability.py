@@ -23,6 +23,7 @@ OTHER_CONFIGS: list[dict[str, Any]] = [
         **CONFIG,
         "selector": "residual",
         "num_shared_prompts": 2,
+        "shared_prompt_mode": "prepend",
         "standardize_queries": True,
         "max_train_prompt_length": 4,
     },

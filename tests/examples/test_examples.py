@@ -108,7 +108,7 @@ def test_listen_lora_and_both_are_compared(run: Callable) -> None:
     rows = [line.strip("| ").split(" | ") for line in output.splitlines()[-3:]]
     assert [row[0] for row in rows] == ["lora", "listen", "listen + lora"]
     lora, listen, both = (int(row[1]) for row in rows)
-    assert listen == 2 * 16 * 32 and both == lora + listen
+    assert listen == (2 * 16 + 4) * 32 and both == lora + listen
     assert all(float(row[2]) > 0 for row in rows)
     assert all(Path(f"sft/{name}/adapter_config.json").is_file() for name in ("lora", "listen", "listen-lora"))
 

@@ -11,11 +11,6 @@ from transformers import Trainer, TrainingArguments
 from ..tuners.listen import PromptPool
 
 
-# Learning rates relative to that of the other parameters.
-_SOFT_PROMPT_RATE = 10.0
-_ADDED_VALUE_RATE = 2.0
-
-
 def create_listen_optimizer(
     model: nn.Module,
     args: TrainingArguments,
@@ -89,11 +84,11 @@ def parameter_groups(
         model (`nn.Module`): with a LISTEN adapter.
         learning_rate (`float`): for the projector, other adapters, and all other parameters that require gradients.
         value_learning_rate (`float`, *optional*):
-            for the values; 10 times `learning_rate` if not given. Where shared prompts are added to the values
-            (`shared_prompt_mode="add"`), it is twice `learning_rate` if not given: every row trains the shared prompts, and
-            few rows train each value (ours; benchmarks/RESULTS.md).
+            for the values. If not given, 10 times `learning_rate`, or `learning_rate` where shared prompts are added to
+            them (`shared_prompt_mode="add"`): every row trains the shared prompts and few rows train each value, which
+            learns single examples at a higher rate.
         shared_value_learning_rate (`float`, *optional*):
-            for the shared prompts; if not given, that of the values, or 10 times `learning_rate` where they are added.
+            for the shared prompts; `value_learning_rate` if not given, or 10 times `learning_rate` without both.
         key_learning_rate (`float`, *optional*): for the keys; `learning_rate` if not given.
         weight_decay (`float`, defaults to 0.0): for parameters that are neither keys nor values.
 
@@ -107,35 +102,24 @@ def parameter_groups(
     trainer = Trainer(model, args, train_dataset=dataset, optimizers=(optimizer, None))
     ```
     """
-    pool_of = {
-        id(parameter): (kind, pool)
+    prompt_rate = 10 * learning_rate if value_learning_rate is None else value_learning_rate
+    rates = {
+        "keys": learning_rate if key_learning_rate is None else key_learning_rate,
+        "values": prompt_rate,
+        "added_values": learning_rate if value_learning_rate is None else value_learning_rate,
+        "shared_values": prompt_rate if shared_value_learning_rate is None else shared_value_learning_rate,
+    }
+    kinds = {
+        id(parameter): "added_values" if kind == "values" and pool.config.adds_shared_prompts else kind
         for pool in model.modules()
         if isinstance(pool, PromptPool)
         for kind, parameter in pool.named_parameters()
     }
-    given = {"keys": key_learning_rate, "values": value_learning_rate, "shared_values": shared_value_learning_rate}
-
-    def rate_of(kind: str, pool: PromptPool) -> float:
-        rate = given[kind]
-        if rate is not None:
-            return rate
-        if kind == "keys":
-            return learning_rate
-        if kind == "values" and pool.config.adds_shared_prompts:
-            return _ADDED_VALUE_RATE * learning_rate
-        if kind == "shared_values" and not pool.config.adds_shared_prompts:
-            return rate_of("values", pool)
-        return _SOFT_PROMPT_RATE * learning_rate
-
-    groups: dict[tuple[int, float], dict[str, Any]] = {}
+    groups: dict[str, dict[str, Any]] = {
+        kind: {"params": [], "lr": rate, "weight_decay": 0.0} for kind, rate in rates.items()
+    }
+    groups["other"] = {"params": [], "lr": learning_rate, "weight_decay": weight_decay}
     for parameter in model.parameters():
-        if not parameter.requires_grad:
-            continue
-        if id(parameter) in pool_of:
-            kind, pool = pool_of[id(parameter)]
-            position, rate, decay = list(given).index(kind), rate_of(kind, pool), 0.0
-        else:
-            position, rate, decay = len(given), learning_rate, weight_decay
-        group = groups.setdefault((position, rate), {"params": [], "lr": rate, "weight_decay": decay})
-        group["params"].append(parameter)
-    return [groups[key] for key in sorted(groups)]
+        if parameter.requires_grad:
+            groups[kinds.get(id(parameter), "other")]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]

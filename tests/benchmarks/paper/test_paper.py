@@ -53,7 +53,7 @@ def test_an_interrupted_training_is_resumed(config, tmp_path):
 def test_the_file_holds_the_papers_pool():
     config = read_config(CONFIG, [])
     listen = ListenConfig.paper(**config["listen"])
-    assert (listen.pool_size, listen.max_train_prompt_length, listen.center_queries) == (400, None, False)
+    assert (listen.pool_size, listen.max_train_prompt_length, listen.center_queries) == (400, 400, False)
     assert 2 * listen.pool_size * 4096 == 3_276_800
 
 

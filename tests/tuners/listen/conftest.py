@@ -129,7 +129,9 @@ def attach():
     """Attaches a pool with a visible effect to a copy of a base model."""
 
     def attach(base, adapter_name="default", **changes):
-        plain = {"center_queries": False, "query_pooling": "mean"}
+        plain = {"center_queries": False, "query_pooling": "mean", "shared_prompt_mode": "prepend"}
+        if "max_train_prompt_length" not in changes:
+            plain["stochastic_prompt_length"], plain["max_train_prompt_length"] = True, changes.get("pool_size", 12)
         settings = {"pool_size": 12, "prompt_length": 4, "init_weights": False, **plain, **changes}
         return get_peft_model(copy.deepcopy(base), ListenConfig(**settings), adapter_name=adapter_name).eval()
 

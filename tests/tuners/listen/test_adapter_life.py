@@ -374,7 +374,7 @@ def test_a_model_can_be_cast(dtype, build, attach, tokens):
 
 
 def test_the_pool_can_have_the_precision_of_the_base_model(build, attach, tokens, tmp_path):
-    base, config = build().bfloat16(), ListenConfig(pool_size=8, prompt_length=2, num_shared_prompts=1)
+    base, config = build().bfloat16(), ListenConfig(pool_size=8, prompt_length=2, num_shared_prompts=2)
     model = get_peft_model(copy.deepcopy(base), config, autocast_adapter_dtype=False)
     names = [name for name, _ in model.named_parameters() if ".listen_" in name]
     assert len(names) == 3

@@ -8,7 +8,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from peft import PeftConfig
+from peft import PeftConfig, get_peft_config
 
 import peft_listen
 from peft_listen import ListenConfig
@@ -63,12 +63,13 @@ def test_every_field_is_read_somewhere_and_documented_twice(name):
         (
             {"shared_prompt_mode": "add", "num_shared_prompts": 9},
             "`num_shared_prompts`=9 is too small to add a shared prompt to each of the `prompt_length`=10 selected ones. Set "
-            "`num_shared_prompts=10`, or a smaller `prompt_length`",
+            "`num_shared_prompts=10`, a smaller `prompt_length`, or `shared_prompt_mode='prepend'`",
         ),
         (
-            {"shared_prompt_mode": "add", "num_shared_prompts": 10},
-            "`num_shared_prompts`=10 is too small to add .* to each of the `max_train_prompt_length`=400 selected ones",
+            {"num_shared_prompts": 10, "max_train_prompt_length": 40},
+            "`num_shared_prompts`=10 is too small to add .* to each of the `max_train_prompt_length`=40 selected ones",
         ),
+        ({"stochastic_prompt_length": 1}, "`stochastic_prompt_length` must be True or False, got 1"),
         ({"query_mean_momentum": "0.9"}, r"`query_mean_momentum` must be a number in \[0, 1\), got '0.9'"),
         ({"query_mean_momentum": 1.0}, r"`query_mean_momentum` must be a number in \[0, 1\), got 1.0"),
         ({"center_queries": "no"}, "`center_queries` must be True or False, got 'no'"),
@@ -99,6 +100,64 @@ def test_a_configuration_survives_saving_and_loading(tmp_path):
     loaded = PeftConfig.from_pretrained(tmp_path)
     assert isinstance(loaded, ListenConfig)
     assert loaded.to_dict() == config.to_dict()
+
+
+def test_fields_without_a_value_get_that_of_the_other_fields():
+    def derived(config):
+        return config.stochastic_prompt_length, config.max_train_prompt_length, config.num_shared_prompts
+
+    assert derived(ListenConfig()) == (False, 10, 10)
+    assert derived(ListenConfig(prompt_length=160)) == (False, 160, 160)
+    assert derived(ListenConfig(stochastic_prompt_length=True)) == (True, 20, 20)
+    assert derived(ListenConfig(stochastic_prompt_length=True, pool_size=13)) == (True, 13, 13)
+    assert derived(ListenConfig(max_train_prompt_length=30)) == (True, 30, 30)
+    assert derived(ListenConfig(max_train_prompt_length=4)) == (True, 4, 10)
+    assert derived(ListenConfig(shared_prompt_mode="prepend")) == (False, 10, 0)
+    assert derived(ListenConfig(num_shared_prompts=0)) == (False, 10, 0)
+    assert derived(ListenConfig.paper()) == (True, 400, 0)
+    assert derived(ListenConfig.paper(pool_size=30)) == (True, 30, 0)
+
+
+FORMER = {"pool_size": 33, "prompt_length": 4, "peft_type": "LISTEN", "peft_version": "0.21.2", "inference_mode": True}
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [
+        # The fields did not exist, or had no value: `num_shared_prompts` and its mode are newer than the first version.
+        ({}, (True, 33, 0, "prepend")),
+        ({"stochastic_prompt_length": True, "max_train_prompt_length": None}, (True, 33, 0, "prepend")),
+        ({"stochastic_prompt_length": False, "max_train_prompt_length": None}, (False, 4, 0, "prepend")),
+        ({"max_train_prompt_length": 8}, (True, 8, 0, "prepend")),
+        ({"num_shared_prompts": 3}, (True, 33, 3, "prepend")),
+        ({"num_shared_prompts": 33, "shared_prompt_mode": "add"}, (True, 33, 33, "add")),
+    ],
+)
+@pytest.mark.parametrize("config_class", [PeftConfig, ListenConfig])
+def test_a_configuration_of_an_earlier_version_keeps_the_defaults_of_that_version(
+    saved, expected, config_class, tmp_path
+):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(FORMER | saved))
+    config = config_class.from_pretrained(tmp_path)
+    names = ("stochastic_prompt_length", "max_train_prompt_length", "num_shared_prompts", "shared_prompt_mode")
+    assert tuple(getattr(config, name) for name in names) == expected
+    config.save_pretrained(tmp_path / "again")
+    assert config_class.from_pretrained(tmp_path / "again").to_dict() == config.to_dict()
+
+
+def test_a_dictionary_that_was_not_saved_gets_the_present_defaults():
+    config = get_peft_config({"peft_type": "LISTEN", "pool_size": 33, "inference_mode": False})
+    assert config.to_dict() == ListenConfig(pool_size=33).to_dict()
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_train_prompt_length": 20}, {"shared_prompt_mode": "prepend"}])
+def test_all_fields_are_saved_with_their_values(settings, tmp_path):
+    config = ListenConfig(pool_size=33, **settings)
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    derived = ("stochastic_prompt_length", "max_train_prompt_length", "num_shared_prompts", "shared_prompt_mode")
+    assert all(saved[name] is not None for name in derived)
+    assert PeftConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
 
 
 OFF = {"usage_balance": 0.0, "reseed_every": 0, "exploration": 0.0, "exploration_steps": 0, "query_dropout": 0.0}

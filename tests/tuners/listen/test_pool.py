@@ -23,6 +23,10 @@ def vocabulary(size=40, width=6):
     return embedding
 
 
+# The values of pools without shared prompts are not initialized with zeros.
+WITHOUT_SHARED = {"shared_prompt_mode": "prepend"}
+
+
 def rows_among(tensor, embedding):
     return [int((embedding.weight == row).all(dim=-1).nonzero()) for row in tensor]
 
@@ -31,7 +35,9 @@ def rows_among(tensor, embedding):
 def test_values_are_initialized_with_embeddings_of_ordinary_tokens(init_weights):
     embedding = vocabulary()
     keys, values, shared_values, mean = initial_pool(
-        ListenConfig(pool_size=30, init_weights=init_weights, center_queries=False), embedding, ModelConfig()
+        ListenConfig(pool_size=30, init_weights=init_weights, center_queries=False, **WITHOUT_SHARED),
+        embedding,
+        ModelConfig(),
     )
     assert keys.shape == values.shape == (30, 6)
     assert shared_values.shape == (0, 6)
@@ -46,7 +52,8 @@ def test_values_are_initialized_with_embeddings_of_ordinary_tokens(init_weights)
 
 def test_centered_keys_are_initialized_around_their_mean():
     embedding = vocabulary()
-    keys, values, _, mean = initial_pool(ListenConfig(pool_size=30, center_queries=True), embedding, ModelConfig())
+    config = ListenConfig(pool_size=30, center_queries=True, **WITHOUT_SHARED)
+    keys, values, _, mean = initial_pool(config, embedding, ModelConfig())
     torch.testing.assert_close(keys.mean(dim=0), torch.zeros(6), atol=1e-6, rtol=0)
     rows_among(values, embedding)
     plain = initial_pool(ListenConfig(pool_size=30, center_queries=False), embedding, ModelConfig())
@@ -58,15 +65,19 @@ def test_unused_rows_of_a_vocabulary_are_skipped():
     with torch.no_grad():
         embedding.weight[20:] = 0.0
         embedding.weight[19] = torch.nan
-    pool = initial_pool(ListenConfig(pool_size=30), embedding, ModelConfig())
+    pool = initial_pool(ListenConfig(pool_size=30, **WITHOUT_SHARED), embedding, ModelConfig())
     assert all(4 <= token < 19 for token in rows_among(pool.values, embedding))
+    assert all(
+        4 <= token < 19
+        for token in rows_among(initial_pool(ListenConfig(), embedding, ModelConfig()).shared_values, embedding)
+    )
 
 
 def test_normal_initialization_has_the_scale_of_the_embeddings():
     embedding = vocabulary(400, 32)
     with torch.no_grad():
         embedding.weight.mul_(3.0)
-    pool = initial_pool(ListenConfig(init_weights="normal"), embedding, ModelConfig())
+    pool = initial_pool(ListenConfig(init_weights="normal", **WITHOUT_SHARED), embedding, ModelConfig())
     for tensor in (pool.keys, pool.values):
         assert abs(float(tensor.std()) / float(embedding.weight.std()) - 1) < 0.05
 
@@ -88,7 +99,7 @@ def test_the_initialization_depends_only_on_the_seed(init_weights):
 
 
 def test_the_pool_includes_the_decoders_scaling_of_embeddings(build):
-    model = get_peft_model(build("gemma3"), ListenConfig(pool_size=8, prompt_length=2))
+    model = get_peft_model(build("gemma3"), ListenConfig(pool_size=8, prompt_length=2, **WITHOUT_SHARED))
     embedding = model.get_input_embeddings()
     values = model.layer.listen_pools["default"].values
     norms = {round(float(row.norm()), 3) for row in embedding(torch.arange(61))}
@@ -110,7 +121,7 @@ def test_a_pool_can_be_attached_to_a_model_on_the_meta_device():
             vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
         )
         base = AutoModelForCausalLM.from_config(config)
-    model = get_peft_model(base, ListenConfig(pool_size=50))
+    model = get_peft_model(base, ListenConfig(pool_size=50, **WITHOUT_SHARED))
     for parameter in model.layer.pool_of().parameters():
         assert parameter.device.type == "cpu"
         assert abs(float(parameter.std()) / 0.02 - 1) < 0.1
@@ -118,9 +129,9 @@ def test_a_pool_can_be_attached_to_a_model_on_the_meta_device():
 
 def test_only_the_pool_is_trainable(build):
     model = get_peft_model(build(), ListenConfig(pool_size=40))
-    assert model.get_nb_trainable_parameters()[0] == 2 * 40 * 32
+    assert model.get_nb_trainable_parameters()[0] == (2 * 40 + 10) * 32
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert [name.rsplit(".", 1)[1] for name in trained] == ["keys", "values"]
+    assert [name.rsplit(".", 1)[1] for name in trained] == ["keys", "values", "shared_values"]
 
 
 def test_clusters_of_points_are_found():

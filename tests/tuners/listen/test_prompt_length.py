@@ -1,9 +1,11 @@
 """Number of prompts in training and inference."""
 
+import warnings
 from collections import Counter
 
 import pytest
 import torch
+from peft import PeftModel, get_peft_model
 
 from peft_listen import ListenConfig
 from peft_listen.tuners.listen.prompt_length import draw_prompt_length, train_prompt_length
@@ -30,11 +32,21 @@ def test_all_lengths_are_equally_likely():
     assert abs(float(correlation[0, 1])) < 0.08  # neighboring steps are independent
 
 
-def test_lengths_are_drawn_unless_they_are_fixed():
-    config = ListenConfig(pool_size=50, prompt_length=7)
-    assert len({train_prompt_length(config, step) for step in range(30)}) > 10
-    fixed = ListenConfig(pool_size=50, prompt_length=7, stochastic_prompt_length=False)
+def test_lengths_are_those_of_inference_unless_they_are_drawn():
+    fixed = ListenConfig(pool_size=50, prompt_length=7)
     assert {train_prompt_length(fixed, step) for step in range(30)} == {7}
+    drawn = ListenConfig(pool_size=50, prompt_length=7, stochastic_prompt_length=True)
+    assert {train_prompt_length(drawn, step) for step in range(200)} == set(range(1, 15))
+    small = ListenConfig(pool_size=9, prompt_length=7, stochastic_prompt_length=True)
+    assert {train_prompt_length(small, step) for step in range(200)} == set(range(1, 10))
+
+
+def test_the_paper_draws_from_the_whole_pool():
+    config = ListenConfig.paper(pool_size=50)
+    assert {train_prompt_length(config, step) for step in range(1000)} == set(range(1, 51))
+    assert {train_prompt_length(ListenConfig.paper(max_train_prompt_length=2), step) for step in range(60)} == {1, 2}
+    fixed = ListenConfig.paper(stochastic_prompt_length=False)
+    assert {train_prompt_length(fixed, step) for step in range(60)} == {10}
 
 
 def test_the_draw_ends_at_the_maximum():
@@ -78,3 +90,97 @@ def test_the_length_can_be_changed_in_a_with_block(build, attach, tokens):
         raise RuntimeError
     model(tokens())
     assert model.last_selection.indices.shape == (2, 4)
+
+
+# ------------------------------------------------------------------------- training and inference with other lengths
+
+
+@pytest.mark.parametrize(
+    ("settings", "lengths"),
+    [
+        (
+            {"stochastic_prompt_length": True, "max_train_prompt_length": 12},
+            r"1 to 12 .*6.5 on average.*`prompt_length`=2",
+        ),
+        ({"max_train_prompt_length": 9}, r"1 to 9 .*5 on average.*`prompt_length`=2.*from 2 to 8"),
+        ({"max_train_prompt_length": 1}, r"1 to 1 .*`prompt_length`=2"),
+    ],
+)
+def test_lengths_that_differ_much_give_one_warning_with_both_numbers(settings, lengths, build):
+    config = ListenConfig(pool_size=12, prompt_length=2, **settings)
+    with pytest.warns(UserWarning, match=lengths) as caught:
+        get_peft_model(build(), config)
+    assert len([one for one in caught if "prompt_length" in str(one.message)]) == 1
+
+
+def test_the_form_of_the_paper_warns_of_its_lengths(build):
+    with pytest.warns(UserWarning, match=r"1 to 400 .*200.5 on average.*`prompt_length`=10"):
+        get_peft_model(build(), ListenConfig.paper())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"stochastic_prompt_length": True},
+        {"max_train_prompt_length": 8},
+        {"max_train_prompt_length": 12, "inference_mode": True},
+    ],
+)
+def test_lengths_that_agree_and_adapters_for_inference_give_no_warning(settings, build):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        get_peft_model(build(), ListenConfig(pool_size=12, prompt_length=2, **settings))
+
+
+def trained(model, tokens):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    labels = tokens()
+    labels[:, :3] = -100
+    model.train()(input_ids=tokens(), labels=labels).loss.backward()
+    optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("settings", "allowed", "refused", "trained_with"),
+    [
+        ({}, [4], [1, 3, 5], "4 prompts"),
+        ({"max_train_prompt_length": 6}, [1, 6, 4], [7, 12], "1 to 6 prompts"),
+    ],
+)
+def test_lengths_that_were_not_trained_give_a_warning(
+    settings, allowed, refused, trained_with, build, tokens, tmp_path
+):
+    model = get_peft_model(build(), ListenConfig(pool_size=12, prompt_length=4, **settings))
+    model = trained(model, tokens)
+    model.save_pretrained(tmp_path)
+    for adapter in (model, PeftModel.from_pretrained(build(), tmp_path)):
+        for length in refused:
+            with pytest.warns(UserWarning, match=f"trained with {trained_with}, and `prompt_length` is now {length}"):
+                adapter.set_prompt_length(length)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            for length in allowed:
+                adapter.set_prompt_length(length)
+
+
+def test_a_length_that_is_set_before_training_is_trained(build, tokens):
+    model = get_peft_model(build(), ListenConfig(pool_size=12, prompt_length=4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.set_prompt_length(6)
+        trained(model, tokens).set_prompt_length(6)
+    assert model.last_selection.indices.shape == (2, 6)
+    with pytest.warns(UserWarning, match="trained with 6 prompts, and `prompt_length` is now 4"):
+        model.set_prompt_length(4)
+
+
+def test_an_adapter_with_more_prompts_than_shared_ones_can_be_saved_and_loaded(build, tokens, tmp_path):
+    model = trained(get_peft_model(build(), ListenConfig(pool_size=12, prompt_length=4)), tokens)
+    with pytest.warns(UserWarning, match="trained with 4 prompts"):
+        model.set_prompt_length(9)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(build(), tmp_path)
+    assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)
+    assert loaded.last_selection.indices.shape == (2, 9)

@@ -86,12 +86,13 @@ class QueryLoading:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         result = getattr(type(self._model), _READS_TENSORS)(*args, **kwargs)
-        unexpected = getattr(result[0] if isinstance(result, tuple) else result, "unexpected_keys", set())
+        info = result[0] if isinstance(result, tuple) else result
+        unexpected: set[str] = getattr(info, "unexpected_keys", set())
         for key in [key for key in unexpected if key.endswith(".recent_queries") and ".listen_pools." in key]:
-            pool = self._model.get_submodule(key.rpartition(".")[0])
+            pool: Any = self._model.get_submodule(key.rpartition(".")[0])
             queries = _find_queries(kwargs.get("state_dict"), kwargs.get("checkpoint_files"))
             if queries is not None and queries.ndim == 2 and queries.shape[1] == pool.query_mean.shape[0]:
-                pool.remember_queries(queries, maximum=len(queries))  # type: ignore[operator]
+                pool.remember_queries(queries, maximum=len(queries))
                 unexpected.remove(key)
         return result
 

@@ -17,9 +17,10 @@ class ListenConfig(PeftConfig):
 
     A pool of `pool_size` learnable key-value pairs is added to a frozen decoder. For every input, the best-matching keys
     are selected, and their values are prepended as soft prompts. The trainable parameters are exactly
-    `2 * pool_size * embedding_size`.
+    `(2 * pool_size + num_shared_prompts) * embedding_size`.
 
-    Fields marked *(ours)* are choices of this library where the paper gives no details, or remedies for collapse.
+    The defaults are a form that learns in few steps: a fixed number of prompts, and shared prompts that are added to the
+    selected ones. Fields marked *(ours)* are choices of this library where the paper gives no details, or remedies for collapse.
     docs/method.md lists their measured effects. [`ListenConfig.paper`] gives the form of the paper.
 
     Args:
@@ -32,11 +33,13 @@ class ListenConfig(PeftConfig):
             Keyword arguments for the selector's constructor.
         prompt_length (`int`, defaults to 10):
             Number of prompts prepended in evaluation and generation, k in the paper.
-        stochastic_prompt_length (`bool`, defaults to `True`):
-            Draw the number of prompts uniformly from 1 to `max_train_prompt_length`, once per optimizer step. If
-            `False`, training uses `prompt_length` prompts as well.
+        stochastic_prompt_length (`bool`, *optional*):
+            Draw the number of prompts uniformly from 1 to `max_train_prompt_length`, once per optimizer step, so that
+            shorter prompts work at inference too. If `False`, training uses `prompt_length` prompts as well. Defaults to
+            `True` if `max_train_prompt_length` is given, and to `False` otherwise. The paper draws.
         max_train_prompt_length (`int`, *optional*):
-            Upper limit of the draw. Defaults to `pool_size`, as in the paper.
+            Largest number of prompts in training. Defaults to `prompt_length`, or to twice as many (at most `pool_size`)
+            if they are drawn. In the paper it is `pool_size`.
         key_loss_weight (`float`, defaults to 0.1):
             Weight of the key loss, which pulls the selected keys toward their queries. At 0, the keys of the
             similarity, residual and grouped selectors keep their initial values. *(ours: the paper does not give its
@@ -61,14 +64,15 @@ class ListenConfig(PeftConfig):
         query_ignored_token_ids (`list[int]`, *optional*):
             Tokens excluded from the query: those of the chat template, which are the same in every input; see
             [`~peft_listen.training.chat_template_token_ids`]. *(ours)*
-        num_shared_prompts (`int`, defaults to 0):
+        num_shared_prompts (`int`, *optional*):
             Number of prompts that every input gets in addition to its selected ones. They are not in the pool, and add
-            `num_shared_prompts * embedding_size` parameters. *(ours)*
-        shared_prompt_mode (`"prepend"` or `"add"`, defaults to `"prepend"`):
-            `"prepend"` puts the shared prompts before the selected ones. `"add"` adds the j-th shared prompt to the j-th
-            selected value: the prompt keeps its length, the shared prompts learn what inputs have in common, and the
-            values, which are then initialized with zeros, learn the differences. Needs at least as many shared prompts
-            as prompts can be selected. *(ours)*
+            `num_shared_prompts * embedding_size` parameters. Defaults to the largest number of selected prompts if they
+            are added to these, and to 0 if they are prepended. The paper has none. *(ours)*
+        shared_prompt_mode (`"add"` or `"prepend"`, defaults to `"add"`):
+            `"add"` adds the j-th shared prompt to the j-th selected value: the prompt keeps its length, the shared
+            prompts learn what inputs have in common, and the values, which are then initialized with zeros, learn the
+            differences. Needs at least as many shared prompts as prompts can be selected. `"prepend"` puts the shared
+            prompts before the selected ones. *(ours)*
         init_weights (`bool`, `"vocab"` or `"normal"`, defaults to `True`):
             `True` or `"vocab"`: keys and values are initialized with embeddings of random ordinary tokens. `"normal"`:
             normally distributed with the standard deviation of the embeddings. `False`: random and deliberately large,
@@ -94,11 +98,19 @@ class ListenConfig(PeftConfig):
     prompt_length: int = field(
         default=10, metadata={"help": "Number of prompts prepended in evaluation and generation."}
     )
+    # `None` is replaced in `__post_init__`, so these fields always have a value.
     stochastic_prompt_length: bool = field(
-        default=True, metadata={"help": "Draw the number of prompts for every optimizer step of the training."}
+        default=None,  # type: ignore[assignment]
+        metadata={
+            "help": "Draw the number of prompts for every optimizer step of the training; defaults to whether "
+            "`max_train_prompt_length` is given."
+        },
     )
-    max_train_prompt_length: int | None = field(
-        default=None, metadata={"help": "Largest number of prompts drawn in training; defaults to `pool_size`."}
+    max_train_prompt_length: int = field(
+        default=None,  # type: ignore[assignment]
+        metadata={
+            "help": "Largest number of prompts in training; defaults to `prompt_length`, or twice as many if drawn."
+        },
     )
     key_loss_weight: float = field(default=0.1, metadata={"help": "Weight of the key loss."})
     key_loss_reduction: Literal["mean", "sum"] = field(
@@ -123,11 +135,15 @@ class ListenConfig(PeftConfig):
         default=None, metadata={"help": "Tokens excluded from the query, such as those of the chat template."}
     )
     num_shared_prompts: int = field(
-        default=0, metadata={"help": "Number of prompts that every input gets in addition to its selected ones."}
+        default=None,  # type: ignore[assignment]
+        metadata={
+            "help": "Number of prompts that every input gets in addition to its selected ones; defaults to the largest "
+            "number of these if the shared prompts are added to them, and to 0 otherwise."
+        },
     )
     shared_prompt_mode: Literal["prepend", "add"] = field(
-        default="prepend",
-        metadata={"help": "Whether the shared prompts are put before the selected ones, or added to them."},
+        default="add",
+        metadata={"help": "Whether the shared prompts are added to the selected ones, or put before them."},
     )
     init_weights: bool | Literal["vocab", "normal"] = field(
         default=True,
@@ -144,6 +160,10 @@ class ListenConfig(PeftConfig):
     )
     seed: int = field(default=0, metadata={"help": "Seed of the initialization and of the drawn prompt lengths."})
 
+    # Without annotations, so that they are not fields.
+    _is_saved = False
+    _without_value = frozenset[str]()
+
     def __new__(cls, *args: Any, **kwargs: Any) -> ListenConfig:
         # Checked here because all of PEFT's ways of loading a configuration call the constructor. PEFT ignores removed
         # fields with a warning, which is correct for fields that are switched off.
@@ -153,19 +173,29 @@ class ListenConfig(PeftConfig):
                     f"`{name}`={kwargs[name]!r} is no longer supported. {remedy} To load an adapter that was saved "
                     f"with it, set `{name}` to {off!r} in its `adapter_config.json`."
                 )
-        return super().__new__(cls)
+        config = super().__new__(cls)
+        # PEFT writes its version into every configuration that it saves. Each has all fields with their values, so a
+        # field without a value is from a version in which the default was another one, or which did not have the field.
+        config._is_saved = "peft_version" in kwargs
+        config._without_value = frozenset(name for name in _FORMER_DEFAULTS if kwargs.get(name) is None)
+        return config
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType["LISTEN"]
+        if self._is_saved:
+            for name in self._without_value:
+                setattr(self, name, _FORMER_DEFAULTS[name])
+        if self.stochastic_prompt_length is None:
+            self.stochastic_prompt_length = self.max_train_prompt_length is not None
         self._check_types()
         if not is_integer(self.pool_size) or self.pool_size < 1:
             raise ValueError(f"`pool_size` must be an integer of at least 1, got {self.pool_size!r}.")
-        for name in ("prompt_length", "max_train_prompt_length"):
-            value = getattr(self, name)
-            if name == "max_train_prompt_length" and value is None:
-                continue
-            check_prompt_length(name, value, self.pool_size)
+        check_prompt_length("prompt_length", self.prompt_length, self.pool_size)
+        if self.max_train_prompt_length is None:
+            drawn = self.pool_size if self._is_saved else min(2 * self.prompt_length, self.pool_size)
+            self.max_train_prompt_length = drawn if self.stochastic_prompt_length else self.prompt_length
+        check_prompt_length("max_train_prompt_length", self.max_train_prompt_length, self.pool_size)
         if not is_number(self.key_loss_weight) or not 0 <= self.key_loss_weight < math.inf:
             raise ValueError(f"`key_loss_weight` must be a finite number of at least 0, got {self.key_loss_weight!r}.")
         if self.key_loss_reduction not in ("mean", "sum"):
@@ -178,13 +208,17 @@ class ListenConfig(PeftConfig):
             raise ValueError(f"`query_pooling` must be 'mean' or 'modality_mean', got {self.query_pooling!r}.")
         if self.query_ignored_token_ids is not None:
             self.query_ignored_token_ids = sorted(set(self.query_ignored_token_ids))
+        if self.shared_prompt_mode not in ("prepend", "add"):
+            raise ValueError(f"`shared_prompt_mode` must be 'prepend' or 'add', got {self.shared_prompt_mode!r}.")
+        if self.num_shared_prompts is None:
+            longest = max(self.prompt_length, self._longest_in_training)
+            self.num_shared_prompts = longest if self.shared_prompt_mode == "add" else 0
         if not is_integer(self.num_shared_prompts) or self.num_shared_prompts < 0:
             raise ValueError(
                 f"`num_shared_prompts` must be an integer of at least 0, got {self.num_shared_prompts!r}."
             )
-        if self.shared_prompt_mode not in ("prepend", "add"):
-            raise ValueError(f"`shared_prompt_mode` must be 'prepend' or 'add', got {self.shared_prompt_mode!r}.")
-        if self.adds_shared_prompts:
+        # After training, `set_prompt_length` may have set more prompts than there are shared ones.
+        if self.adds_shared_prompts and not self._is_saved:
             self._check_enough_shared_prompts()
         if self.init_weights not in (True, False, "vocab", "normal"):
             raise ValueError(f"`init_weights` must be True, False, 'vocab' or 'normal', got {self.init_weights!r}.")
@@ -194,14 +228,17 @@ class ListenConfig(PeftConfig):
     @classmethod
     def paper(cls, **overrides: Any) -> ListenConfig:
         """
-        Creates the form of the paper: the query is a plain mean, the key loss is summed, and all remedies for collapse
-        are off.
+        Creates the form of the paper: the number of prompts in training is drawn from 1 to `pool_size`, there are no
+        shared prompts, the query is a plain mean, the key loss is summed, and all remedies for collapse are off.
 
         Args:
             overrides: other fields of [`ListenConfig`], e.g. `prompt_length=160`.
 
         Returns:
             [`ListenConfig`]
+
+        Raises:
+            ValueError: for a value outside its range, as in the constructor.
 
         ```python
         >>> from peft_listen import ListenConfig
@@ -211,7 +248,10 @@ class ListenConfig(PeftConfig):
 
         ```
         """
-        return cls(**{**_PAPER_FORM, **overrides})
+        form = {**_PAPER_FORM, **overrides}
+        if form["stochastic_prompt_length"]:
+            form.setdefault("max_train_prompt_length", form.get("pool_size", cls.pool_size))
+        return cls(**form)
 
     def _check_types(self) -> None:
         # A configuration may come from a file, where type hints have no effect.
@@ -242,15 +282,18 @@ class ListenConfig(PeftConfig):
             raise ValueError(f"`modules_to_save` must be a list of module names, got {self.modules_to_save!r}.")
 
     def _check_enough_shared_prompts(self) -> None:
-        longest = {"prompt_length": self.prompt_length}
-        if self.stochastic_prompt_length:
-            longest["max_train_prompt_length"] = self.max_train_prompt_length or self.pool_size
+        longest = {"prompt_length": self.prompt_length, "max_train_prompt_length": self._longest_in_training}
         for name, value in longest.items():
             if value > self.num_shared_prompts:
                 raise ValueError(
                     f"`num_shared_prompts`={self.num_shared_prompts} is too small to add a shared prompt to each of the "
-                    f"`{name}`={value} selected ones. Set `num_shared_prompts={value}`, or a smaller `{name}`."
+                    f"`{name}`={value} selected ones. Set `num_shared_prompts={value}`, a smaller `{name}`, or "
+                    "`shared_prompt_mode='prepend'`."
                 )
+
+    @property
+    def _longest_in_training(self) -> int:
+        return self.max_train_prompt_length if self.stochastic_prompt_length else self.prompt_length
 
     @property
     def adds_shared_prompts(self) -> bool:
@@ -264,12 +307,22 @@ class ListenConfig(PeftConfig):
 
 
 _PAPER_FORM: dict[str, Any] = {
+    "stochastic_prompt_length": True,
+    "shared_prompt_mode": "prepend",
     "center_queries": False,
     "standardize_queries": False,
     "query_pooling": "mean",
     "query_ignored_token_ids": None,
     "num_shared_prompts": 0,
     "key_loss_reduction": "sum",
+}
+
+# Values of fields whose default has changed, for saved configurations in which they have no value. In these,
+# `max_train_prompt_length` was `pool_size`.
+_FORMER_DEFAULTS: dict[str, Any] = {
+    "stochastic_prompt_length": True,
+    "num_shared_prompts": 0,
+    "shared_prompt_mode": "prepend",
 }
 
 _WITHOUT_GAIN = "It did not lower the loss in any benchmark run."

@@ -14,6 +14,7 @@ from .calls import SelectionRecord, ThreadState
 from .config import ListenConfig, check_prompt_length
 from .initialization import initial_pool
 from .pool import PoolOutput, PromptPool
+from .prompt_length import warn_of_untrained_length
 from .query import NO_GROUPS, TokenGroups
 
 
@@ -194,9 +195,14 @@ class ListenLayer(nn.Module, BaseTunerLayer):
 
     def set_prompt_length(self, prompt_length: int, adapter_name: str | None = None) -> None:
         """Sets the number of prompts used in evaluation and generation; see [`ListenModel.set_prompt_length`]."""
-        config = self.pool_of(adapter_name).config
+        pool = self.pool_of(adapter_name)
+        config = pool.config
         check_prompt_length("prompt_length", prompt_length, config.pool_size)
         config.prompt_length = prompt_length
+        if pool.step > 0:
+            warn_of_untrained_length(config, prompt_length)
+        elif not config.stochastic_prompt_length:
+            config.max_train_prompt_length = prompt_length
 
     @contextmanager
     def use_prompt_length(self, prompt_length: int, adapter_name: str | None = None) -> Iterator[None]:

@@ -25,6 +25,7 @@ from .config import ListenConfig
 from .generation import PromptGeneration
 from .hooks import PromptHooks, has_generate
 from .layer import ListenLayer
+from .prompt_length import warn_of_other_lengths_in_training
 
 
 # Name of the layer among the children of the backbone. It must not contain the prefix "listen_", by which PEFT
@@ -60,7 +61,7 @@ class ListenModel(BaseTuner):
     >>> llm = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=4))
     >>> model = get_peft_model(llm, peft_listen.ListenConfig(pool_size=400, selector="similarity"))
     >>> model.print_trainable_parameters()
-    trainable params: 25,600 || all params: 50,336 || trainable%: 50.8582
+    trainable params: 25,920 || all params: 50,656 || trainable%: 51.1687
 
     ```
     """
@@ -112,6 +113,8 @@ class ListenModel(BaseTuner):
             layer.query_loading = QueryLoading(self.model)
             if has_generate(self.model):
                 layer.generation = PromptGeneration(hooks)
+        if not peft_config.inference_mode:
+            warn_of_other_lengths_in_training(peft_config)
         selector = layer.pool_of(adapter_name).selector
         if peft_config.key_loss_weight == 0 and not selector.keys_receive_gradient and not peft_config.inference_mode:
             warnings.warn(
@@ -220,7 +223,10 @@ class ListenModel(BaseTuner):
         return None if per_row is None else per_row.mean()
 
     def set_prompt_length(self, prompt_length: int, adapter_name: str | None = None) -> None:
-        """Sets the number of prompts used in evaluation and generation, at any time and without reloading.
+        """Sets the number of prompts used in evaluation and generation, at any time and without reloading. With a fixed
+        prompt length, training uses it too.
+
+        Warns if the adapter was trained with other numbers of prompts.
 
         Args:
             prompt_length (`int`): from 1 to the adapter's `pool_size`.
