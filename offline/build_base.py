@@ -35,6 +35,7 @@ def build_base(
     sound: str | None = None,
     text_template: str | None = None,
     seed: int = 0,
+    speech_chunk_multiple: int = 30,
 ) -> None:
     """
     Writes model and processor to a folder. A complete folder is not changed.
@@ -47,6 +48,8 @@ def build_base(
             encoder.
         text_template (`str`, *optional*): chat template to use instead of the LLM's own.
         seed (`int`, defaults to 0): seed of the projector's initial weights.
+        speech_chunk_multiple (`int`, defaults to 30): seconds of which the length of encoded speech is a multiple; see
+            [`AudioListenConfig`].
     """
     output_dir = Path(output_dir)
     if (output_dir / "processor_config.json").is_file():
@@ -58,12 +61,14 @@ def build_base(
         sound=sound,
         llm=llm,
         chat_template=text_template and audio_chat_template(AUDIO_TOKEN, text_template),
+        speech_chunk_multiple=speech_chunk_multiple,
     )
     model = AudioListenForCausalLM.from_sub_models_pretrained(
         speech=speech,
         sound=sound,
         llm=llm,
         tokenizer=processor.tokenizer,
+        speech_chunk_multiple=speech_chunk_multiple,
         qformer_config=PROJECTOR,
         initializer_range=PROJECTOR_INITIALIZER_RANGE,
         dtype=torch.float32,
@@ -79,6 +84,12 @@ def main() -> None:
     parser.add_argument("--llm", required=True, help="folder or Hub id of a causal language model")
     parser.add_argument("--sound", help="folder, Hub id or original checkpoint of a BEATs model")
     parser.add_argument("--chatml", action="store_true", help="ChatML without system prompt as the chat template")
+    parser.add_argument(
+        "--speech-chunk-multiple",
+        type=int,
+        default=30,
+        help="encode speech at multiples of so many seconds (default: 30)",
+    )
     arguments = parser.parse_args()
     build_base(
         arguments.output_dir,
@@ -86,6 +97,7 @@ def main() -> None:
         arguments.llm,
         arguments.sound,
         text_template=CHATML_TEMPLATE if arguments.chatml else None,
+        speech_chunk_multiple=arguments.speech_chunk_multiple,
     )
 
 

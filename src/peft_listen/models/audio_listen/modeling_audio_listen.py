@@ -335,8 +335,9 @@ class AudioListenModel(AudioListenPreTrainedModel):
         num_frames = num_encoder_frames(input_features_mask.sum(-1))
         # The numbers of frames decide the shapes of what follows. They are read from the device once, for all chunks.
         num_windows = self._num_windows(num_frames.cpu())
-        needed = window_reach(num_windows, self.config.window_length, self.config.window_stride).tolist()
-        encoded = self._encoded_frames(torch.tensor(needed), input_features.shape[-1])
+        reach = window_reach(num_windows, self.config.window_length, self.config.window_stride)
+        encoded = self._encoded_frames(reach, input_features.shape[-1])
+        windows, needed = num_windows.tolist(), reach.tolist()
         sound_lengths = None
         if sound_attention_mask is not None and self.config.group_sound_by_length:
             sound_lengths, sound_attention_mask = sound_attention_mask.sum(-1).tolist(), None
@@ -360,7 +361,7 @@ class AudioListenModel(AudioListenPreTrainedModel):
             counts = torch.stack([num_frames[row] for row in rows])
             frame_mask = torch.arange(num_needed, device=counts.device) < counts[:, None]
             features = AudioFeatures(speech.last_hidden_state[:, :num_needed], sound, frame_mask.long())
-            yield _EncodedChunks(rows, num_windows[rows].tolist(), features, speech)
+            yield _EncodedChunks(rows, [windows[row] for row in rows], features, speech)
 
     def _check_input_features(self, input_features: torch.Tensor) -> None:
         mel_bins, full = self.config.speech_config.num_mel_bins, 2 * self.config.speech_config.max_source_positions
