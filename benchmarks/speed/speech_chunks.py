@@ -56,10 +56,9 @@ class Benchmark:
         text = [f"{self.processor.audio_token}What do you hear?"] * len(waveforms)
         return dict(self.processor(text=text, audio=waveforms, sampling_rate=SAMPLING_RATE).to(self.model.device))
 
-    def time(self, multiple: int) -> list[Ratio]:
+    def time(self, multiple: int) -> Iterator[Ratio]:
         """Ratios of the time at a multiple to that at 30 s."""
         generator = np.random.default_rng(0)
-        ratios = []
         for batch_size in BATCH_SIZES:
             shape = (batch_size, round(self.arguments.seconds * SAMPLING_RATE))
             waveforms = list(generator.normal(scale=0.1, size=shape).astype(np.float32))
@@ -89,8 +88,7 @@ class Benchmark:
                     device=self.model.device,
                 )
                 values = [seconds / peer_seconds for seconds, peer_seconds in turns]
-                ratios.append(Ratio(f"{name}, {multiple} s / {OWN_FORM} s, batch {batch_size}", values))
-        return ratios
+                yield Ratio(f"{name}, {multiple} s / {OWN_FORM} s, batch {batch_size}", values)
 
     def features(self, multiple: int) -> tuple[torch.Tensor, torch.Tensor]:
         """
