@@ -34,6 +34,7 @@ def build_base(
     text_template: str | None = None,
     seed: int = 0,
     projector_dropout: float = 0.0,
+    speech_chunk_multiple: int = 30,
 ) -> None:
     """
     Writes model and processor to a folder. A complete folder is not changed.
@@ -47,6 +48,8 @@ def build_base(
         text_template (`str`, *optional*): chat template to use instead of the LLM's own.
         seed (`int`, defaults to 0): seed of the projector's initial weights.
         projector_dropout (`float`, defaults to 0.0): dropout in the projector, in training.
+        speech_chunk_multiple (`int`, defaults to 30): seconds of which the length of encoded speech is a multiple; see
+            [`AudioListenConfig`].
     """
     output_dir = Path(output_dir)
     if (output_dir / "processor_config.json").is_file():
@@ -58,12 +61,14 @@ def build_base(
         sound=sound,
         llm=llm,
         chat_template=text_template and audio_chat_template(AUDIO_TOKEN, text_template),
+        speech_chunk_multiple=speech_chunk_multiple,
     )
     model = AudioListenForCausalLM.from_sub_models_pretrained(
         speech=speech,
         sound=sound,
         llm=llm,
         tokenizer=processor.tokenizer,
+        speech_chunk_multiple=speech_chunk_multiple,
         qformer_config={
             **PROJECTOR,
             "hidden_dropout_prob": projector_dropout,
@@ -83,6 +88,12 @@ def main() -> None:
     parser.add_argument("--sound", help="folder, Hub id or original checkpoint of a BEATs model")
     parser.add_argument("--chatml", action="store_true", help="ChatML without system prompt as the chat template")
     parser.add_argument("--projector-dropout", type=float, default=0.0, help="dropout in the projector (default: 0)")
+    parser.add_argument(
+        "--speech-chunk-multiple",
+        type=int,
+        default=30,
+        help="encode speech at multiples of so many seconds (default: 30)",
+    )
     arguments = parser.parse_args()
     build_base(
         arguments.output_dir,
@@ -91,6 +102,7 @@ def main() -> None:
         arguments.sound,
         text_template=CHATML_TEMPLATE if arguments.chatml else None,
         projector_dropout=arguments.projector_dropout,
+        speech_chunk_multiple=arguments.speech_chunk_multiple,
     )
 
 

@@ -315,6 +315,7 @@ PROCESSOR_ITEMS = {
     "a stride that is not whole": ({"window_stride": 1.5}, "window_stride"),
     "true for a number": ({"window_length": True}, "window_length"),
     "a word for a switch": ({"group_sound_by_length": "no"}, "group_sound_by_length"),
+    "text for seconds": ({"speech_chunk_multiple": "5"}, "speech_chunk_multiple"),
     "a list of seconds": ({"max_audio_seconds": [30]}, "max_audio_seconds"),
     "seconds that are not a number": ({"max_audio_seconds": float("nan")}, "max_audio_seconds"),
     "a list as the token": ({"audio_token": ["<|audio|>"]}, "audio_token"),

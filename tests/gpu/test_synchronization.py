@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 
-from tests.small_models import LISTEN_VARIANTS
+from tests.small_models import LISTEN_VARIANTS, make_clip, make_model, make_processor
 
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("needs_cuda")]
@@ -96,6 +96,15 @@ def test_generation_waits_once_more_than_that_of_the_base_model(changes, make_pa
         settings = {"max_new_tokens": new_tokens, "do_sample": False}
         own = count_waits(lambda settings=settings: model.generate(**inputs, **settings))
         assert own - count_waits(lambda settings=settings: base.generate(**inputs, **settings)) <= 1
+
+
+@torch.no_grad()
+def test_whisper_waits_once_for_the_lengths_of_all_chunks(device):
+    model = make_model(speech_chunk_multiple=2, encoder_batch_size=1).to(device)
+    clips = [make_clip(seconds) for seconds in (1.0, 31.0, 3.0, 0.4)]
+    inputs = make_processor(speech_chunk_multiple=2)(audio=clips, sampling_rate=16000).to(device)
+    model.get_encoder_features(**inputs)
+    assert count_waits(lambda: model.get_encoder_features(**inputs)) == 1
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -131,6 +131,8 @@ def test_other_encoders_have_a_separate_folder(make_model, model, processor, cac
         make_model(window_length=15),
         make_model(window_stride=15),
         make_model(group_sound_by_length=False),
+        make_model(speech_chunk_multiple=5),
+        make_model(speech_chunk_multiple=10),
     ]
     with torch.no_grad():  # a single changed value in one layer
         finetuned = make_model()
@@ -140,9 +142,27 @@ def test_other_encoders_have_a_separate_folder(make_model, model, processor, cac
     assert all(clips[0] not in FeatureCache(root, other) for other in others)
 
 
+def test_features_of_another_length_are_not_used(make_model, make_processor, model, processor, cache, clips, examples):
+    cache.build(model, processor, clips)
+    short, short_processor = make_model(speech_chunk_multiple=5), make_processor(speech_chunk_multiple=5)
+    own = FeatureCache(cache.folder.parent, short)
+    with pytest.raises(KeyError, match="not among the 0 clips"):
+        AudioListenCollator(short_processor, feature_cache=own)(examples)
+    assert own.build(short, short_processor, clips, batch_size=3) == len(clips)
+    batch = AudioListenCollator(short_processor, feature_cache=own)(examples)
+    assert "input_features" not in batch
+    with torch.no_grad():
+        expected = short(**AudioListenCollator(short_processor)(examples)).loss
+        torch.testing.assert_close(short(**batch).loss, expected)
+        other = model(**AudioListenCollator(processor, feature_cache=cache)(examples)).loss
+    assert abs(other - expected) > 1e-4
+
+
 def test_the_same_encoders_have_the_same_fingerprint(make_model, model, tmp_path):
     fingerprint = encoder_fingerprint(model)
-    assert encoder_fingerprint(make_model()) == fingerprint
+    assert (
+        encoder_fingerprint(make_model()) == encoder_fingerprint(make_model(speech_chunk_multiple=30)) == fingerprint
+    )
     model.save_pretrained(tmp_path)
     assert encoder_fingerprint(AudioListenForCausalLM.from_pretrained(tmp_path)) == fingerprint
     lora = LoraConfig(target_modules=r".*language_model.*q_proj", modules_to_save=["multi_modal_projector"])

@@ -384,6 +384,8 @@ def encoder_fingerprint(model: AudioListenForCausalLM) -> str:
     Returns:
         `str`: 16 hexadecimal digits.
     """
+    from ..models.audio_listen.audio_tokens import CHUNK_SECONDS
+
     base: Any = model
     if hasattr(base, "get_base_model"):
         base = base.get_base_model()
@@ -402,6 +404,8 @@ def encoder_fingerprint(model: AudioListenForCausalLM) -> str:
             digest.update(name.encode() + sample.numpy().tobytes())
     settings = ("window_length", "window_stride", "group_sound_by_length")
     digest.update(str([getattr(base.config, setting) for setting in settings]).encode())
+    if base.config.speech_chunk_multiple != CHUNK_SECONDS:  # folders from before this setting stay valid
+        digest.update(f"speech_chunk_multiple {base.config.speech_chunk_multiple}".encode())
     return digest.hexdigest()[:16]
 
 

@@ -32,10 +32,10 @@ TINY = replace(
 
 @pytest.fixture
 def tiny_models(parts: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The two small models are replaced by tiny ones; this Whisper hears 3 s."""
+    """The two small models are replaced by tiny ones; this Whisper has a context of 3 s."""
     found = {"llm": Path(parts["llm"]), "speech": Path(parts["speech"])}
     monkeypatch.setattr(small_models, "obtain", lambda folder: Path(folder).mkdir(exist_ok=True) or found)
-    monkeypatch.setattr(base_module, "WHISPER_SECONDS", 2)
+    monkeypatch.setattr(base_module, "SPEECH_CHUNK_MULTIPLE", 2)
 
 
 @pytest.mark.usefixtures("tiny_models")
@@ -48,7 +48,7 @@ def test_everything_a_run_needs_is_made_below_one_folder_and_reused(
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     capsys.readouterr()
     assert make_base(tmp_path, SMOKE_SIZES, training=TINY) == (base, data)
-    assert capsys.readouterr().out.count("reusing") == 4
+    assert capsys.readouterr().out.count("reusing") == 3
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -64,7 +64,10 @@ def test_the_base_refers_to_frozen_parts_and_keeps_its_projector(parts: dict[str
     assert model.config.qformer_config.hidden_dropout_prob == 0.1
     assert model.config.qformer_config.attention_probs_dropout_prob == 0.1
     assert model.config.initializer_range == 1 / 16
-    assert model.config.speech_config.max_source_positions == 100  # 2 s
+    assert model.config.speech_config.max_source_positions == 150  # 3 s
+    assert (
+        model.config.speech_chunk_multiple == AudioListenProcessor.from_pretrained(folder).speech_chunk_multiple == 2
+    )
     trainable = {name.split(".")[1] for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trainable == {"multi_modal_projector"}
     encoder = BeatsModel.from_original_checkpoint(parts["sound"])
@@ -102,4 +105,5 @@ def test_the_real_base_is_put_together_from_the_wheels(parts: dict[str, str], tm
     folder = build_base(tmp_path / "base", tmp_path / "models", parts["sound"])
     model = AudioListenForCausalLM.from_pretrained(folder)
     assert model.config.text_config.hidden_size == 576
-    assert model.config.speech_config.max_source_positions == 250
+    assert model.config.speech_config.max_source_positions == 1500
+    assert model.config.speech_chunk_multiple == 5

@@ -55,6 +55,15 @@ def test_both_models_are_of_one_size_and_compared_in_all_calls(run, arguments):
     ]
 
 
+def test_short_clips_are_compared_with_the_own_form_of_whisper(run):
+    output = run("--seconds", "1", "--speech-chunk-multiple", "2")
+    ratios = re.findall(
+        r"^\| AudioListen's forward at multiples of 2 s / at 30 s, batch (\d) \| (\S+)", output, re.MULTILINE
+    )
+    assert [batch_size for batch_size, _ in ratios] == ["1", "4"]
+    assert all(float(ratio) < 0.6 for _, ratio in ratios)
+
+
 def test_clips_beyond_one_chunk_are_refused(run, capsys):
     with pytest.raises(SystemExit):
         run("--seconds", "31")

@@ -1,12 +1,19 @@
 """
-The audio token, and the number of audio tokens of a clip. The processor and the model share these functions, so their
-counts are always equal.
+The audio token, the number of audio tokens of a clip, and the length at which its chunks are encoded. The processor and the
+model share these functions, so their counts are always equal.
 """
+
+from typing import Any
 
 import torch
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ...chat import AUDIO_TOKEN
+
+
+# Length of a chunk, and the rate of Whisper's frames.
+CHUNK_SECONDS = 30
+FRAMES_PER_SECOND = 50
 
 
 def add_audio_token(tokenizer: PreTrainedTokenizerBase, audio_token: str = AUDIO_TOKEN) -> int:
@@ -58,6 +65,31 @@ def num_audio_windows(
 def window_reach(num_windows: torch.Tensor, window_length: int, window_stride: int) -> torch.Tensor:
     """Number of frames from the start of the first of `num_windows` windows to the end of the last."""
     return (num_windows - 1) * window_stride + window_length
+
+
+def check_chunk_multiple(seconds: Any) -> None:
+    """Raises a `ValueError` unless `speech_chunk_multiple` is an integer from 1 to 30."""
+    if not isinstance(seconds, int) or isinstance(seconds, bool) or not 1 <= seconds <= CHUNK_SECONDS:
+        raise ValueError(
+            f"`speech_chunk_multiple` must be an integer from 1 to {CHUNK_SECONDS} (seconds), got {seconds!r}. Use "
+            f"{CHUNK_SECONDS} for Whisper's own form, in which every chunk is encoded as {CHUNK_SECONDS} s."
+        )
+
+
+def encoded_frames(num_needed: torch.Tensor, speech_chunk_multiple: int, max_frames: int) -> torch.Tensor:
+    """
+    Number of frames of 20 ms as which the speech encoder encodes each chunk.
+
+    Args:
+        num_needed (`torch.LongTensor` of any shape): Frames that the windows of each chunk cover, from [`window_reach`].
+        speech_chunk_multiple (`int`): Seconds of which the length is a multiple.
+        max_frames (`int`): Frames of a full chunk, the greatest length.
+
+    Returns:
+        `torch.LongTensor` of the shape of `num_needed`.
+    """
+    step = speech_chunk_multiple * FRAMES_PER_SECOND
+    return (-(-num_needed // step) * step).clamp(max=max_frames)
 
 
 def check_token_count(num_tokens: int, num_features: int) -> None:

@@ -8,6 +8,7 @@ from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from ..beats.configuration_beats import BeatsConfig
 from ..model_type import check_found, check_model_type
+from .audio_tokens import CHUNK_SECONDS, check_chunk_multiple
 from .references import check_references
 
 
@@ -48,7 +49,12 @@ class AudioListenConfig(PreTrainedConfig):
         window_stride (`int`, *optional*, defaults to 17):
             Frames between the starts of two windows.
         encoder_batch_size (`int`, *optional*, defaults to 8):
-            Number of chunks of 30 s that are encoded at once. Limits the memory that long audio needs.
+            Number of chunks that are encoded at once. Limits the memory that long audio needs.
+        speech_chunk_multiple (`int`, *optional*, defaults to 30):
+            The speech encoder encodes a chunk as the least multiple of this number of seconds that holds the chunk's
+            windows, and as 30 s at most. Whisper itself encodes 30 s, whatever the clip. With a smaller number short clips
+            cost less, and their features differ from those of 30 s: the encoder attends to less silence after the clip.
+            The number of audio tokens is the same. From 1 to 30; train and use a projector with the same value.
         group_sound_by_length (`bool`, *optional*, defaults to `True`):
             Whether BEATs encodes chunks of equal length together, without padding, so that a clip's features do not
             depend on the other clips of its batch. `False` pads and masks all chunks together as BEATs and SALMONN do;
@@ -100,6 +106,7 @@ class AudioListenConfig(PreTrainedConfig):
     window_length: int = 17
     window_stride: int = 17
     encoder_batch_size: int = 8
+    speech_chunk_multiple: int = CHUNK_SECONDS
     group_sound_by_length: bool = True
     freeze_language_model: bool = True
     initializer_range: float | None = None
@@ -147,6 +154,7 @@ class AudioListenConfig(PreTrainedConfig):
         for name in ("num_queries", "window_length", "window_stride", "encoder_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        check_chunk_multiple(self.speech_chunk_multiple)
         max_frames = self.speech_config.max_source_positions
         if self.window_length > max_frames:
             raise ValueError(

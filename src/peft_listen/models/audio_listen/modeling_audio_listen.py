@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from safetensors.torch import load_file
@@ -34,8 +34,10 @@ from ...model_card import write_model_card
 from ..beats.modeling_beats import BeatsModel
 from ..complete_weights import CompleteWeightsMixin
 from .audio_tokens import (
+    FRAMES_PER_SECOND,
     add_audio_token,
     check_token_count,
+    encoded_frames,
     num_audio_windows,
     num_encoder_frames,
     window_reach,
@@ -62,6 +64,7 @@ from .modeling_window_qformer import WindowQFormerProjector
 from .parts import LANGUAGE_MODEL, SOUND, SPEECH, embedding_scale, fit_vocabulary, load_tokenizer
 from .precision import default_dtype, is_chosen, warn_of_half_precision
 from .references import Reference
+from .whisper_length import with_length
 
 
 # Attributes that mark a quantised language model. On the whole model they tell transformers and PEFT to treat it as
@@ -95,6 +98,23 @@ class AudioListenCausalLMOutputWithPast(CausalLMOutputWithPast):
     """
 
     audio_hidden_states: torch.Tensor | None = None
+
+
+class _EncodedChunks(NamedTuple):
+    """
+    Chunks that were encoded together.
+
+    Args:
+        rows (`list[int]`): Their numbers among all chunks.
+        num_windows (`list[int]`): Windows of each.
+        features ([`AudioFeatures`]): Outputs of both encoders.
+        speech (`BaseModelOutput`): The complete output of the speech encoder.
+    """
+
+    rows: list[int]
+    num_windows: list[int]
+    features: AudioFeatures
+    speech: BaseModelOutput
 
 
 class AudioListenPreTrainedModel(CompleteWeightsMixin):
@@ -275,9 +295,10 @@ class AudioListenModel(AudioListenPreTrainedModel):
         `model(input_ids, **features._asdict())` gives the same result.
 
         Args:
-            input_features (`torch.Tensor` of shape `(chunks, mel_bins, 3000)`):
-                Log-mel spectrograms of chunks of at most 30 s, from [`AudioListenProcessor`].
-            input_features_mask (`torch.LongTensor` of shape `(chunks, 3000)`, *optional*):
+            input_features (`torch.Tensor` of shape `(chunks, mel_bins, mel_frames)`):
+                Log-mel spectrograms of chunks of at most 30 s, from [`AudioListenProcessor`]: 3000 frames of 10 ms, or, with
+                a `config.speech_chunk_multiple` below 30, also fewer, as many as the longest chunk is encoded as.
+            input_features_mask (`torch.LongTensor` of shape `(chunks, mel_frames)`, *optional*):
                 1 for mel frames that contain audio, 0 for padding. Defaults to all ones.
             sound_input_values (`torch.Tensor` of shape `(chunks, sound_frames, 128)`, *optional*):
                 Filter bank features of the same chunks; required if and only if the model has a sound encoder.
@@ -290,10 +311,19 @@ class AudioListenModel(AudioListenPreTrainedModel):
         Raises:
             `ValueError`: if an input has the wrong size, or the sound encoder's input is missing or unexpected.
         """
-        batches = self._encode(input_features, input_features_mask, sound_input_values, sound_attention_mask)
-        speech, sound, mask = zip(*(features for features, _ in batches), strict=True)
+        order: list[int] = []
+        speech: list[torch.Tensor] = []
+        sound: list[torch.Tensor] = []
+        mask: list[torch.Tensor] = []
+        for chunks in self._encode(input_features, input_features_mask, sound_input_values, sound_attention_mask):
+            order += chunks.rows
+            speech += chunks.features.speech_features
+            sound += () if chunks.features.sound_features is None else chunks.features.sound_features
+            mask += chunks.features.audio_features_mask
         return AudioFeatures(
-            _concatenate(speech), None if self.sound_tower is None else _concatenate(sound), _concatenate(mask)
+            _stack(_in_order(order, speech)),
+            _stack(_in_order(order, sound)) if sound else None,
+            _stack(_in_order(order, mask)),
         )
 
     def _encode(
@@ -303,17 +333,12 @@ class AudioListenModel(AudioListenPreTrainedModel):
         sound_input_values: torch.Tensor | None,
         sound_attention_mask: torch.Tensor | None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> Iterator[tuple[AudioFeatures, BaseModelOutput]]:
+    ) -> Iterator[_EncodedChunks]:
         """
-        Encodes `config.encoder_batch_size` chunks at a time. Yields their features and the complete output of the speech
-        encoder, which receives `kwargs`.
+        Encodes chunks of the same length together, `config.encoder_batch_size` at a time. The speech encoder receives
+        `kwargs`.
         """
-        expected = (self.config.speech_config.num_mel_bins, 2 * self.config.speech_config.max_source_positions)
-        if tuple(input_features.shape[1:]) != expected:
-            raise ValueError(
-                f"`input_features` has the shape {tuple(input_features.shape)}, but this speech encoder expects "
-                f"(chunks, mel bins, frames) = (chunks, {expected[0]}, {expected[1]}). Use the processor of this model."
-            )
+        self._check_input_features(input_features)
         if (sound_input_values is None) != (self.sound_tower is None):
             raise ValueError(
                 "The model has a sound encoder, but `sound_input_values` is missing. Use the processor of this model."
@@ -324,32 +349,79 @@ class AudioListenModel(AudioListenPreTrainedModel):
             input_features_mask = torch.ones_like(input_features[:, 0], dtype=torch.long)
         # `requires_grad` may have changed since `train()`.
         self._set_frozen_towers_to_eval()
-        for rows in torch.arange(len(input_features)).split(self.config.encoder_batch_size):
-            rows = slice(int(rows[0]), int(rows[-1]) + 1)
-            num_frames = num_encoder_frames(input_features_mask[rows].sum(-1))
-            windows = (self.config.window_length, self.config.window_stride)
-            num_needed = int(window_reach(self._num_windows(num_frames), *windows).max())
-            with _grad_mode(self.speech_tower):
-                speech = self.speech_tower(input_features[rows].to(self.speech_tower.dtype), **kwargs)
+        num_frames = num_encoder_frames(input_features_mask.sum(-1))
+        # The numbers of frames decide the shapes of what follows. They are read from the device once, for all chunks.
+        num_windows = self._num_windows(num_frames.cpu())
+        reach = window_reach(num_windows, self.config.window_length, self.config.window_stride)
+        encoded = self._encoded_frames(reach, input_features.shape[-1])
+        windows, needed = num_windows.tolist(), reach.tolist()
+        sound_lengths = None
+        if sound_attention_mask is not None and self.config.group_sound_by_length:
+            sound_lengths, sound_attention_mask = sound_attention_mask.sum(-1).tolist(), None
+        for rows in _batches_of_equal(encoded, self.config.encoder_batch_size):
+            num_needed, num_encoded = max(needed[row] for row in rows), encoded[rows[0]]
+            # Rows are stacked, because an index of row numbers would be copied to the device.
+            mel = torch.stack([input_features[row, :, : 2 * num_encoded] for row in rows])
+            tower: Any = self.speech_tower
+            if num_encoded != self.config.speech_config.max_source_positions:
+                tower = with_length(tower, num_encoded)
+            with _grad_mode(tower):
+                speech = tower(mel.to(self.speech_tower.dtype), **kwargs)
             sound = None
             if self.sound_tower is not None and sound_input_values is not None:
-                mask = None if sound_attention_mask is None else sound_attention_mask[rows]
-                sound = self._encode_sound(self.sound_tower, sound_input_values[rows], mask)[:, :num_needed]
-            frame_mask = torch.arange(num_needed, device=num_frames.device) < num_frames[:, None]
-            yield AudioFeatures(speech.last_hidden_state[:, :num_needed], sound, frame_mask.long()), speech
+                values = [sound_input_values[row] for row in rows]
+                mask = (
+                    None if sound_attention_mask is None else torch.stack([sound_attention_mask[row] for row in rows])
+                )
+                lengths = None if sound_lengths is None else [sound_lengths[row] for row in rows]
+                sound = self._encode_sound(self.sound_tower, values, mask, lengths)[:, :num_needed]
+            counts = torch.stack([num_frames[row] for row in rows])
+            frame_mask = torch.arange(num_needed, device=counts.device) < counts[:, None]
+            features = AudioFeatures(speech.last_hidden_state[:, :num_needed], sound, frame_mask.long())
+            yield _EncodedChunks(rows, [windows[row] for row in rows], features, speech)
+
+    def _check_input_features(self, input_features: torch.Tensor) -> None:
+        mel_bins, full = self.config.speech_config.num_mel_bins, 2 * self.config.speech_config.max_source_positions
+        step = 2 * FRAMES_PER_SECOND * self.config.speech_chunk_multiple
+        shape = tuple(input_features.shape)
+        is_shorter = len(shape) == 3 and 0 < shape[2] < full and shape[2] % step == 0
+        if shape[1:] != (mel_bins, full) and not (is_shorter and shape[1] == mel_bins):
+            or_fewer = f", or fewer frames in multiples of {step}" if step < full else ""
+            raise ValueError(
+                f"`input_features` has the shape {shape}, but this speech encoder expects (chunks, mel bins, frames) = "
+                f"(chunks, {mel_bins}, {full}){or_fewer}. Use the processor of this model, with the same "
+                "`speech_chunk_multiple`."
+            )
+
+    def _encoded_frames(self, num_needed: torch.Tensor, num_mel_frames: int) -> list[int]:
+        """Frames as which each chunk is encoded, from those that its windows cover."""
+        multiple, max_frames = self.config.speech_chunk_multiple, self.config.speech_config.max_source_positions
+        encoded = encoded_frames(num_needed, multiple, max_frames).tolist()
+        if encoded and 2 * max(encoded) > num_mel_frames:
+            raise ValueError(
+                f"`input_features` has {num_mel_frames} mel frames, but the windows of a chunk need {2 * max(encoded)} at "
+                f"`speech_chunk_multiple` = {multiple}. Use the processor of this model, and pass the "
+                "`input_features_mask` that it returns."
+            )
+        return encoded
 
     def _encode_sound(
-        self, tower: BeatsModel, input_values: torch.Tensor, attention_mask: torch.Tensor | None
+        self,
+        tower: BeatsModel,
+        input_values: list[torch.Tensor],
+        attention_mask: torch.Tensor | None,
+        lengths: list[int] | None,
     ) -> torch.Tensor:
-        input_values = input_values.to(tower.dtype)
+        """Encodes chunks of `(sound_frames, 128)`, those of equal length together if their `lengths` are given."""
         with _grad_mode(tower):
-            if attention_mask is None or not self.config.group_sound_by_length:
-                return tower(input_values, attention_mask=attention_mask).last_hidden_state
-            lengths = attention_mask.sum(-1).tolist()
-            features: list[torch.Tensor] = [input_values] * len(lengths)
-            for length in set(lengths):
-                rows = [row for row, row_length in enumerate(lengths) if row_length == length]
-                for row, output in zip(rows, tower(input_values[rows, :length]).last_hidden_state, strict=True):
+            if lengths is None:
+                return tower(
+                    torch.stack(input_values).to(tower.dtype), attention_mask=attention_mask
+                ).last_hidden_state
+            features = list(input_values)
+            for rows in _batches_of_equal(lengths, len(lengths)):
+                group = torch.stack([input_values[row][: lengths[row]] for row in rows]).to(tower.dtype)
+                for row, output in zip(rows, tower(group).last_hidden_state, strict=True):
                     features[row] = output
             return nn.utils.rnn.pad_sequence(features, batch_first=True)
 
@@ -382,8 +454,8 @@ class AudioListenModel(AudioListenPreTrainedModel):
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` of shape `(num_audio_tokens, hidden_size)` has one embedding per
             audio token, chunk after chunk. On request, `hidden_states` of shape `(chunks, frames, speech_size)` and
-            `attentions` of shape `(chunks, heads, frames, frames)` have one tensor per layer of the speech encoder; the
-            last hidden state is the encoder's output.
+            `attentions` of shape `(chunks, heads, frames, frames)` have one tensor per layer of the speech encoder, with
+            zeros beyond the length at which a chunk is encoded; the last hidden state is the encoder's output.
 
         Raises:
             `ValueError`: if both kinds of input or neither are given, or an input has the wrong size.
@@ -401,19 +473,22 @@ class AudioListenModel(AudioListenPreTrainedModel):
             features = AudioFeatures(speech_features, sound_features, audio_features_mask)
             return BaseModelOutputWithPooling(pooler_output=self._project(features))
         assert input_features is not None
-        projected, hidden_states, attentions = [], [], []
-        for features, speech in self._encode(
+        order: list[int] = []
+        projected: list[torch.Tensor] = []
+        hidden_states: list[list[torch.Tensor]] = []
+        attentions: list[list[torch.Tensor]] = []
+        for chunks in self._encode(
             input_features, input_features_mask, sound_input_values, sound_attention_mask, **kwargs
         ):
-            projected.append(self._project(features))
-            if speech.hidden_states is not None:
-                hidden_states.append(speech.hidden_states)
-            if speech.attentions is not None:
-                attentions.append(speech.attentions)
+            order += chunks.rows
+            tokens_per_chunk = [number * self.config.num_queries for number in chunks.num_windows]
+            projected += self._project(chunks.features).split(tokens_per_chunk)
+            _append_layers(hidden_states, chunks.speech.hidden_states)
+            _append_layers(attentions, chunks.speech.attentions)
         return BaseModelOutputWithPooling(
-            pooler_output=torch.cat(projected),
-            hidden_states=_concatenate_layers(hidden_states),
-            attentions=_concatenate_layers(attentions),
+            pooler_output=torch.cat(_in_order(order, projected)),
+            hidden_states=tuple(_stack(_in_order(order, layer)) for layer in hidden_states) or None,
+            attentions=tuple(_stack(_in_order(order, layer)) for layer in attentions) or None,
         )
 
     def _project(self, features: AudioFeatures) -> torch.Tensor:
@@ -620,9 +695,10 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
                 Token ids, with one audio token per audio embedding.
-            input_features (`torch.Tensor` of shape `(chunks, mel_bins, 3000)`, *optional*):
-                Log-mel spectrogram of each chunk for the speech encoder.
-            input_features_mask (`torch.LongTensor` of shape `(chunks, 3000)`, *optional*):
+            input_features (`torch.Tensor` of shape `(chunks, mel_bins, mel_frames)`, *optional*):
+                Log-mel spectrogram of each chunk for the speech encoder: 3000 frames, or fewer with a
+                `config.speech_chunk_multiple` below 30.
+            input_features_mask (`torch.LongTensor` of shape `(chunks, mel_frames)`, *optional*):
                 1 for mel frames that contain audio, 0 for padding.
             sound_input_values (`torch.Tensor` of shape `(chunks, sound_frames, 128)`, *optional*):
                 Filter bank features of each chunk for the sound encoder.
@@ -933,9 +1009,37 @@ def _warn_of_default_dtype(model: AudioListenPreTrainedModel, dtype: Any) -> Non
         warn_of_half_precision(model, "pass `dtype=torch.float32` to `from_pretrained` or `pipeline`.")
 
 
-def _concatenate_layers(batches: list[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...] | None:
-    """Concatenates per-layer outputs over chunks. `None` if there are none."""
-    return tuple(torch.cat(chunks) for chunks in zip(*batches, strict=True)) if batches else None
+def _batches_of_equal(lengths: list[int], batch_size: int) -> list[list[int]]:
+    """Divides rows into batches of equal length, at most `batch_size` rows in each, in the order of the rows."""
+    groups: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths):
+        groups.setdefault(length, []).append(row)
+    return [rows[start : start + batch_size] for rows in groups.values() for start in range(0, len(rows), batch_size)]
+
+
+def _in_order(rows: list[int], values: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Sorts values by their rows."""
+    return [values[index] for index in sorted(range(len(rows)), key=rows.__getitem__)]
+
+
+def _stack(values: list[torch.Tensor]) -> torch.Tensor:
+    """Stacks tensors, padded with zeros at the end of every axis to the same shape."""
+    shape = [max(sizes) for sizes in zip(*(value.shape for value in values), strict=True)]
+
+    def pad(value: torch.Tensor) -> torch.Tensor:
+        missing = [size - own for size, own in zip(shape, value.shape, strict=True)]
+        # `pad` takes the amounts before and after each axis, from the last axis to the first.
+        return nn.functional.pad(value, [amount for number in reversed(missing) for amount in (0, number)])
+
+    return torch.stack([pad(value) if list(value.shape) != shape else value for value in values])
+
+
+def _append_layers(layers: list[list[torch.Tensor]], outputs: tuple[torch.Tensor, ...] | None) -> None:
+    """Appends the chunks of each layer's output to the list of that layer."""
+    for index, output in enumerate(outputs or ()):
+        if index == len(layers):
+            layers.append([])
+        layers[index] += output
 
 
 def _is_frozen(module: nn.Module) -> bool:
@@ -944,11 +1048,6 @@ def _is_frozen(module: nn.Module) -> bool:
 
 def _grad_mode(tower: nn.Module) -> AbstractContextManager[None]:
     return torch.set_grad_enabled(torch.is_grad_enabled() and not _is_frozen(tower))
-
-
-def _concatenate(batches: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Concatenates batches of chunks, padded at the end of their second axis to the same length."""
-    return nn.utils.rnn.pad_sequence([chunk for batch in batches for chunk in batch], batch_first=True)
 
 
 def _check_size(name: str, features: torch.Tensor, size: int) -> None:

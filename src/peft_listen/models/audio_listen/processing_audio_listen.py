@@ -18,7 +18,15 @@ from ...chat import AUDIO_TOKEN, as_prompts, clip_of
 from ...unicode import half_surrogate_problem
 from ..beats.feature_extraction_beats import BeatsFeatureExtractor
 from ..setting_types import check_integer, check_positive, check_switch
-from .audio_tokens import add_audio_token, num_audio_windows, num_encoder_frames, window_reach
+from .audio_tokens import (
+    CHUNK_SECONDS,
+    add_audio_token,
+    check_chunk_multiple,
+    encoded_frames,
+    num_audio_windows,
+    num_encoder_frames,
+    window_reach,
+)
 from .chat_template import audio_chat_template, text_template
 from .configuration_audio_listen import AudioListenConfig
 from .hub_arguments import FILE_ARGUMENTS, HUB_ARGUMENTS, subset
@@ -71,6 +79,10 @@ class AudioListenProcessor(ProcessorMixin):
         group_sound_by_length (`bool`, *optional*, defaults to `True`):
             Whether the sound features of a chunk are computed from that chunk alone. `False` pads the waveforms to the
             longest chunk of the batch first, as BEATs and SALMONN do. Set it as in the model's [`AudioListenConfig`].
+        speech_chunk_multiple (`int`, *optional*, defaults to 30):
+            The log-mel spectrogram of a chunk has the least multiple of this number of seconds that holds the chunk's
+            windows, and 30 s at most. Must be a multiple of that of the model's [`AudioListenConfig`], or 30; an equal
+            value costs least.
         max_audio_seconds (`float`, *optional*):
             Truncates longer clips, with a warning. By default clips are never truncated.
 
@@ -94,6 +106,7 @@ class AudioListenProcessor(ProcessorMixin):
         window_length: int = 17,
         window_stride: int = 17,
         group_sound_by_length: bool = True,
+        speech_chunk_multiple: int = CHUNK_SECONDS,
         max_audio_seconds: float | None = None,
     ) -> None:
         if not isinstance(audio_token, str) or not audio_token:
@@ -110,6 +123,7 @@ class AudioListenProcessor(ProcessorMixin):
         ):
             check_integer(name, value)
         check_switch("group_sound_by_length", group_sound_by_length)
+        check_chunk_multiple(speech_chunk_multiple)
         if max_audio_seconds is not None:
             check_positive("max_audio_seconds", max_audio_seconds)
         self.sound_feature_extractor = _as_sound_feature_extractor(sound_feature_extractor)
@@ -119,6 +133,7 @@ class AudioListenProcessor(ProcessorMixin):
         self.window_length = window_length
         self.window_stride = window_stride
         self.group_sound_by_length = group_sound_by_length
+        self.speech_chunk_multiple = speech_chunk_multiple
         self.max_audio_seconds = max_audio_seconds
         chat_template = chat_template or audio_chat_template(audio_token, text_template(tokenizer))
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
@@ -180,7 +195,8 @@ class AudioListenProcessor(ProcessorMixin):
         except OSError:
             return processor
         if config_dict.get("model_type") == AudioListenConfig.model_type:
-            processor.check_config(config_dict)
+            # A value given here replaces the saved ones of both the processor and the model.
+            processor.check_config({**config_dict, **subset(kwargs, ("speech_chunk_multiple",))})
             try:
                 generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **file_kwargs)
             except OSError:
@@ -215,6 +231,14 @@ class AudioListenProcessor(ProcessorMixin):
                     f"The processor does not fit the model: its `{name}` is {getattr(self, name)}, the model's "
                     f"configuration says {values[name]}. Load both from the same checkpoint."
                 )
+        step = values.get("speech_chunk_multiple", CHUNK_SECONDS)
+        check_chunk_multiple(step)
+        if self.speech_chunk_multiple != CHUNK_SECONDS and self.speech_chunk_multiple % step:
+            raise ValueError(
+                f"The processor does not fit the model: its `speech_chunk_multiple` is {self.speech_chunk_multiple} s, which "
+                f"is not a multiple of the model's {step} s. Pass the same `speech_chunk_multiple` to the `from_pretrained` "
+                "of both."
+            )
         if (values.get("sound_config") is None) != (self.sound_feature_extractor is None):
             has, lacks = ("processor", "model") if values.get("sound_config") is None else ("model", "processor")
             raise ValueError(
@@ -244,8 +268,9 @@ class AudioListenProcessor(ProcessorMixin):
 
         Returns:
             [`BatchFeature`] with `input_ids` and `attention_mask` of shape `(batch_size, sequence_length)`, and for N
-            chunks of audio `input_features` (N, mel bins, 3000), `input_features_mask` (N, 3000) and, with a sound
-            encoder, `sound_input_values` (N, frames, 128) and `sound_attention_mask` (N, frames).
+            chunks of audio `input_features` (N, mel bins, mel frames), `input_features_mask` (N, mel frames) and, with a
+            sound encoder, `sound_input_values` (N, frames, 128) and `sound_attention_mask` (N, frames). There are 3000 mel
+            frames, or fewer with a `speech_chunk_multiple` below 30.
 
         Raises:
             `ValueError`: if the numbers of placeholders and clips differ (the message names both), a clip is empty, not
@@ -334,11 +359,7 @@ class AudioListenProcessor(ProcessorMixin):
             clip[start : start + chunk_samples] for clip in audio for start in range(0, len(clip), chunk_samples)
         ]
 
-        sampling_rate = self.feature_extractor.sampling_rate
-        inputs = self.feature_extractor(
-            chunks, sampling_rate=sampling_rate, padding="max_length", return_attention_mask=True, return_tensors="pt"
-        )
-        inputs["input_features_mask"] = inputs.pop("attention_mask")
+        inputs: Any = self._speech_features(chunks)
         if self.sound_feature_extractor is not None:
             sound = self._sound_features(self.sound_feature_extractor, chunks)
             inputs["sound_input_values"], inputs["sound_attention_mask"] = sound
@@ -362,11 +383,17 @@ class AudioListenProcessor(ProcessorMixin):
         Args:
             num_frames (`torch.LongTensor` of shape `(chunks,)`): Frames of 20 ms that each chunk of the clip contains.
         """
-        return int(window_reach(self._num_windows(num_frames), self.window_length, self.window_stride).max())
+        return int(self._window_reach(num_frames).max())
+
+    def _window_reach(self, num_frames: torch.Tensor) -> torch.Tensor:
+        return window_reach(self._num_windows(num_frames), self.window_length, self.window_stride)
 
     def _num_windows(self, num_frames: torch.Tensor) -> torch.Tensor:
-        max_frames = self.feature_extractor.nb_max_frames // 2
-        return num_audio_windows(num_frames, self.window_length, self.window_stride, max_frames)
+        return num_audio_windows(num_frames, self.window_length, self.window_stride, self._max_frames)
+
+    @property
+    def _max_frames(self) -> int:
+        return self.feature_extractor.nb_max_frames // 2
 
     def _truncate(self, clip: np.ndarray, index: int) -> np.ndarray:
         sampling_rate = self.feature_extractor.sampling_rate
@@ -378,6 +405,31 @@ class AudioListenProcessor(ProcessorMixin):
             f"`max_audio_seconds` is {self.max_audio_seconds:g}."
         )
         return clip[: max(1, round(self.max_audio_seconds * sampling_rate))]
+
+    def _speech_features(self, chunks: list[np.ndarray]) -> BatchFeature:
+        """
+        `input_features` and `input_features_mask`. Chunks of different length are extracted apart, each padded to the length
+        at which it is encoded, so that the features of a chunk do not depend on the other chunks.
+        """
+        extractor = self.feature_extractor
+        num_mel_frames = torch.tensor([-(-len(chunk) // extractor.hop_length) for chunk in chunks])
+        num_needed = self._window_reach(num_encoder_frames(num_mel_frames))
+        lengths = (2 * encoded_frames(num_needed, self.speech_chunk_multiple, self._max_frames)).tolist()
+        features = torch.zeros(len(chunks), extractor.feature_size, max(lengths))
+        mask = torch.zeros(len(chunks), max(lengths), dtype=torch.int32)
+        for length in set(lengths):
+            rows = [row for row, row_length in enumerate(lengths) if row_length == length]
+            group = extractor(
+                [chunks[row] for row in rows],
+                sampling_rate=extractor.sampling_rate,
+                padding="max_length",
+                max_length=length * extractor.hop_length,
+                return_attention_mask=True,
+                return_tensors="pt",
+            )
+            features[rows, :, :length] = group["input_features"]
+            mask[rows, :length] = group["attention_mask"]
+        return BatchFeature({"input_features": features, "input_features_mask": mask})
 
     def _sound_features(
         self, extractor: BeatsFeatureExtractor, chunks: list[np.ndarray]
