@@ -23,7 +23,7 @@ from peft_listen.training import (
     FeatureCache,
     ListenCallback,
     chat_template_token_ids,
-    parameter_groups,
+    create_listen_optimizer,
 )
 
 
@@ -35,7 +35,9 @@ class Arguments:
     output_dir: str = field(default="audio-adapter", metadata={"help": "receives base model, features and adapter"})
     steps: int = field(default=2000, metadata={"help": "optimizer steps"})
     batch_size: int = field(default=8, metadata={"help": "examples per step"})
-    learning_rate: float = field(default=5e-4, metadata={"help": "of projector and keys; the values get ten times it"})
+    learning_rate: float = field(
+        default=3e-4, metadata={"help": "of projector, keys and values; shared prompts get ten times it"}
+    )
 
 
 def load_base(arguments: Arguments, base_dir: Path) -> tuple[AudioListenForCausalLM, AudioListenProcessor]:
@@ -62,26 +64,29 @@ def main(arguments: Arguments) -> None:
     config = ListenConfig(
         pool_size=64,
         prompt_length=8,
-        max_train_prompt_length=16,
         query_ignored_token_ids=chat_template_token_ids(processor),
         modules_to_save=["multi_modal_projector"],
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(base, config)
     model.print_trainable_parameters()
+    training_arguments = TrainingArguments(
+        str(output_dir / "checkpoints"),
+        max_steps=arguments.steps,
+        per_device_train_batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(10, arguments.steps),
+        logging_steps=25,
+        remove_unused_columns=False,  # the collator needs all of them
+        report_to=[],
+    )
     trainer = Trainer(
         model,
-        TrainingArguments(
-            str(output_dir / "checkpoints"),
-            max_steps=arguments.steps,
-            per_device_train_batch_size=arguments.batch_size,
-            logging_steps=25,
-            remove_unused_columns=False,  # the collator needs all of them
-            report_to=[],
-        ),
+        training_arguments,
         train_dataset=examples,
         data_collator=AudioListenCollator(processor, feature_cache=features),
-        optimizers=(torch.optim.AdamW(parameter_groups(model, arguments.learning_rate)), None),
+        optimizers=(create_listen_optimizer(model, training_arguments), None),
         callbacks=[ListenCallback(init_keys_at_steps=(8, 64))],
     )
     trainer.train()

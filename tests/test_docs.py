@@ -99,6 +99,10 @@ def small_things(tmp_path_factory, make_llm, make_tokenizer, whisper_config, bea
         time = np.arange(16_000) / 16_000
         for name, frequency in (("dog", 220), ("cat", 660)):
             soundfile.write(f"{name}.wav", 0.3 * np.sin(2 * np.pi * frequency * time), 16_000)
+            Path("recordings", name).mkdir(parents=True)
+            for index in range(5):
+                tone = 0.3 * np.sin(2 * np.pi * (frequency + 10 * index) * time)
+                soundfile.write(f"recordings/{name}/{index}.wav", tone, 16_000)
         for name in ("train", "test"):
             Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, EXAMPLES)))
     return folder
