@@ -35,9 +35,7 @@ class Arguments:
     output_dir: str = field(default="audio-adapter", metadata={"help": "receives base model, features and adapter"})
     steps: int = field(default=2000, metadata={"help": "optimizer steps"})
     batch_size: int = field(default=8, metadata={"help": "examples per step"})
-    learning_rate: float = field(
-        default=3e-4, metadata={"help": "of projector, keys and values; shared prompts get ten times it"}
-    )
+    learning_rate: float = field(default=3e-4, metadata={"help": "of all but shared prompts, which get ten times it"})
 
 
 def load_base(arguments: Arguments, base_dir: Path) -> tuple[AudioListenForCausalLM, AudioListenProcessor]:
@@ -76,7 +74,7 @@ def main(arguments: Arguments) -> None:
         per_device_train_batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=min(10, arguments.steps),
+        warmup_steps=10,
         logging_steps=25,
         remove_unused_columns=False,  # the collator needs all of them
         report_to=[],

@@ -37,7 +37,6 @@ from .ratios import Call, Ratio, describe_machine, header, time_in_turns
 
 
 SAMPLING_RATE = 16_000
-GOAL = 0.33
 TEXT_INPUTS = ("input_ids", "attention_mask", "labels", "logits_to_keep", "shift_labels")
 
 
@@ -129,7 +128,7 @@ class Benchmark:
             turns = time_in_turns(call, peer, repeats=repeats, warm_up=0, device=self.arguments.device)
             ratios = [seconds / peer_seconds for seconds, peer_seconds in turns]
             name = f"{part}, {workers} workers: cached / not cached"
-            print(Ratio(name, ratios, None if language_model else GOAL).line() + ("  |  |" if language_model else ""))
+            print(Ratio(name, ratios).line())
 
 
 def main() -> None:
@@ -154,7 +153,7 @@ def main() -> None:
         f"{arguments.clips} clips of {arguments.seconds:g} s, batches of {arguments.batch_size}; {arguments.repeats} "
         f"alternating repeats, {arguments.language_model_repeats} with the language model\n"
     )
-    print(header(goals=True))
+    print(header())
     if arguments.repeats:
         benchmark.run(language_model=False, repeats=arguments.repeats)
     if arguments.language_model_repeats:

@@ -126,7 +126,7 @@ class Benchmark:
         """Prints the tables."""
         trained_with = self.model.config.speech_chunk_multiple
         print(f"\nclips of {self.arguments.seconds:g} s; {self.arguments.repeats} alternating repeats\n")
-        print(header(goals=False))
+        print(header())
         for multiple in self.arguments.multiples:
             for ratio in self.time(multiple):
                 print(ratio.line(), flush=True)

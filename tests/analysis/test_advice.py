@@ -18,7 +18,7 @@ SETTINGS = {
     "query_pooling": ({"query_pooling": "mean"}, {"query_pooling": "modality_mean"}),
     "query_ignored_token_ids": ({"query_ignored_token_ids": None}, {"query_ignored_token_ids": [1, 2]}),
     "grouped": ({"selector": "attention"}, {"selector": "grouped", "selector_kwargs": {"num_groups": 10}}),
-    "shared_prompts": ({"num_shared_prompts": 0}, {"num_shared_prompts": 10}),
+    "shared_prompts": ({"num_shared_prompts": 0}, {"num_shared_prompts": 20}),
     "fixed_length": ({"stochastic_prompt_length": True}, {"stochastic_prompt_length": False}),
     "projector": ({"modules_to_save": ["multi_modal_projector"]}, {"modules_to_save": None}),
 }

@@ -261,7 +261,7 @@ class FeatureCache:
         """
         others = []
         saved = time.monotonic()
-        progress = tqdm(clips, desc="Finding clips", unit="clip", disable=not state.is_main_process)
+        progress = tqdm(clips, desc="Finding clips", unit="clip", delay=1, disable=not state.is_main_process)
         try:
             for position, clip in enumerate(progress):
                 key = self._index.find(clip)

@@ -43,18 +43,18 @@ def run(monkeypatch, capsys, tmp_path, base):
     torch.set_num_threads(threads)
 
 
-def test_each_number_of_workers_has_a_row_with_a_goal_for_the_audio_part(run):
+def test_each_number_of_workers_has_a_row(run):
     output = run("--workers", "0", "1", "--repeats", "2", "--language-model-repeats", "1")
     rows = re.findall(
-        r"^\| (.*?): cached / not cached \| (\d\.\d+) \|.*\| (.*?) \| (.*?) \|$", output, flags=re.MULTILINE
+        r"^\| (.*?): cached / not cached \| (\d\.\d+) \| \d\.\d+ to \d\.\d+ \|$", output, flags=re.MULTILINE
     )
-    assert [(name, bool(goal.strip())) for name, _, goal, _ in rows] == [
-        ("audio part, 0 workers", True),
-        ("audio part, 1 workers", True),
-        ("training with the language model, 0 workers", False),
-        ("training with the language model, 1 workers", False),
+    assert [name for name, _ in rows] == [
+        "audio part, 0 workers",
+        "audio part, 1 workers",
+        "training with the language model, 0 workers",
+        "training with the language model, 1 workers",
     ]
-    assert all(float(ratio) > 0 for _, ratio, _, _ in rows)
+    assert all(float(ratio) > 0 for _, ratio in rows)
 
 
 @pytest.mark.parametrize("language_model", [False, True])
