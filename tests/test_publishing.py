@@ -305,4 +305,5 @@ def test_the_card_of_a_base_model_says_what_to_import(hub_of_parts, tmp_path):
     )
     card = hub_of_parts.files("me/base")["README.md"].decode()
     assert "import peft_listen" in card and 'model="me/base"' in card
-    assert f"An audio model made of [{SPEECH}]" in card
+    assert "An audio model made of [" in card and f"[{SPEECH}](https://huggingface.co/{SPEECH})" in card
+    assert "tags: []" not in card

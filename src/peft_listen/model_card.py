@@ -203,7 +203,7 @@ def _complete_card(model: Any, path: Path, name: str, write: Callable[[str], Non
     tags.update(tag for tag in card.data.tags or [] if not tag.startswith("base_model:adapter:"))
     if _configs(model):
         tags.update(f"base_model:adapter:{base_model}" for base_model in base_models)
-    card.data.tags = sorted(tags | ({"listen"} if _is_listen(model) else set()))
+    card.data.tags = sorted(tags | ({"listen"} if _is_listen(model) else set())) or None
     card.data.base_model = base_models or (None if for_hub else card.data.base_model)
     # PEFT sets "text-generation" for every causal language model.
     if card.data.pipeline_tag in (None, "text-generation") and isinstance(_base_of(model), GenerationMixin):

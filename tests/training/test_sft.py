@@ -146,5 +146,6 @@ def test_the_configuration_gives_no_warning(tmp_path, options):
 @pytest.mark.parametrize("available", [False, True])
 def test_memory_is_pinned_for_an_accelerator_only(tmp_path, monkeypatch, available):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: available)
-    assert sft_config(tmp_path, **SETTINGS).dataloader_pin_memory == available
-    assert sft_config(tmp_path, dataloader_pin_memory=True, **SETTINGS).dataloader_pin_memory
+    settings = {name: value for name, value in SETTINGS.items() if name != "use_cpu"}
+    assert sft_config(tmp_path, **settings).dataloader_pin_memory == available
+    assert sft_config(tmp_path, dataloader_pin_memory=True, **settings).dataloader_pin_memory
