@@ -987,7 +987,14 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
     def save_with_references(
         self, save_directory: str | os.PathLike[str], references: dict[str, Reference], *args: Any, **kwargs: Any
     ) -> None:
-        """Saves the model without the parts that `references` name, whose references are saved instead."""
+        """
+        Saves the model without the parts that `references` name, whose references are saved instead.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): Folder to write.
+            references (`dict[str, Reference]`): Sources of parts, by the parts' names; may be empty.
+            args, kwargs: As `PreTrainedModel.save_pretrained` takes them.
+        """
         quantizer = getattr(self, "hf_quantizer", None)
         if references:
             weights = kwargs.get("state_dict") or self.state_dict()
