@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import peft_listen
-from tests import small_models
+from tests import small_hub, small_models
 
 
 QUESTIONS = [
@@ -44,6 +44,13 @@ def ffmpeg(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
     link.symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
     monkeypatch.setenv("PATH", str(link.parent), prepend=os.pathsep)
     return str(link)
+
+
+@pytest.fixture
+def hub() -> Iterator[small_hub.SmallHub]:
+    """An empty Hub on 127.0.0.1."""
+    with small_hub.serve() as hub:
+        yield hub
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,6 @@
 """Model cards of adapters, in folders and on a minimal Hub server on 127.0.0.1."""
 
-import base64
-import hashlib
-import json
-import os
 import re
-import subprocess
-import sys
-import textwrap
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -127,113 +118,7 @@ class TestSavedCards:
         assert methods == (PeftModel.create_or_update_model_card, PeftModel._upload_modified_files)
 
 
-class SmallHub(BaseHTTPRequestHandler):
-    """The part of the Hub's interface that pushing and loading need. Stores the files of repositories and all past cards."""
-
-    repositories: dict[str, dict[str, bytes]]
-    cards: list[str]
-    num_commits: int
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args):
-        pass
-
-    @property
-    def revision(self):
-        return f"{self.num_commits:040x}"
-
-    def answer(self, status=200, content=b"", **headers):
-        if not isinstance(content, bytes):
-            content = json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def do_POST(self):
-        content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        match = re.match(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", self.path)
-        if self.path == "/api/repos/create":
-            wanted = json.loads(content)
-            name = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
-            self.repositories.setdefault(name, {})
-            self.answer(content={"url": f"http://{self.headers['Host']}/{name}", "name": name})
-        elif self.path == "/api/validate-yaml":
-            self.answer(content={"errors": [], "warnings": []})
-        elif match and match[2] == "preupload":
-            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(content)["files"]]
-            self.answer(content={"files": [{**file, "shouldIgnore": False} for file in files]})
-        elif match:
-            for line in content.splitlines():
-                part = json.loads(line)
-                if part["key"] == "file":
-                    file = base64.b64decode(part["value"]["content"])
-                    self.repositories[match[1]][part["value"]["path"]] = file
-                    if part["value"]["path"] == "README.md":
-                        self.cards.append(file.decode())
-            type(self).num_commits += 1
-            url = f"http://{self.headers['Host']}/{match[1]}/commit/{self.revision}"
-            self.answer(content={"commitUrl": url, "commitOid": self.revision, "success": True})
-        else:
-            self.answer(404)
-
-    def do_GET(self):
-        resolve = re.match(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+?)(\?|$)", self.path)
-        tree = re.match(r"/api/models/([^/]+/[^/]+)/tree/[^/]+/?(.*?)(\?|$)", self.path)
-        info = re.match(r"/api/models/([^/]+/[^/]+?)(/revision/main)?(\?|$)", self.path)
-        name = (resolve or tree or info or ["", ""])[1]
-        files = self.repositories.get(name)
-        if files is None:
-            self.answer(404, X_Error_Code="RepoNotFound")
-        elif tree:
-            found = {file: content for file, content in files.items() if file.startswith(tree[2])}
-            entries = [{"type": "file", "path": file, "size": len(found[file]), "oid": ""} for file in found]
-            if found:
-                self.answer(content=entries)
-            else:
-                self.answer(404, X_Error_Code="EntryNotFound")
-        elif info:
-            siblings = [{"rfilename": file} for file in files]
-            self.answer(content={"id": name, "modelId": name, "sha": self.revision, "siblings": siblings, "tags": []})
-        elif resolve[2] not in files:
-            self.answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=self.revision)
-        else:
-            content = files[resolve[2]]
-            self.answer(content=content, ETag=f'"{hashlib.sha256(content).hexdigest()}"', X_Repo_Commit=self.revision)
-
-    do_HEAD = do_GET  # noqa: N815
-
-
-@pytest.fixture
-def hub():
-    handler = type("Handler", (SmallHub,), {"repositories": {}, "cards": [], "num_commits": 0})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", handler
-    server.shutdown()
-
-
-def run(code, folder, endpoint):
-    """Runs code in a new process that uses this Hub and shares no models with this process."""
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": endpoint,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HOME": str(folder / "cache"),
-        "HF_TOKEN": "hf_token_of_the_test",
-    }
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 def test_an_adapter_is_pushed_to_the_hub_with_its_card_and_loaded_again(published_parts, hub, tmp_path):
-    endpoint, handler = hub
     parts = {name: str(published_parts[name]) for name in ("speech", "llm")}
     model = AudioListenForCausalLM.from_sub_models_pretrained(**parts, qformer_config=QFORMER)
     model.save_pretrained(tmp_path / "base")
@@ -257,12 +142,11 @@ def test_an_adapter_is_pushed_to_the_hub_with_its_card_and_loaded_again(publishe
         card.push_to_hub("me/my-adapter")
         model.push_to_hub("me/my-adapter")
         """
-    run(push, tmp_path, endpoint)
+    hub.run(push, tmp_path)
 
-    files = handler.repositories["me/my-adapter"]
-    assert set(files) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
-    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "me/my-base"
-    first, edited, last = (ModelCard(card) for card in handler.cards[-3:])
+    assert set(hub.files("me/my-adapter")) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert hub.json("me/my-adapter", "adapter_config.json")["base_model_name_or_path"] == "me/my-base"
+    first, edited, last = (ModelCard(card) for card in hub.cards[-3:])
     for card in (first, edited, last):
         assert card.data.library_name == "peft"
         assert card.data.pipeline_tag == "audio-text-to-text"
@@ -276,5 +160,5 @@ def test_an_adapter_is_pushed_to_the_hub_with_its_card_and_loaded_again(publishe
     assert str(last).strip() == str(edited).strip()
 
     # The code in the card works in a process that has only the Hub.
-    answer = run(snippet + 'print(pipe("clip.wav", max_new_tokens=2))', tmp_path, endpoint)
-    assert "generated_text" in answer
+    result = hub.run(snippet + 'print(pipe("clip.wav", max_new_tokens=2))', tmp_path)
+    assert "generated_text" in result.stdout
