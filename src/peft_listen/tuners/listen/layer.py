@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from .calls import SelectionRecord, ThreadState
-from .config import ListenConfig
+from .config import ListenConfig, check_prompt_length
 from .initialization import initial_pool
 from .pool import PoolOutput, PromptPool
 from .query import NO_GROUPS, TokenGroups
@@ -185,6 +185,28 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         for recorder in thread.recorders:
             recorder(record)
         return output
+
+    def set_prompt_length(self, prompt_length: int, adapter_name: str | None = None) -> None:
+        """Sets the number of prompts used in evaluation and generation; see [`ListenModel.set_prompt_length`]."""
+        config = self.pool_of(adapter_name).config
+        check_prompt_length("prompt_length", prompt_length, config.pool_size)
+        config.prompt_length = prompt_length
+
+    @contextmanager
+    def use_prompt_length(self, prompt_length: int, adapter_name: str | None = None) -> Iterator[None]:
+        """[`set_prompt_length`] for the current thread and the duration of a `with` block."""
+        name = self.resolve_adapter(adapter_name)
+        check_prompt_length("prompt_length", prompt_length, self.pool_of(name).config.pool_size)
+        lengths = self.thread.prompt_lengths
+        before = lengths.get(name)
+        lengths[name] = prompt_length
+        try:
+            yield
+        finally:
+            if before is None:
+                lengths.pop(name, None)
+            else:
+                lengths[name] = before
 
     @contextmanager
     def recording(self, recorder: Callable[[SelectionRecord], None]) -> Iterator[None]:

@@ -15,7 +15,7 @@ from torch import nn
 from .backbone import find_backbone
 from .calls import SelectionRecord
 from .checkpoints import check_can_be_saved, check_fits, name_recent_queries, rename_former_keys
-from .config import ListenConfig, check_prompt_length
+from .config import ListenConfig
 from .generation import PromptGeneration
 from .hooks import PromptHooks, has_generate
 from .layer import ListenLayer
@@ -30,7 +30,9 @@ class ListenModel(BaseTuner):
     """
     Dynamic prompt selection for a frozen causal language model: LiSTEN (https://arxiv.org/abs/2505.18517).
 
-    Created by [`~peft.get_peft_model`] from a [`ListenConfig`]. All methods can be called on the `PeftModel` as well.
+    Created by [`~peft.get_peft_model`] from a [`ListenConfig`]. All methods can be called on the `PeftModel` as well. For
+    a model without a `PeftModel` around it, such as that of a pipeline, the package has the functions `record_selections`,
+    `use_prompt_length` and `set_prompt_length`.
 
     Several threads may call one model at the same time. `last_selection`, `key_loss`, `record_selections` and
     `use_prompt_length` belong to the calling thread; `set_prompt_length`, `set_adapter` and enabling or disabling
@@ -220,25 +222,13 @@ class ListenModel(BaseTuner):
         Raises:
             ValueError: if the pool holds fewer prompts (both numbers are named), or if there is no such adapter.
         """
-        config = self.layer.pool_of(adapter_name).config
-        check_prompt_length("prompt_length", prompt_length, config.pool_size)
-        config.prompt_length = prompt_length
+        self.layer.set_prompt_length(prompt_length, adapter_name)
 
     @contextmanager
     def use_prompt_length(self, prompt_length: int, adapter_name: str | None = None) -> Iterator[None]:
         """[`set_prompt_length`] for the calling thread and the duration of a `with` block."""
-        name = self.layer.resolve_adapter(adapter_name)
-        check_prompt_length("prompt_length", prompt_length, self.layer.pool_of(name).config.pool_size)
-        lengths = self.layer.thread.prompt_lengths
-        before = lengths.get(name)
-        lengths[name] = prompt_length
-        try:
+        with self.layer.use_prompt_length(prompt_length, adapter_name):
             yield
-        finally:
-            if before is None:
-                lengths.pop(name, None)
-            else:
-                lengths[name] = before
 
     def begin_step(self, step: int | None, adapter_name: str | None = None) -> None:
         """
