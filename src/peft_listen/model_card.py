@@ -1,25 +1,30 @@
-"""Model cards of adapters. PEFT's own cards lack the `import peft_listen` that loading an adapter requires."""
+"""
+Model cards of adapters and audio models. Those that PEFT and transformers generate lack the `import peft_listen` that
+loading requires.
+"""
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from peft.utils import CONFIG_NAME
 from transformers import GenerationMixin
 
 from . import __version__
+from .hub_names import base_names, warn_of_local_base
 
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 # Sentence in the cards that transformers generates for repositories without one.
-_GENERATED = "This model card has been automatically generated."
+GENERATED_MARK = "This model card has been automatically generated."
 _SNIPPET_MARK = "import peft_listen"
 
 _TEMPLATE = """\
@@ -106,28 +111,57 @@ def install(peft_model_class: type[PeftModel]) -> None:
         if _is_own(self):
             path = Path(working_dir) / "README.md"
             _write_card(self, path, repo_id, lambda: write(self, str(working_dir)), for_hub=True)
+            for config in Path(working_dir).rglob(CONFIG_NAME):
+                base_name = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+                warn_of_local_base(base_name, _has_own_base(self))
         return upload(self, working_dir, repo_id, *args, **kwargs)
 
     peft_model_class.create_or_update_model_card = create_or_update_model_card  # type: ignore[method-assign]
     peft_model_class._upload_modified_files = _upload_modified_files  # type: ignore[method-assign, assignment]
 
 
-def _is_own(model: PeftModel) -> bool:
-    own_base = type(model.get_base_model()).__module__.partition(".")[0] == __name__.partition(".")[0]
-    return own_base or _is_listen(model)
-
-
-def _is_listen(model: PeftModel) -> bool:
-    return any(config.peft_type == "LISTEN" for config in model.peft_config.values())
-
-
-def _write_card(model: PeftModel, path: Path, name: str, write: Callable[[], None], for_hub: bool = False) -> None:
+def write_model_card(model: Any, path: Path, name: str) -> None:
     """
-    Creates a card, or adds the missing parts to an existing one. `write` is PEFT's own method, and `name` is the model name
-    in the code snippet. With `for_hub`, a `base_model` that is a local folder, as PEFT writes it, is removed.
+    Writes the card of a repository that contains an audio model, and its adapter if it has one, or completes an existing
+    card.
+
+    Args:
+        model ([`AudioListenForCausalLM`] or `PeftModel`): The model.
+        path (`pathlib.Path`): The file to write.
+        name (`str`): Name of the repository, for the code snippet.
+    """
+    _write_card(model, path, name, None, for_hub=True)
+
+
+def _is_own(model: PeftModel) -> bool:
+    return _has_own_base(model) or _is_listen(model)
+
+
+def _has_own_base(model: PeftModel) -> bool:
+    return type(model.get_base_model()).__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _base_of(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _configs(model: Any) -> list[Any]:
+    """The configurations of the model's adapters."""
+    return list(getattr(model, "peft_config", {}).values())
+
+
+def _is_listen(model: Any) -> bool:
+    return any(config.peft_type == "LISTEN" for config in _configs(model))
+
+
+def _write_card(model: Any, path: Path, name: str, write: Callable[[], None] | None, for_hub: bool = False) -> None:
+    """
+    Creates a card, or adds the missing parts to an existing one. `write` is PEFT's own method, for a folder that contains an
+    adapter alone, and `name` is the model name in the code snippet. With `for_hub`, a `base_model` that is a local folder,
+    as PEFT writes it, is removed.
     """
     card = ModelCard.load(path) if path.exists() else None
-    if card is None or _GENERATED in card.text:
+    if card is None or GENERATED_MARK in card.text:
         # The only information in a generated card is the tags that were passed to `push_to_hub`.
         card = ModelCard.from_template(
             ModelCardData(tags=card and card.data.tags),
@@ -139,54 +173,41 @@ def _write_card(model: PeftModel, path: Path, name: str, write: Callable[[], Non
         )
         card.save(path)
     tags = set(card.data.tags or [])
-    write()
-    card = ModelCard.load(path)
-    base_models = _hub_names(model)
+    if write is not None:
+        write()
+        card = ModelCard.load(path)
+    else:
+        card.data.library_name = "transformers"
+    base_models = base_names(_base_of(model))
     tags.update(tag for tag in card.data.tags or [] if not tag.startswith("base_model:adapter:"))
-    tags.update(f"base_model:adapter:{base_model}" for base_model in base_models)
-    card.data.tags = sorted(tags | ({"listen"} if _is_listen(model) else set()))
+    if _configs(model):
+        tags.update(f"base_model:adapter:{base_model}" for base_model in base_models)
+    card.data.tags = sorted(tags | ({"listen"} if _is_listen(model) else set())) or None
     card.data.base_model = base_models or (None if for_hub else card.data.base_model)
     # PEFT sets "text-generation" for every causal language model.
-    if card.data.pipeline_tag in (None, "text-generation") and isinstance(model.get_base_model(), GenerationMixin):
+    if card.data.pipeline_tag in (None, "text-generation") and isinstance(_base_of(model), GenerationMixin):
         card.data.pipeline_tag = "audio-text-to-text" if _accepts_audio(model) else "text-generation"
     if _SNIPPET_MARK not in card.text:
         card.text = f"{card.text.rstrip()}\n\n## How to use it\n\n{_snippet(model).format(name=name)}\n"
     card.save(path)
 
 
-def _hub_names(model: PeftModel) -> list[str]:
-    """
-    Returns the name of the base model on the Hub, which rejects cards with any other name. If the base model is a local
-    folder, returns the names of the published parts that it refers to.
-    """
-    base: Any = model.get_base_model()
-    names = [base.__dict__.get("name_or_path")]
-    if not _is_hub_name(names[0]):
-        names = [reference.get("name_or_path") for reference in getattr(base, "frozen_references", {}).values()]
-    return [name for name in names if _is_hub_name(name)]
+def _accepts_audio(model: Any) -> bool:
+    return "audio" in getattr(_base_of(model), "input_modalities", ())
 
 
-def _is_hub_name(name: str | None) -> bool:
-    if not name or os.path.exists(name):
-        return False
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
-
-
-def _accepts_audio(model: PeftModel) -> bool:
-    return "audio" in getattr(model.get_base_model(), "input_modalities", ())
-
-
-def _snippet(model: PeftModel) -> str:
+def _snippet(model: Any) -> str:
     return _AUDIO_SNIPPET if _accepts_audio(model) else _TEXT_SNIPPET
 
 
-def _describe(model: PeftModel) -> str:
+def _describe(model: Any) -> str:
+    names = base_names(_base_of(model))
+    base = " and ".join(f"[{name}](https://huggingface.co/{name})" for name in names)
+    if not _configs(model):
+        made_of = f" made of {base}" if base else ""
+        return f"An audio model{made_of}: a language model, audio encoders and a projector between them."
+    base = base or "a base model"
     config: Any = model.active_peft_config
-    base = " and ".join(f"[{name}](https://huggingface.co/{name})" for name in _hub_names(model)) or "a base model"
     if config.peft_type == "LISTEN":
         text = (
             f"A [LiSTEN](https://arxiv.org/abs/2505.18517) adapter on {base}. For every input, {config.prompt_length} "

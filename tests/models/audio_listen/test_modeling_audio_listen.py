@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 from transformers.quantizers.quantizers_utils import should_convert_module
+from transformers.utils import generic
 
 from peft_listen import AudioListenForCausalLM, AudioListenModel, BeatsModel
 from peft_listen.models.audio_listen import AudioFeatures
@@ -216,6 +217,18 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_model, inputs, use
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_gradient_checkpointing_gives_no_warning_about_the_cache(make_model, inputs, monkeypatch) -> None:
+    messages: list[str] = []
+    monkeypatch.setattr(generic.logger, "warning_once", messages.append)
+    model = make_model(sound=True).train()
+    model.activation_checkpointing_enable()
+    assert model(**inputs, labels=inputs["input_ids"]).past_key_values is None
+    assert messages == []
+    # A caller who asks for the cache is told that it is turned off.
+    model(**inputs, labels=inputs["input_ids"], use_cache=True)
+    assert any("use_cache" in message for message in messages)
 
 
 def _without_dropout() -> dict[str, float]:

@@ -17,6 +17,7 @@ from transformers.utils.hub import resolve_revision
 from .configuration_audio_listen import AudioListenConfig
 from .hub_arguments import FILE_ARGUMENTS, HUB_ARGUMENTS, PART_FILE_ARGUMENTS, Source, subset
 from .parts import LANGUAGE_MODEL, PARTS, Part, fit_vocabulary
+from .precision import is_chosen
 from .references import REFERENCE_FIELDS, Reference, check_references
 
 
@@ -89,7 +90,9 @@ def load_referenced_parts(
     """
     check_references(config.frozen_references)
     common = subset(kwargs, (*HUB_ARGUMENTS, "attn_implementation"))
-    common["dtype"] = kwargs.get("dtype") or kwargs.get("torch_dtype") or config.dtype
+    dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
+    # "auto" is the data type of this checkpoint, and not a different one for each part.
+    common["dtype"] = dtype if is_chosen(dtype) else config.dtype
     references = dict(config.frozen_references or {})
     loaded = {}
     for part in PARTS:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -28,6 +29,7 @@ from transformers.utils.generic import can_return_tuple, is_flash_attention_requ
 
 from ...answer_end import find_answer_end, stop_at_answer_end
 from ...folder_saving import replaced_checkpoint
+from ...model_card import write_model_card
 from ..beats.modeling_beats import BeatsModel
 from ..complete_weights import CompleteWeightsMixin
 from .audio_tokens import (
@@ -58,6 +60,7 @@ from .hub_arguments import FILE_ARGUMENTS, HUB_ARGUMENTS, Source, subset
 from .language_head import build_language_head, check_language_model, scale_logits
 from .modeling_window_qformer import WindowQFormerProjector
 from .parts import LANGUAGE_MODEL, SOUND, SPEECH, embedding_scale, fit_vocabulary, load_tokenizer
+from .precision import default_dtype, is_chosen, warn_of_half_precision
 from .references import Reference
 
 
@@ -147,6 +150,9 @@ class AudioListenPreTrainedModel(CompleteWeightsMixin):
         Parts that `save_pretrained(..., save_frozen=False)` left out are loaded from their saved locations, or from
         `speech`, `sound` and `llm` if these are given.
 
+        The data type is that of the checkpoint unless `dtype` is given. A checkpoint in half precision gives a warning on a
+        machine without an accelerator, because most CPUs are faster in `dtype=torch.float32`.
+
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`):
                 Hub id or folder of the checkpoint, or of an adapter on one.
@@ -160,11 +166,14 @@ class AudioListenPreTrainedModel(CompleteWeightsMixin):
                 the one that the checkpoint was saved with, or the checkpoint contains all parts and one is given.
         """
         sources = {SPEECH.name: speech, SOUND.name: sound, LANGUAGE_MODEL.name: llm}
+        dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
         if pretrained_model_name_or_path is not None:
             base, adapter = resolve_adapter(pretrained_model_name_or_path, kwargs)
             config = load_config(base, kwargs)
             if config.frozen_references:
-                return cls._from_frozen_references(base, config, sources, kwargs, adapter)
+                loaded = cls._from_frozen_references(base, config, sources, kwargs, adapter)
+                _warn_of_default_dtype(loaded[0] if isinstance(loaded, tuple) else loaded, dtype)
+                return loaded
         if any(source is not None for source in sources.values()):
             raise ValueError(
                 f"{pretrained_model_name_or_path} contains all parts: `speech`, `sound` and `llm` cannot replace them. "
@@ -176,6 +185,7 @@ class AudioListenPreTrainedModel(CompleteWeightsMixin):
             model._published_generation_config = copy.deepcopy(model.generation_config)
         # Loading replaces the parameters by new ones, which require gradients.
         model.freeze()
+        _warn_of_default_dtype(model, dtype)
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
@@ -188,6 +198,13 @@ class AudioListenPreTrainedModel(CompleteWeightsMixin):
             return
         with replaced_checkpoint(save_directory) as temporary:
             super().save_pretrained(temporary, *args, **kwargs)
+
+    def _upload_modified_files(
+        self, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        # `push_to_hub` writes a card without the `import peft_listen` that loading requires.
+        write_model_card(self, Path(working_dir) / "README.md", repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     @classmethod
     def _from_frozen_references(
@@ -497,6 +514,9 @@ class AudioListenModel(AudioListenPreTrainedModel):
             if cache is None or cache.get_seq_length() == 0:
                 check_token_count(int((input_ids == self.config.audio_token_id).sum()), 0)
 
+        if use_cache is None and self.training and getattr(self.language_model, "gradient_checkpointing", False):
+            # Otherwise the language model warns that it turns its default off.
+            use_cache = False
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -729,8 +749,10 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
                 `generation_config.eos_token_id` with a warning if it is missing there.
             audio_token (`str`, *optional*, defaults to `"<|audio|>"`):
                 Placeholder for audio in the text.
-            dtype (`torch.dtype`, *optional*):
-                Data type of the language model and the encoders. The projector stays in float32.
+            dtype (`torch.dtype` or `"auto"`, *optional*):
+                Data type of the language model and the encoders. The projector stays in float32. Defaults to the data type
+                of the language model's checkpoint (`"auto"`), but to float32 on a machine without an accelerator, where
+                half precision is slow, if `llm_kwargs` set neither a data type nor a device nor a quantization.
             speech_kwargs, sound_kwargs, llm_kwargs (`dict`, *optional*):
                 Further arguments for the `from_pretrained` of each part: `revision`, `device_map`,
                 `quantization_config`...
@@ -749,6 +771,7 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
         ... )
         ```"""
         speech_kwargs, sound_kwargs, llm_kwargs = speech_kwargs or {}, sound_kwargs or {}, llm_kwargs or {}
+        dtype = default_dtype(llm, llm_kwargs) if dtype is None else dtype
         language_model = LANGUAGE_MODEL.load(llm, **{"dtype": dtype, **llm_kwargs})
         check_language_model(language_model)
         tokenizer = load_tokenizer(tokenizer, llm, llm_kwargs)
@@ -773,6 +796,8 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
         model.frozen_references = {
             part.name: make_reference(source, kwargs) for part, source, kwargs in sources if source is not None
         }
+        if isinstance(llm, PreTrainedModel):
+            warn_of_half_precision(model, "load the language model with `dtype=torch.float32`.")
         return model
 
     @classmethod
@@ -825,7 +850,8 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
         model.frozen_references = references
         model._load_unreferenced_weights(path, kwargs)
         try:
-            model.generation_config = GenerationConfig.from_pretrained(path, **subset(kwargs, HUB_ARGUMENTS))
+            file_kwargs = subset(kwargs, HUB_ARGUMENTS + FILE_ARGUMENTS)
+            model.generation_config = GenerationConfig.from_pretrained(path, **file_kwargs)
         except OSError:
             model.generation_config = GenerationConfig.from_model_config(config)
             if config.audio_token_id is not None:
@@ -874,8 +900,15 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
                 "loaded from a single checkpoint. Save it with `save_frozen=False`, which saves a reference to the "
                 "language model."
             )
-        if not save_frozen:
-            references = reference_frozen_parts(self, self.frozen_references)
+        references = {} if save_frozen else reference_frozen_parts(self, self.frozen_references)
+        self.save_with_references(save_directory, references, *args, **kwargs)
+
+    def save_with_references(
+        self, save_directory: str | os.PathLike[str], references: dict[str, Reference], *args: Any, **kwargs: Any
+    ) -> None:
+        """Saves the model without the parts that `references` name, whose references are saved instead."""
+        quantizer = getattr(self, "hf_quantizer", None)
+        if references:
             weights = kwargs.get("state_dict") or self.state_dict()
             kwargs["state_dict"] = {name: w for name, w in weights.items() if not is_referenced(name, references)}
             self.config.frozen_references = references
@@ -888,6 +921,11 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
             self.config.frozen_references = None
             if quantizer is not None:
                 self.hf_quantizer = quantizer
+
+
+def _warn_of_default_dtype(model: AudioListenPreTrainedModel, dtype: Any) -> None:
+    if not is_chosen(dtype):
+        warn_of_half_precision(model, "pass `dtype=torch.float32` to `from_pretrained` or `pipeline`.")
 
 
 def _concatenate_layers(batches: list[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...] | None:
