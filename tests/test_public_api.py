@@ -51,7 +51,12 @@ def test_the_public_names_are_these() -> None:
         "available_selectors",
         "get_selector",
         "load_audio",
+        "publish",
+        "record_selections",
         "register_selector",
+        "save_complete_model",
+        "set_prompt_length",
+        "use_prompt_length",
     ]
     for name in peft_listen.__all__:
         assert getattr(peft_listen, name).__doc__, f"{name} has no docstring"

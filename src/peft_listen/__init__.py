@@ -18,7 +18,10 @@ from .tuners.listen import (
     Selector,
     available_selectors,
     get_selector,
+    record_selections,
     register_selector,
+    set_prompt_length,
+    use_prompt_length,
 )
 
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     )
     from .models.beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification, BeatsModel
     from .pipelines import AudioTextToTextPipeline
+    from .publishing import publish, save_complete_model
 
 
 __all__ = [
@@ -54,7 +58,12 @@ __all__ = [
     "available_selectors",
     "get_selector",
     "load_audio",
+    "publish",
+    "record_selections",
     "register_selector",
+    "save_complete_model",
+    "set_prompt_length",
+    "use_prompt_length",
 ]
 
 # Names that are imported when they are first used, and their modules.
@@ -70,6 +79,8 @@ _LAZY_NAMES = {
     "BeatsModel": ".models.beats",
     "WindowQFormerProjector": ".models.audio_listen",
     "load_audio": ".audio",
+    "publish": ".publishing",
+    "save_complete_model": ".publishing",
 }
 
 

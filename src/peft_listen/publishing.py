@@ -1,0 +1,249 @@
+"""
+Saves and uploads a model with everything that loading it takes: the audio model, its adapter and its processor in one
+folder, with references to the frozen parts in place of their weights.
+
+An adapter alone names the folder of its base model, which exists on one machine only.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import EntryNotFoundError
+from peft import PeftModel
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.utils import CONFIG_NAME
+from transformers import initialization as init
+
+from .folder_saving import replaced_checkpoint
+from .hub_names import is_hub_name
+from .model_card import GENERATED_MARK, write_model_card
+from .models.audio_listen import AudioListenForCausalLM, AudioListenProcessor
+from .models.audio_listen.frozen_references import is_referenced
+from .models.audio_listen.parts import PARTS
+from .models.audio_listen.references import Reference
+
+
+# Files of an older version of the repository that would be loaded in place of the new ones, or beside them.
+_REPLACED_FILES = ["*.safetensors", "*.safetensors.index.json", "adapter_model.bin"]
+# Components of the names of modules that PEFT puts around a module of the base model.
+_WRAPPERS = ("base_layer", "original_module")
+
+
+def save_complete_model(
+    model: PeftModel | AudioListenForCausalLM,
+    processor: AudioListenProcessor,
+    save_directory: str | os.PathLike[str],
+    *,
+    repo_id: str | None = None,
+    include: Collection[str] = (),
+) -> None:
+    """
+    Saves an audio model, its adapter and its processor in one folder, which
+    `pipeline("audio-text-to-text", model=save_directory)` loads. Encoders and language model are saved as references to
+    their repositories on the Hub, which must contain the weights that the model has.
+
+    Args:
+        model (`PeftModel` or [`AudioListenForCausalLM`]):
+            The audio model, with or without an adapter.
+        processor ([`AudioListenProcessor`]):
+            Its processor.
+        save_directory (`str` or `os.PathLike`):
+            The folder. A model in it is replaced; other files stay.
+        repo_id (`str`, *optional*):
+            Name of the repository that the folder will be uploaded to. The adapter names it as the place of its base
+            model; by default, the folder.
+        include (`Collection[str]`, *optional*):
+            Parts whose weights are saved instead of a reference: `"speech"`, `"sound"`, `"llm"`. Needed for parts that were
+            loaded from a file or folder, such as an original BEATs checkpoint.
+
+    Raises:
+        `TypeError`: if the model is not an audio model of this package.
+        `ValueError`: if a part is not on the Hub and not in `include`, or the model has several adapters.
+    """
+    base, adapter_name = _check_model(model)
+    references = _references(base, include)
+    with replaced_checkpoint(save_directory, kept=("README.md",)) as folder:
+        weights = _base_weights(base, references)
+        base.save_with_references(folder, references, state_dict=weights)
+        if adapter_name is not None:
+            _save_adapter(model, adapter_name, folder, repo_id or os.fspath(save_directory))
+        processor.save_pretrained(folder)
+        write_model_card(model, folder / "README.md", repo_id or Path(save_directory).name)
+
+
+def publish(
+    model: PeftModel | AudioListenForCausalLM,
+    processor: AudioListenProcessor,
+    repo_id: str,
+    *,
+    include: Collection[str] = (),
+    commit_message: str = "Upload model",
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    tags: list[str] | None = None,
+) -> CommitInfo:
+    """
+    Uploads an audio model, its adapter and its processor to one repository on the Hub, in one commit. Everybody with
+    access to it and to the published parts loads them with `pipeline("audio-text-to-text", model=repo_id)`.
+
+    The files are those of [`save_complete_model`]. An existing model card keeps its text, and is completed.
+
+    Args:
+        model (`PeftModel` or [`AudioListenForCausalLM`]):
+            The audio model, with or without an adapter.
+        processor ([`AudioListenProcessor`]):
+            Its processor.
+        repo_id (`str`):
+            Name of the repository, which is created if it does not exist.
+        include (`Collection[str]`, *optional*):
+            Parts whose weights are uploaded instead of a reference: `"speech"`, `"sound"`, `"llm"`.
+        commit_message (`str`, *optional*, defaults to `"Upload model"`):
+            Message of the commit.
+        private (`bool`, *optional*):
+            Whether a new repository is private; by default, what the account or organization has set.
+        token (`bool` or `str`, *optional*):
+            Token of the Hub; by default, the one of `hf auth login`.
+        revision (`str`, *optional*):
+            Branch to upload to, which is created if it does not exist; by default, the main branch.
+        create_pr (`bool`, *optional*, defaults to `False`):
+            Whether to open a pull request instead.
+        tags (`list[str]`, *optional*):
+            Tags to add to the model card.
+
+    Returns:
+        `huggingface_hub.CommitInfo`: address and id of the commit.
+
+    Raises:
+        `TypeError`: if the model is not an audio model of this package.
+        `ValueError`: if a part is not on the Hub and not in `include`, or the model has several adapters.
+        `huggingface_hub.errors.HfHubHTTPError`: if the Hub refuses the upload.
+    """
+    base, _ = _check_model(model)
+    _references(base, include)  # before a repository is created
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None and not create_pr:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        folder.mkdir()
+        _load_card(repo_id, tags or [], token).save(folder / "README.md")
+        save_complete_model(model, processor, folder, repo_id=repo_id, include=include)
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            delete_patterns=_REPLACED_FILES,
+        )
+
+
+def _check_model(model: Any) -> tuple[AudioListenForCausalLM, str | None]:
+    """The audio model, and the name of its adapter."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(base, AudioListenForCausalLM):
+        raise TypeError(
+            f"Expected an AudioListenForCausalLM or a PeftModel of one, got a {type(base).__name__}. An adapter of a text "
+            "model needs its base model alone, so upload it with `model.push_to_hub(repo_id)`."
+        )
+    if base is model and getattr(base, "_hf_peft_config_loaded", False):
+        raise TypeError(
+            "The adapter of this model was added by `load_adapter`, as the pipeline does. Load it with "
+            "`PeftModel.from_pretrained(base, adapter)` and pass the result."
+        )
+    names = list(model.peft_config) if isinstance(model, PeftModel) else []
+    if len(names) > 1:
+        raise ValueError(
+            f"The model has the adapters {', '.join(names)}, but one folder can hold one adapter beside its base model. "
+            "Delete the others with `model.delete_adapter(name)`, or publish the base model with "
+            "`peft_listen.publish(base, ...)` and push the adapters to repositories of their own."
+        )
+    return base, names[0] if names else None
+
+
+def _references(base: AudioListenForCausalLM, include: Collection[str]) -> dict[str, Reference]:
+    """References to the parts that are on the Hub, except for those in `include`."""
+    known = [part.argument for part in PARTS]
+    unknown = [name for name in include if name not in known]
+    if isinstance(include, str) or unknown:
+        raise ValueError(f"`include` must be a list of {', '.join(map(repr, known))}, got {include!r}.")
+    references, missing = {}, []
+    for part in PARTS:
+        if part.argument in include or getattr(base.config, part.config_name) is None:
+            continue
+        reference = base.frozen_references.get(part.name, {})
+        if is_hub_name(reference.get("name_or_path")):
+            references[part.name] = reference
+        else:
+            place = reference.get("name_or_path")
+            missing.append(f"{part.argument!r} " + (f"was loaded from {place}" if place else "has no source"))
+    if missing:
+        raise ValueError(
+            f"Only parts on the Hub can be published as references, but {' and '.join(missing)}. Upload the weights too with "
+            "`include=[...]` if their license permits it, or build the model from the part's name on the Hub."
+        )
+    return references
+
+
+def _base_weights(base: AudioListenForCausalLM, references: Collection[str]) -> dict[str, torch.Tensor]:
+    """The weights of the audio model without its adapters, under the names that they have without them."""
+    prefixes = tuple(set(PEFT_TYPE_TO_PREFIX_MAPPING.values()))
+    weights = {}
+    for name, weight in base.state_dict().items():
+        path = name.split(".")
+        if "modules_to_save" not in path and not any(module.startswith(prefixes) for module in path):
+            weights[".".join(module for module in path if module not in _WRAPPERS)] = weight
+    with torch.device("meta"), init.no_init_weights():
+        expected = set(AudioListenForCausalLM(copy.deepcopy(base.config)).state_dict())
+    differing = [name for name in sorted(expected ^ weights.keys()) if not is_referenced(name, references)]
+    if differing:
+        raise ValueError(
+            f"The adapter changes the base model in a way that cannot be undone for saving: {', '.join(differing)}. Save the "
+            "base model before you add the adapter."
+        )
+    return weights
+
+
+def _save_adapter(model: Any, name: str, folder: Path, base_name: str) -> None:
+    """Saves an adapter beside its base model."""
+    peft_config = model.peft_config[name]
+    before = peft_config.base_model_name_or_path
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        # PEFT compares the vocabulary with that of the base model here.
+        peft_config.base_model_name_or_path = str(folder)
+        try:
+            model.save_pretrained(temporary)
+        finally:
+            peft_config.base_model_name_or_path = before
+        # PEFT saves adapters with another name than "default" in a folder of that name.
+        source = Path(temporary) if name == "default" else Path(temporary, name)
+        config = json.loads((source / CONFIG_NAME).read_text(encoding="utf-8"))
+        config |= {"base_model_name_or_path": base_name, "revision": None}
+        (source / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+        for path in source.glob("adapter_*"):
+            shutil.move(path, folder / path.name)
+
+
+def _load_card(repo_id: str, tags: list[str], token: bool | str | None) -> ModelCard:
+    """The card of a repository, or a card that counts as generated, with these tags."""
+    try:
+        card = ModelCard.load(repo_id, token=token)  # type: ignore[arg-type]
+    except EntryNotFoundError:
+        return ModelCard.from_template(
+            ModelCardData(tags=tags), template_str="---\n{{ card_data }}\n---\n\n" + GENERATED_MARK
+        )
+    card.data.tags = sorted({*(card.data.tags or []), *tags})
+    return card

@@ -1,0 +1,309 @@
+"""A model that is published can be loaded by its name alone, on a machine that has nothing else."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import pipeline
+
+from peft_listen import (
+    AudioListenForCausalLM,
+    AudioListenProcessor,
+    ListenConfig,
+    save_complete_model,
+)
+from tests.small_models import QFORMER
+
+
+SPEECH, LLM = "openai/whisper-tiny.en", "HuggingFaceTB/SmolLM2-135M-Instruct"
+METHODS = {
+    "listen": lambda: ListenConfig(
+        pool_size=8, prompt_length=2, init_weights=False, modules_to_save=["multi_modal_projector"]
+    ),
+    "lora": lambda: LoraConfig(target_modules=r".*language_model.*q_proj", init_lora_weights=False),
+}
+ALL = ["speech", "sound", "llm"]
+
+
+@pytest.fixture(scope="module")
+def clip_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "clip.wav"
+    soundfile.write(path, 0.3 * np.sin(np.arange(8_000) / 10), 16_000)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def parts(published_parts):
+    return {name: str(path) for name, path in published_parts.items()}
+
+
+@pytest.fixture
+def processor(parts):
+    return AudioListenProcessor.from_sub_models_pretrained(**parts)
+
+
+@pytest.fixture
+def make_base(parts):
+    def make(seed=0):
+        torch.manual_seed(seed)
+        return AudioListenForCausalLM.from_sub_models_pretrained(**parts, qformer_config=QFORMER)
+
+    return make
+
+
+@pytest.fixture
+def make_base_of_the_hub(make_base):
+    """A base model whose parts claim to come from the Hub."""
+
+    def make():
+        base = make_base()
+        names = {"speech_tower": SPEECH, "sound_tower": "someone/beats", "language_model": LLM}
+        base.frozen_references = {part: {"name_or_path": name, "revision": "abc"} for part, name in names.items()}
+        return base
+
+    return make
+
+
+def answers(model, processor, clip_path):
+    pipe = pipeline("audio-text-to-text", model=model, processor=processor, max_new_tokens=8)
+    return pipe(clip_path, text="What is it?")
+
+
+@pytest.mark.parametrize("adapter_name", ["default", "mine"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_folder_holds_base_adapter_and_processor(make_base, processor, clip_path, tmp_path, method, adapter_name):
+    model = get_peft_model(make_base(), METHODS[method](), adapter_name=adapter_name).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(3)  # so that the adapter changes the answer, and its projector is not that of the base
+    save_complete_model(model, processor, tmp_path / "model", include=ALL)
+    pipe = pipeline("audio-text-to-text", model=str(tmp_path / "model"), max_new_tokens=8)
+    assert pipe(clip_path, text="What is it?") == answers(model, processor, clip_path)
+    with model.disable_adapter():
+        without = answers(model, processor, clip_path)
+    assert without != answers(model, processor, clip_path)
+
+    # The folder can be moved, and the base model in it is the one without the adapter.
+    (tmp_path / "model").rename(tmp_path / "moved")
+    moved = pipeline("audio-text-to-text", model=str(tmp_path / "moved"), max_new_tokens=8)
+    assert moved(clip_path, text="What is it?") == answers(model, processor, clip_path)
+    moved.model.disable_adapters()
+    if method == "lora":
+        assert moved(clip_path, text="What is it?") == without
+
+
+def test_a_base_model_without_an_adapter_is_saved_with_its_processor(make_base, processor, clip_path, tmp_path):
+    base = make_base()
+    save_complete_model(base, processor, tmp_path, include=ALL)
+    assert not (tmp_path / "adapter_config.json").exists()
+    pipe = pipeline("audio-text-to-text", model=str(tmp_path), max_new_tokens=8)
+    assert pipe(clip_path, text="What is it?") == answers(base, processor, clip_path)
+
+
+def test_saving_leaves_the_model_as_it_was(make_base_of_the_hub, processor, tmp_path):
+    model = get_peft_model(make_base_of_the_hub(), METHODS["listen"]())
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for _ in range(2):  # the second replaces the first
+        save_complete_model(model, processor, tmp_path, repo_id="me/my-model")
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert trained == [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert model.get_base_model().config.frozen_references is None
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize("include", [[], ["sound"], ["speech", "llm"]])
+def test_parts_are_saved_as_references_or_as_weights(make_base_of_the_hub, processor, tmp_path, include):
+    from safetensors import safe_open
+
+    model = get_peft_model(make_base_of_the_hub(), METHODS["listen"]())
+    save_complete_model(model, processor, tmp_path, repo_id="me/my-model", include=include)
+    names = {"speech": "speech_tower", "sound": "sound_tower", "llm": "language_model"}
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert set(config.get("frozen_references") or {}) == {names[part] for part in names if part not in include}
+    with safe_open(tmp_path / "model.safetensors", "pt") as weights:
+        saved = {name.split(".")[1] for name in weights.keys() if name.startswith("model.")}
+    assert saved == {"multi_modal_projector", *(names[part] for part in include)}
+    adapter = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == "me/my-model" and adapter["revision"] is None
+
+
+def test_the_card_says_how_to_load_the_model(make_base_of_the_hub, processor, tmp_path):
+    model = get_peft_model(make_base_of_the_hub(), METHODS["listen"]())
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Birds\n")
+    save_complete_model(model, processor, tmp_path, repo_id="me/my-model")
+    card = (tmp_path / "README.md").read_text()
+    assert "# Birds" in card and "license: mit" in card and "library_name: transformers" in card
+    assert "import peft_listen" in card and 'model="me/my-model"' in card
+    assert "pipeline_tag: audio-text-to-text" in card and f"base_model:adapter:{LLM}" in card
+
+
+class TestRefusals:
+    def test_a_part_that_is_not_on_the_hub(self, make_base, processor, parts, tmp_path):
+        with pytest.raises(ValueError, match=r"'speech' was loaded from .* and 'sound' .*include") as error:
+            save_complete_model(make_base(), processor, tmp_path / "model", include=["llm"])
+        assert parts["sound"] in str(error.value)
+        assert not (tmp_path / "model").exists()
+
+    @pytest.mark.parametrize("include", ["llm", ["language_model"]])
+    def test_an_unknown_part(self, make_base, processor, tmp_path, include):
+        with pytest.raises(ValueError, match="`include` must be a list of 'speech', 'sound', 'llm'"):
+            save_complete_model(make_base(), processor, tmp_path, include=include)
+
+    def test_a_text_model(self, make_llm, processor, tmp_path):
+        with pytest.raises(TypeError, match=r"got a LlamaForCausalLM.*push_to_hub"):
+            save_complete_model(
+                get_peft_model(make_llm("llama"), LoraConfig(target_modules=["q_proj"])), processor, tmp_path
+            )
+
+    def test_several_adapters(self, make_base, processor, tmp_path):
+        model = get_peft_model(make_base(), METHODS["lora"]())
+        model.add_adapter("second", METHODS["lora"]())
+        with pytest.raises(ValueError, match="has the adapters default, second"):
+            save_complete_model(model, processor, tmp_path, include=ALL)
+
+    def test_an_adapter_that_the_pipeline_loaded(self, make_base, processor, tmp_path):
+        save_complete_model(get_peft_model(make_base(), METHODS["listen"]()), processor, tmp_path / "a", include=ALL)
+        model = pipeline("audio-text-to-text", model=str(tmp_path / "a")).model
+        with pytest.raises(TypeError, match=r"added by `load_adapter`.*PeftModel\.from_pretrained"):
+            save_complete_model(model, processor, tmp_path / "b", include=ALL)
+
+
+def test_an_adapter_on_a_base_model_in_memory_warns_when_it_is_saved(make_base, processor, tmp_path):
+    with pytest.warns(UserWarning, match=r"does not name its base model.*save_complete_model"):
+        get_peft_model(make_base(), METHODS["listen"]()).save_pretrained(tmp_path / "adapter")
+    make_base().save_pretrained(tmp_path / "base")
+    base = AudioListenForCausalLM.from_pretrained(tmp_path / "base")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*does not name its base model")
+        get_peft_model(base, METHODS["listen"]()).save_pretrained(tmp_path / "adapter")
+
+
+@pytest.fixture
+def hub_of_parts(hub, published_parts, clip_path, tmp_path):
+    """A Hub with the published parts; `tmp_path` is the folder of the user."""
+    hub.add_folder(SPEECH, published_parts["speech"])
+    hub.add_folder(LLM, published_parts["llm"])
+    (tmp_path / "clip.wav").write_bytes(open(clip_path, "rb").read())
+    return hub
+
+
+BUILD = f"""
+import json
+import torch
+import peft_listen
+from peft import get_peft_model
+from peft_listen import AudioListenForCausalLM, AudioListenProcessor, ListenConfig
+
+parts = {{"speech": "{SPEECH}", "llm": "{LLM}"}}
+processor = AudioListenProcessor.from_sub_models_pretrained(**parts)
+base = AudioListenForCausalLM.from_sub_models_pretrained(**parts, qformer_config={QFORMER})
+base.save_pretrained("my-base", save_frozen=False)
+processor.save_pretrained("my-base")
+base = AudioListenForCausalLM.from_pretrained("my-base")
+config = ListenConfig(pool_size=8, prompt_length=2, init_weights=False, modules_to_save=["multi_modal_projector"])
+model = get_peft_model(base, config).eval()
+"""
+ASK = """
+pipe = pipeline("audio-text-to-text", model={model}, max_new_tokens=8{more})
+print(json.dumps(pipe("clip.wav", text="What is it?")))
+"""
+
+
+def test_a_model_is_published_and_loaded_by_its_name(hub_of_parts, tmp_path):
+    hub, me, you = hub_of_parts, tmp_path, tmp_path / "you"
+    publish = """
+import warnings
+from transformers import pipeline
+with warnings.catch_warnings():
+    warnings.filterwarnings("error", message=".*base model")
+    info = peft_listen.publish(model, processor, "me/my-model", tags=["birds"])
+assert info.oid
+"""
+    first = hub.run(BUILD + publish + ASK.format(model="model", more=", processor=processor"), me)
+
+    files = hub.files("me/my-model")
+    assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "config.json"} <= set(files)
+    assert {"model.safetensors", "processor_config.json", "tokenizer.json"} <= set(files)
+    assert not [path for path in files if "/" in path]
+    references = hub.json("me/my-model", "config.json")["frozen_references"]
+    assert {part: reference["name_or_path"] for part, reference in references.items()} == {
+        "speech_tower": SPEECH,
+        "language_model": LLM,
+    }
+    assert hub.json("me/my-model", "adapter_config.json")["base_model_name_or_path"] == "me/my-model"
+    assert str(me) not in "".join(content.decode(errors="ignore") for content in files.values())
+    assert "birds" in hub.cards[-1] and 'model="me/my-model"' in hub.cards[-1]
+
+    you.mkdir()
+    (you / "clip.wav").write_bytes((me / "clip.wav").read_bytes())
+    load = "import json\nimport peft_listen\nfrom transformers import pipeline\n"
+    loaded = hub.run(load + ASK.format(model='"me/my-model"', more=""), you)
+    assert json.loads(loaded.stdout) == json.loads(first.stdout)
+
+    # The same as a PeftModel, whose methods are there, and which can be trained on.
+    peft = """
+import json
+import peft_listen
+from peft import PeftModel
+from transformers import pipeline
+base = peft_listen.AudioListenForCausalLM.from_pretrained("me/my-model")
+model = PeftModel.from_pretrained(base, "me/my-model").eval()
+processor = peft_listen.AudioListenProcessor.from_pretrained("me/my-model")
+"""
+    as_peft = hub.run(peft + ASK.format(model="model", more=", processor=processor"), you)
+    assert json.loads(as_peft.stdout) == json.loads(first.stdout)
+
+
+def test_publishing_again_replaces_the_model_and_keeps_the_card(hub_of_parts, tmp_path):
+    code = """
+from huggingface_hub import ModelCard
+
+peft_listen.publish(base, processor, "me/my-model", include=["speech", "llm"])
+card = ModelCard.load("me/my-model")
+card.data.license = "mit"
+card.push_to_hub("me/my-model")
+model.set_prompt_length(3)
+peft_listen.publish(model, processor, "me/my-model")
+peft_listen.publish(model, processor, "me/my-model", revision="next", commit_message="Next")
+"""
+    build = BUILD.replace("model = get_peft_model", "import copy\nmodel = get_peft_model").replace(
+        "(base, config)", "(copy.deepcopy(base), config)"
+    )
+    hub_of_parts.run(build + code, tmp_path)
+    assert hub_of_parts.json("me/my-model", "adapter_config.json")["prompt_length"] == 3
+    assert len(hub_of_parts.json("me/my-model", "config.json")["frozen_references"]) == 2
+    assert "license: mit" in hub_of_parts.files("me/my-model")["README.md"].decode()
+    assert set(hub_of_parts.repositories["me/my-model"].branches) == {"main", "next"}
+
+
+def test_pushing_an_adapter_on_a_local_base_model_warns(hub_of_parts, tmp_path):
+    code = """
+import warnings
+
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    model.push_to_hub("me/my-adapter")
+(warning,) = [each for each in caught if "adapter that is pushed" in str(each.message)]
+print(warning.message)
+"""
+    result = hub_of_parts.run(BUILD + code, tmp_path)
+    assert "names the local folder 'my-base' as its base model, so nobody else can load it" in result.stdout
+    assert "peft_listen.publish(model, processor, repo_id)" in result.stdout
+    assert "adapter_model.safetensors" in hub_of_parts.files("me/my-adapter")
+
+
+def test_the_card_of_a_base_model_says_what_to_import(hub_of_parts, tmp_path):
+    hub_of_parts.run(
+        BUILD + 'base = AudioListenForCausalLM.from_pretrained("my-base")\nbase.push_to_hub("me/base")', tmp_path
+    )
+    card = hub_of_parts.files("me/base")["README.md"].decode()
+    assert "import peft_listen" in card and 'model="me/base"' in card
+    assert "An audio model made of [" in card and f"[{SPEECH}](https://huggingface.co/{SPEECH})" in card
+    assert "tags: []" not in card
