@@ -1,16 +1,26 @@
-"""`peft-listen ask`: asks a model one question about one clip."""
+"""`peft-listen ask`: asks a model one question, about one clip or without audio."""
+
+from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING, Any
 
 from .argument_types import positive_integer
 
 
-HELP = "Ask a model about an audio clip and print its answer."
+if TYPE_CHECKING:
+    from transformers import Pipeline
+
+
+HELP = "Ask a model about an audio clip, or without audio, and print its answer."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("audio", help="path or http(s) URL of the clip")
+    parser.add_argument("audio", nargs="?", help="path or http(s) URL of the clip")
     parser.add_argument("question", nargs="?", help="the question (default: asks for a description of the clip)")
+    parser.add_argument(
+        "--no-audio", action="store_true", help="ask without a clip: the only other argument is the question"
+    )
     parser.add_argument("--model", required=True, help="folder or Hub name of a model, or of a PEFT adapter for one")
     parser.add_argument(
         "--max-new-tokens",
@@ -18,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="maximum length of the answer in tokens (default: the model's setting, or 256)",
     )
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="data type of the model; auto is that of the checkpoint (default: float32 on a CPU, auto elsewhere)",
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the accelerator, if there is one)")
     parser.set_defaults(run=run)
 
 
@@ -26,10 +42,52 @@ def run(arguments: argparse.Namespace) -> int:
 
     from .model_loading import load_pipeline
 
+    clip, question = _inputs(arguments)
     # The clip is loaded first, since loading the model may take minutes.
-    waveform = load_audio(arguments.audio)
-    pipe = load_pipeline(arguments.model)
-    length = {} if arguments.max_new_tokens is None else {"max_new_tokens": arguments.max_new_tokens}
-    (output,) = pipe(waveform, text=arguments.question, sampling_rate=DEFAULT_SAMPLING_RATE, **length)
-    print(output["generated_text"])
+    waveform = None if clip is None else load_audio(clip)
+    pipe = load_pipeline(arguments.model, arguments.dtype, arguments.device, accepts_text_models=True)
+    settings = _settings(pipe)
+    if arguments.max_new_tokens is not None:
+        settings["max_new_tokens"] = arguments.max_new_tokens
+    if pipe.task == "audio-text-to-text":
+        (output,) = pipe(waveform, text=question, sampling_rate=DEFAULT_SAMPLING_RATE, **settings)
+    elif waveform is not None:
+        raise ValueError(
+            f"{arguments.model!r} is a {type(pipe.model).__name__}, a language model without audio, which cannot answer a "
+            "question about a clip. Ask it without the clip: peft-listen ask QUESTION --no-audio --model ..."
+        )
+    else:
+        has_template = getattr(pipe.tokenizer, "chat_template", None) is not None
+        prompt: Any = [{"role": "user", "content": question}] if has_template else question
+        # The text pipeline samples by default; models with and without audio should be asked in the same way.
+        sampling = bool(pipe.model.generation_config.do_sample)
+        (output,) = pipe(prompt, return_full_text=False, do_sample=sampling, **settings)
+    if "streamer" not in settings:
+        print(output["generated_text"])
     return 0
+
+
+def _inputs(arguments: argparse.Namespace) -> tuple[str | None, str | None]:
+    """The clip and the question."""
+    if not arguments.no_audio:
+        if arguments.audio is None:
+            raise ValueError(
+                "Name a clip, or ask a question without one: peft-listen ask QUESTION --no-audio --model ..."
+            )
+        return arguments.audio, arguments.question
+    if arguments.audio is None or arguments.question is not None:
+        raise ValueError("With --no-audio, pass the question alone: peft-listen ask QUESTION --no-audio --model ...")
+    return None, arguments.audio
+
+
+def _settings(pipe: Pipeline) -> dict[str, Any]:
+    """Prints the answer to stdout while it is generated, unless the model's settings need whole answers."""
+    from peft_listen.answer_end import find_answer_end
+
+    from .streaming import AnswerStreamer
+
+    config = pipe.model.generation_config
+    if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
+        return {}
+    end = find_answer_end(pipe.processor or pipe.tokenizer)
+    return {"streamer": AnswerStreamer(pipe.tokenizer, None if end is None else end.token_id)}

@@ -1,40 +1,110 @@
 """Loads the model that is given on the command line."""
 
+import json
 import os
+from typing import Any
 
-from peft import PeftConfig
-from peft.utils import CONFIG_NAME
-from transformers import Pipeline, pipeline
+import torch
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
+from transformers import (
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    Pipeline,
+    pipeline,
+)
+from transformers.utils import CONFIG_NAME
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from peft_listen.registration import register
 
 
-def load_pipeline(model: str) -> Pipeline:
+def load_pipeline(
+    model: str, dtype: str | None = None, device: str | None = None, accepts_text_models: bool = False
+) -> Pipeline:
     """
-    Loads the audio-text-to-text pipeline of a model, or of an adapter and its base model.
+    Loads the pipeline of a model, or of an adapter and its base model.
 
     Args:
         model (`str`): Folder or Hub name.
+        dtype (`str`, *optional*):
+            Name of a data type of torch, or `"auto"` for that of the checkpoint. Defaults to `"float32"` on a CPU, which
+            is slow in half precision, and to `"auto"` on other devices.
+        device (`str`, *optional*): Name of a device; by default the accelerator, or the CPU if there is none.
+        accepts_text_models (`bool`, *optional*, defaults to `False`):
+            Whether a language model without audio is loaded, with the pipeline `"text-generation"`.
+
+    Returns:
+        `Pipeline`: `"audio-text-to-text"` for a model with audio.
 
     Raises:
         OSError: if the model cannot be loaded. For an adapter, the message names its base model.
+        ValueError: if the device is not available, or the model has no audio and `accepts_text_models` is `False`.
     """
     register()
+    on = _find_device(device)
+    if dtype is None:
+        dtype = "float32" if on.type == "cpu" else "auto"
+    base, is_adapter = model, False
     try:
-        return pipeline("audio-text-to-text", model=model)  # type: ignore[call-overload]
+        base, is_adapter = _find_base(model)
+        is_multimodal = type(AutoConfig.from_pretrained(base)) in MODEL_FOR_MULTIMODAL_LM_MAPPING
+        auto_class: Any = AutoModelForMultimodalLM if is_multimodal else AutoModelForCausalLM
+        loaded = auto_class.from_pretrained(model, dtype=dtype)
+        common: dict[str, Any] = {"model": loaded, "device": on}
+        if "audio" in loaded.input_modalities:
+            processor = AutoProcessor.from_pretrained(base)
+            return pipeline("audio-text-to-text", processor=processor, **common)  # type: ignore[call-overload]
+        if accepts_text_models:
+            return pipeline("text-generation", tokenizer=AutoTokenizer.from_pretrained(base), **common)
     except OSError as error:
-        raise OSError(f"The model {model!r} cannot be loaded. {_base_of(model)}{error}") from error
-
-
-def _base_of(model: str) -> str:
-    """A sentence about the adapter's base model, for the error message; empty if `model` is not the folder of an
-    adapter."""
-    if not os.path.isfile(os.path.join(model, CONFIG_NAME)):
-        return ""
-    base = PeftConfig.from_pretrained(model).base_model_name_or_path
-    if base:
-        return f"It is an adapter on {base!r}, which must be found too. "
-    return (
-        "It is an adapter that does not name its base model. Save the base model, and set `base_model_name_or_path` in "
-        "the adapter's adapter_config.json to its folder or Hub name. "
+        found = f"It is an adapter on {base!r}, which must be found too. " if is_adapter else ""
+        raise OSError(f"The model {model!r} cannot be loaded. {found}{error}") from error
+    raise ValueError(
+        f"{model!r} is a {type(loaded).__name__}, a language model without audio; an audio model is needed."
     )
+
+
+def _find_device(name: str | None) -> torch.device:
+    """
+    The device of this name, which is compared with those of this machine: torch only finds out when it is used.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    cpu = torch.device("cpu")
+    if name is None:
+        return accelerator or cpu
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name} is not a device. {str(error).splitlines()[0]}") from error
+    available = [cpu.type, *([accelerator.type] if accelerator is not None else [])]
+    count = torch.accelerator.device_count() if accelerator is not None and device.type == accelerator.type else 1
+    if device.type not in available or (device.index or 0) >= count:
+        raise ValueError(f"--device {name} is not available on this machine. Available: {', '.join(available)}.")
+    return device
+
+
+def _find_base(model: str) -> tuple[str, bool]:
+    """
+    Where the configuration and the processor of a model are, and whether that is the base model of an adapter.
+
+    Raises:
+        OSError: for an adapter that does not name its base model.
+    """
+    path = find_adapter_config_file(model)
+    if path is None or os.path.isfile(os.path.join(model, CONFIG_NAME)):
+        return model, False
+    with open(path, encoding="utf-8") as file:
+        base = json.load(file).get("base_model_name_or_path")
+    if not base:
+        raise OSError(
+            "It is an adapter that does not name its base model. Save the base model, and set `base_model_name_or_path` in "
+            f"the adapter's {ADAPTER_CONFIG_NAME} to its folder or Hub name."
+        )
+    return base, True
