@@ -73,6 +73,13 @@ def test_a_second_build_adds_only_new_clips(model, processor, cache, clips):
     assert len(FeatureCache(cache.folder.parent, model)) == 3
 
 
+def test_only_a_build_with_something_to_encode_shows_its_progress(model, processor, cache, clips, capsys):
+    cache.build(model, processor, clips[:1])
+    assert "Encoding audio" in capsys.readouterr().err
+    cache.build(model, processor, clips[:1])
+    assert capsys.readouterr().err == ""
+
+
 def test_a_clip_is_identified_by_its_samples(model, processor, cache, clips, tmp_path):
     cache.build(model, processor, clips[:1])
     copy = shutil.copy(clips[0], tmp_path / "copy.wav")

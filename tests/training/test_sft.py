@@ -1,6 +1,7 @@
 """TRL's `SFTTrainer` with `sft_config`: the model receives the audio, and settings that would drop it raise an error."""
 
 import sys
+import warnings
 
 import pytest
 import torch
@@ -131,3 +132,20 @@ def test_without_trl_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(ImportError, match=r'pip install "peft-listen\[train\]"'):
         sft_config(tmp_path)
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": False}, {"gradient_checkpointing": True}])
+def test_the_configuration_gives_no_warning(tmp_path, options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config = sft_config(tmp_path, **SETTINGS, **options)
+    # TRL's default is kept.
+    assert config.gradient_checkpointing == options.get("gradient_checkpointing", True)
+
+
+@pytest.mark.parametrize("available", [False, True])
+def test_memory_is_pinned_for_an_accelerator_only(tmp_path, monkeypatch, available):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: available)
+    settings = {name: value for name, value in SETTINGS.items() if name != "use_cpu"}
+    assert sft_config(tmp_path, **settings).dataloader_pin_memory == available
+    assert sft_config(tmp_path, dataloader_pin_memory=True, **settings).dataloader_pin_memory

@@ -214,7 +214,9 @@ class FeatureCache:
         # No process may write before all have read the index; otherwise they would divide different lists of clips.
         state.wait_for_everyone()
         share = sorted(pending)[state.process_index :: state.num_processes]
-        progress = tqdm(total=len(share), desc="Encoding audio", unit="clip", disable=not state.is_main_process)
+        progress = tqdm(
+            total=len(share), desc="Encoding audio", unit="clip", disable=not (share and state.is_main_process)
+        )
         shard: dict[str, torch.Tensor] = {}
         for start in range(0, len(share), batch_size):
             keys = share[start : start + batch_size]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from .checks import check_trainer_arguments
 
 
@@ -67,6 +69,12 @@ def sft_config(output_dir: str | os.PathLike[str], **kwargs: Any) -> SFTConfig:
     for name, (required, consequence) in _REQUIRED.items():
         if kwargs.setdefault(name, required) != required:
             raise ValueError(f"`{name}={kwargs[name]!r}` {consequence}. Leave it out, or set it to {required}.")
+    if "activation_checkpointing" in SFTConfig.__dataclass_fields__:
+        # The newer name of `gradient_checkpointing`; transformers warns of the older one, which is TRL's default.
+        default = SFTConfig.__dataclass_fields__["gradient_checkpointing"].default
+        kwargs.setdefault("activation_checkpointing", kwargs.pop("gradient_checkpointing", default))
+    # Pinned memory needs an accelerator; torch warns of it in every run without one.
+    kwargs.setdefault("dataloader_pin_memory", torch.accelerator.is_available())
     config = SFTConfig(output_dir=str(output_dir), dataset_kwargs=dataset_kwargs, **kwargs)
     check_trainer_arguments(config)
     return config
