@@ -14,6 +14,7 @@ import shlex
 import shutil
 import textwrap
 import tomllib
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,39 @@ def small_things(tmp_path_factory, make_llm, make_tokenizer, whisper_config, bea
     return folder
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+# Pages whose code uses the Hub. They run in a process that has a Hub of its own.
+PAGES_ON_THE_HUB = ["publish.md"]
+SETUP_ON_THE_HUB = f"""
+from peft import get_peft_model
+from peft_listen import AudioListenForCausalLM, AudioListenProcessor, ListenConfig
+
+parts = {{"speech": "{SPEECH}", "llm": "{LLM}"}}
+AudioListenProcessor.from_sub_models_pretrained(**parts).save_pretrained("my-base")
+base = AudioListenForCausalLM.from_sub_models_pretrained(**parts, qformer_config={QFORMER})
+base.save_pretrained("my-base", save_frozen=False)
+base = AudioListenForCausalLM.from_pretrained("my-base")
+get_peft_model(base, ListenConfig(pool_size=16, prompt_length=4)).save_pretrained("my-adapter")
+"""
+
+
+@pytest.mark.parametrize("name", PAGES_ON_THE_HUB)
+def test_the_code_of_a_page_runs_on_the_hub(name, small_things, hub, tmp_path) -> None:
+    for repository in (SPEECH, LLM):
+        hub.add_folder(repository, small_things / repository)
+    shutil.copy(small_things / "dog.wav", tmp_path)
+    code = SETUP_ON_THE_HUB
+    for language, block in blocks(ROOT / "docs" / name, "python", "bash"):
+        if language == "python":
+            code += block
+        else:
+            code += "from peft_listen_cli import main\n"
+            code += "".join(f"assert main({arguments!r}) == 0\n" for arguments in commands(block))
+    hub.run(code, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name not in PAGES_ON_THE_HUB], ids=lambda page: page.name
+)
 def test_the_code_of_a_page_runs(page, small_things, tmp_path, monkeypatch) -> None:
     shutil.copytree(small_things, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
@@ -120,14 +153,19 @@ def test_the_code_of_a_page_runs(page, small_things, tmp_path, monkeypatch) -> N
     namespace: dict = {"__name__": "__main__"}
     limits = set_default_limits(AudioLimits())
     try:
-        for language, block in blocks(page, "python", "bash"):
-            if language == "python":
-                exec(compile(block, str(page), "exec"), namespace)
-            else:
-                for arguments in commands(block):
-                    assert main(arguments) == 0, arguments
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for language, block in blocks(page, "python", "bash"):
+                if language == "python":
+                    exec(compile(block, str(page), "exec"), namespace)
+                else:
+                    for arguments in commands(block):
+                        assert main(arguments) == 0, arguments
     finally:
         set_default_limits(limits)
+    # Warnings of this package name its own files or, with a `stacklevel`, the line of the page.
+    ours = [warning for warning in caught if "peft_listen" in warning.filename or warning.filename == str(page)]
+    assert not [f"{warning.filename}:{warning.lineno}: {warning.message}" for warning in ours]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
