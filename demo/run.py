@@ -94,7 +94,7 @@ def main() -> None:
     llm = arguments.llm or models / "smollm2-135m-instruct"
     values = {**vars(arguments), "speech": speech, "llm": llm}
     summary = ", ".join(f"{name} {value}" for name, value in values.items())
-    print(f"Arguments: {summary}")
+    print(f"Arguments: {summary}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
 
     start = time.perf_counter()

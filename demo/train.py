@@ -80,6 +80,7 @@ def train(
         max_steps=steps,
         per_device_train_batch_size=batch_size,
         learning_rate=learning_rate,
+        adam_beta2=0.98,
         lr_scheduler_type="cosine",
         warmup_steps=10,
         logging_steps=25,
