@@ -8,22 +8,32 @@
 import argparse
 import json
 import os
-from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
-from transformers import pipeline
+from transformers import Pipeline, pipeline
 
-import peft_listen  # noqa: F401 - registers the pipeline
+from demo.scoring import is_right, options_of
+from peft_listen import SelectionRecord, record_selections
 from peft_listen.analysis import PromptUsage
 from peft_listen.data import read_examples
 from peft_listen.files import atomic_path
 from peft_listen.metrics import get_metric
-from peft_listen.tuners.listen import ListenLayer
+from peft_listen.tuners.listen import find_listen_layer
+
+
+# Enough for an untrained model, which answers in sentences, to name its choice.
+MAX_NEW_TOKENS = 24
 
 
 def evaluate(model_dir: Path, data_file: Path, output_file: Path, batch_size: int = 8) -> None:
     """
-    Writes answers, accuracy and selections to a JSON file.
+    Writes answers, accuracy, the level of guessing, and selections to a JSON file.
+
+    The accuracy follows [`is_right`], with all answers of a task in the data file as its options. Exact match is the stricter
+    measure: the answer is the right option alone.
 
     Args:
         model_dir (`Path`): folder of an AudioListen model or of an adapter for one.
@@ -31,58 +41,62 @@ def evaluate(model_dir: Path, data_file: Path, output_file: Path, batch_size: in
         output_file (`Path`): JSON file to write.
         batch_size (`int`, defaults to 8): clips per batch.
     """
-    examples = read_examples(data_file)
+    examples = [dict(example) for example in read_examples(data_file)]
     pipe = pipeline("audio-text-to-text", model=str(model_dir), batch_size=batch_size)
     questions = [{"audio": example["audio"], "text": example["instruction"]} for example in examples]
-    layers = [module for module in pipe.model.modules() if isinstance(module, ListenLayer)]
-    selections = []
-    if layers:
-        with layers[0].record_selections() as records:
-            outputs = pipe(questions, max_new_tokens=8, do_sample=False)
-        selections = [row for record in records for row in record.indices]
-    else:
-        outputs = pipe(questions, max_new_tokens=8, do_sample=False)
-    answers = [output[0]["generated_text"].strip() for output in outputs]
+    has_adapter = (model_dir / "adapter_config.json").is_file()
+    with record_selections(pipe.model) if has_adapter else nullcontext([]) as records:
+        outputs = pipe(questions, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
 
-    by_task = defaultdict(lambda: ([], []))
-    for example, answer in zip(examples, answers, strict=True):
-        by_task[example["task"]][0].append(answer)
-        by_task[example["task"]][1].append(example["answer"])
-    metric = get_metric("exact_match")
-    accuracy = {
-        task: metric.compute(predictions=predictions, references=references)["exact_match"]
-        for task, (predictions, references) in by_task.items()
-    }
-    result = {
-        "accuracy": accuracy,
-        "answers": [
+    options = options_of(examples)
+    answers = []
+    for example, output in zip(examples, outputs, strict=True):
+        generated = output[0]["generated_text"].strip()
+        answers.append(
             {
                 "audio": os.path.basename(example["audio"]),
                 **{name: example[name] for name in ("task", "instruction", "answer")},
-                "generated": answer,
+                "generated": generated,
+                "is_right": is_right(generated, example["answer"], options[example["task"]]),
             }
-            for example, answer in zip(examples, answers, strict=True)
-        ],
+        )
+    by_task = {task: [row for row in answers if row["task"] == task] for task in options}
+    exact_match = get_metric("exact_match")
+    result: dict[str, Any] = {
+        "guessing": {task: 1 / len(names) for task, names in options.items()},
+        "accuracy": {task: sum(row["is_right"] for row in rows) / len(rows) for task, rows in by_task.items()},
+        "exact_match": {
+            task: exact_match.compute(
+                predictions=[row["generated"] for row in rows], references=[row["answer"] for row in rows]
+            )["exact_match"]
+            for task, rows in by_task.items()
+        },
+        "answers": answers,
     }
-    if layers:
-        config = layers[0].pool_of().config
-        usage = PromptUsage(pool_size=config.pool_size)
-        for row, example in zip(selections, examples, strict=True):
-            usage.add(row[None], [example["task"]])
-        overlap = usage.task_overlap(top=config.prompt_length)
-        result["selections"] = {
-            "pool_size": config.pool_size,
-            "prompt_length": config.prompt_length,
-            "live_prompts": usage.live_prompts(),
-            "mean_overlap": usage.mean_task_overlap(top=config.prompt_length),
-            "overlap": [[*pair, value] for pair, value in overlap.items()],
-        }
+    if has_adapter:
+        result["selections"] = _summarize(pipe, records, [example["task"] for example in examples])
     with atomic_path(output_file) as temporary:
         temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
 
 
+def _summarize(pipe: Pipeline, records: Sequence[SelectionRecord], tasks: Sequence[str]) -> dict[str, Any]:
+    config = find_listen_layer(pipe.model).pool_of().config
+    usage = PromptUsage(pool_size=config.pool_size)
+    selections = [row for record in records for row in record.indices]
+    for row, task in zip(selections, tasks, strict=True):
+        usage.add(row[None], [task])
+    overlap = usage.task_overlap(top=config.prompt_length)
+    return {
+        "pool_size": config.pool_size,
+        "prompt_length": config.prompt_length,
+        "live_prompts": usage.live_prompts(),
+        "mean_overlap": usage.mean_task_overlap(top=config.prompt_length),
+        "overlap": [[*pair, value] for pair, value in overlap.items()],
+    }
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Evaluate a model on a data file with the pipeline.")
     parser.add_argument("model_dir", type=Path)
     parser.add_argument("data_file", type=Path)
     parser.add_argument("output_file", type=Path)

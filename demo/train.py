@@ -6,13 +6,15 @@ If the training is interrupted, the same command resumes it from the last checkp
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 import torch
 from peft import get_peft_model
-from transformers import Trainer, TrainingArguments, get_cosine_schedule_with_warmup
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from demo import defaults
 from peft_listen import AudioListenForCausalLM, AudioListenProcessor, ListenConfig
 from peft_listen.data import read_examples
 from peft_listen.training import (
@@ -20,18 +22,13 @@ from peft_listen.training import (
     FeatureCache,
     ListenCallback,
     chat_template_token_ids,
-    parameter_groups,
+    create_listen_optimizer,
 )
 
 
 # A value is trained only in the steps that select it, so a few hundred steps need a small pool.
-LISTEN_CONFIG = {
-    "pool_size": 64,
-    "prompt_length": 8,
-    "max_train_prompt_length": 16,
-    "num_shared_prompts": 8,
-    "shared_prompt_mode": "prepend",
-}
+POOL_SIZE = 64
+PROMPT_LENGTH = 8
 INIT_KEYS_AT_STEPS = (8, 40)
 
 
@@ -39,11 +36,11 @@ def train(
     base_dir: Path,
     data_dir: Path,
     output_dir: Path,
-    steps: int = 200,
-    batch_size: int = 8,
-    learning_rate: float = 5e-4,
-    value_learning_rate: float = 5e-3,
-    seed: int = 0,
+    steps: int = defaults.STEPS,
+    batch_size: int = defaults.BATCH_SIZE,
+    learning_rate: float = defaults.LEARNING_RATE,
+    seed: int = defaults.SEED,
+    features: Path | None = None,
 ) -> None:
     """
     Trains on `data_dir/train.jsonl` and saves the adapter to `output_dir/adapter`.
@@ -51,24 +48,25 @@ def train(
     Args:
         base_dir (`Path`): folder of the base model, as [`build_base`] writes it.
         data_dir (`Path`): folder with `train.jsonl`.
-        output_dir (`Path`): receives `features` (encoder outputs of the clips), `checkpoints` and `adapter`.
-        steps (`int`, defaults to 200): optimizer steps.
-        batch_size (`int`, defaults to 8): clips per step.
-        learning_rate (`float`, defaults to 5e-4): learning rate of the projector and the keys.
-        value_learning_rate (`float`, defaults to 5e-3): learning rate of the values.
-        seed (`int`, defaults to 0): seed of the initialization, the order of the data and the prompt lengths.
+        output_dir (`Path`): receives `checkpoints` and `adapter`.
+        steps (`int`): optimizer steps.
+        batch_size (`int`): clips per step.
+        learning_rate (`float`): learning rate, from which [`create_listen_optimizer`] derives those of the prompts.
+        seed (`int`): seed of the adapter's initialization and of the order of the data.
+        features (`Path`, *optional*): folder of the encoder outputs of the clips; `output_dir/features` if not given.
     """
     torch.manual_seed(seed)
     processor = AudioListenProcessor.from_pretrained(base_dir)
     model = AudioListenForCausalLM.from_pretrained(base_dir)
     examples = [dict(example) for example in read_examples(data_dir / "train.jsonl")]
 
-    features = FeatureCache(output_dir / "features", model)
-    if features.build(model, processor, [example["audio"] for example in examples]) == 0:
-        print(f"reusing {features.folder} ({len(features)} clips)")
+    cache = FeatureCache(output_dir / "features" if features is None else features, model)
+    if cache.build(model, processor, [example["audio"] for example in examples]) == 0:
+        print(f"reusing {cache.folder} ({len(cache)} clips)")
 
     config = ListenConfig(
-        **LISTEN_CONFIG,
+        pool_size=POOL_SIZE,
+        prompt_length=PROMPT_LENGTH,
         query_ignored_token_ids=chat_template_token_ids(processor),
         modules_to_save=["multi_modal_projector"],
         task_type="CAUSAL_LM",
@@ -76,44 +74,52 @@ def train(
     )
     adapted = get_peft_model(model, config)
     adapted.print_trainable_parameters()
-    groups = parameter_groups(adapted, learning_rate, value_learning_rate=value_learning_rate)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    checkpoints = output_dir / "checkpoints"
+    training_arguments = TrainingArguments(
+        str(checkpoints),
+        max_steps=steps,
+        per_device_train_batch_size=batch_size,
+        learning_rate=learning_rate,
+        adam_beta2=0.98,
+        lr_scheduler_type="cosine",
+        warmup_steps=10,
+        logging_steps=25,
+        save_steps=50,
+        save_total_limit=1,
+        remove_unused_columns=False,
+        report_to=[],
+        seed=seed,
+    )
     trainer = Trainer(
         adapted,
-        TrainingArguments(
-            str(output_dir / "checkpoints"),
-            max_steps=steps,
-            per_device_train_batch_size=batch_size,
-            logging_steps=25,
-            save_steps=50,
-            save_total_limit=1,
-            remove_unused_columns=False,
-            report_to=[],
-            seed=seed,
-        ),
+        training_arguments,
         train_dataset=examples,
-        data_collator=AudioListenCollator(processor, feature_cache=features),
-        optimizers=(
-            optimizer,
-            get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=10, num_training_steps=steps),
-        ),
+        data_collator=AudioListenCollator(processor, feature_cache=cache),
+        optimizers=(create_listen_optimizer(adapted, training_arguments), None),
         callbacks=[ListenCallback(init_keys_at_steps=INIT_KEYS_AT_STEPS)],
     )
-    checkpoints = output_dir / "checkpoints"
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
     adapted.save_pretrained(output_dir / "adapter")
 
 
+def _last_checkpoint(folder: Path) -> str | None:
+    """The last complete checkpoint. The Trainer writes `trainer_state.json` last."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (checkpoint / "trainer_state.json").is_file():
+            shutil.rmtree(checkpoint)
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Train the demo's adapter: a pool of prompts and the projector.")
     parser.add_argument("base_dir", type=Path)
     parser.add_argument("data_dir", type=Path)
     parser.add_argument("output_dir", type=Path)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=5e-4, help="of projector and keys")
-    parser.add_argument("--value-learning-rate", type=float, default=5e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=defaults.STEPS)
+    parser.add_argument("--batch-size", type=int, default=defaults.BATCH_SIZE)
+    parser.add_argument("--learning-rate", type=float, default=defaults.LEARNING_RATE)
+    parser.add_argument("--seed", type=int, default=defaults.SEED)
+    parser.add_argument("--features", type=Path, help="folder of encoder outputs (default: OUTPUT_DIR/features)")
     train(**vars(parser.parse_args()))
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.speed.speech_chunks MODEL DATA.jsonl [--multiples 5 10] [--seconds 3] [--threads 1]
 
 `MODEL` is the folder of an AudioListen model or of an adapter on one, and `DATA.jsonl` has examples with clips. After
-`make demo`, these are `.demo/trained/adapter` and `.demo/data/test.jsonl`. Each multiple is compared with 30 s, which is
+`make demo`, these are `.demo/trained-*/adapter` and `.demo/data/test.jsonl`. Each multiple is compared with 30 s, which is
 Whisper's own form:
 
 - time, for one clip of `--seconds`, with batches of 1 and 4, as ratios of alternating calls in one process;
