@@ -18,7 +18,7 @@ help:
 	@echo "make test-lowest  the tests with the lowest supported versions of the dependencies"
 	@echo "make test-newest  the tests with the newest versions of the dependencies"
 	@echo "make slow         the tests on real models"
-	@echo "make benchmark    DPS against LoRA on six tasks: every run without a stored result (hours; can be interrupted)"
+	@echo "make benchmark    LiSTEN against LoRA on six tasks: every run without a stored result (hours; can be interrupted)"
 	@echo "make tables       the benchmark's tables and plots, from the stored runs alone"
 	@echo "make clean        remove the environments and the files of the demo"
 
