@@ -8,12 +8,14 @@ import pytest
 import soundfile
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import pipeline
 
 from peft_listen import (
     AudioListenForCausalLM,
     AudioListenProcessor,
     ListenConfig,
+    publish,
     save_complete_model,
 )
 from tests.small_models import QFORMER
@@ -150,6 +152,35 @@ class TestRefusals:
             save_complete_model(make_base(), processor, tmp_path / "model", include=["llm"])
         assert parts["sound"] in str(error.value)
         assert not (tmp_path / "model").exists()
+
+    @pytest.mark.parametrize(
+        ("part", "weight"),
+        [
+            ("speech", "model.speech_tower.layers.0.fc1.weight"),
+            ("sound", "model.sound_tower.encoder.layers.0.fc1.weight"),
+            ("llm", "model.language_model.layers.0.mlp.up_proj.weight"),
+            ("llm", "lm_head.weight"),
+        ],
+    )
+    def test_a_trained_part(self, make_base_of_the_hub, processor, tmp_path, part, weight):
+        base = make_base_of_the_hub()
+        parameter = base.get_parameter(weight)
+        parameter.requires_grad_(True)
+        with torch.no_grad():
+            parameter.fill_(0.5)
+        others = [name for name in ALL if name != part]
+        for save in (
+            lambda: save_complete_model(base, processor, tmp_path / "model"),
+            lambda: publish(base, processor, "me/x"),
+        ):
+            with pytest.raises(ValueError, match=rf"count as trained; pass include=\['{part}'\]"):
+                save()
+        with pytest.raises(ValueError, match=rf"include=\['{part}'\]"):
+            save_complete_model(base, processor, tmp_path / "model", include=others)
+        assert not (tmp_path / "model").exists()
+        save_complete_model(base, processor, tmp_path / "model", include=[part])
+        saved = load_file(tmp_path / "model" / "model.safetensors")
+        assert (saved[weight] == 0.5).all()
 
     @pytest.mark.parametrize("include", ["llm", ["language_model"]])
     def test_an_unknown_part(self, make_base, processor, tmp_path, include):
