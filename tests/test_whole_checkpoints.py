@@ -287,3 +287,14 @@ def test_the_folder_of_a_running_process_is_left_alone(tmp_path):
                 os._exit(0 if first.exists() and not other.exists() else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
     assert (tmp_path / "config.json").read_text() == "{}"
+
+
+def test_a_base_model_replaces_the_adapter_beside_an_older_one(make_model, make_adapted, tmp_path):
+    make_adapted("listen").save_pretrained(tmp_path)
+    make_adapted("listen").save_pretrained(tmp_path / "other")
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+    make_model().save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("adapter_*"))
+    assert len(list((tmp_path / "other").glob("adapter_*"))) == 2
+    make_adapted("listen").save_pretrained(tmp_path)  # an adapter is added to a base model
+    assert {"config.json", "model.safetensors", "adapter_config.json"} <= {path.name for path in tmp_path.iterdir()}

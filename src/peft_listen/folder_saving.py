@@ -26,8 +26,8 @@ def replaced_checkpoint(folder: str | os.PathLike[str], kept: Sequence[str] = ()
 
     The files of a checkpoint belong together: weights under the configuration of an older adapter load without an error
     and give wrong answers. They are therefore written elsewhere first. Then the configuration of `folder` is removed, the
-    new files are moved, and the new configuration comes last. Other files of `folder` stay. If the block raises, nothing in
-    `folder` changes.
+    new files are moved, and the new configuration comes last. A base model, which has a `config.json`, also replaces the
+    adapter in `folder`. Other files of `folder` stay. If the block raises, nothing in `folder` changes.
 
     Args:
         folder (`str` or `os.PathLike`): The folder of the checkpoint; it is created if it does not exist.
@@ -70,13 +70,15 @@ def _move(source: Path, target: Path) -> None:
     """Moves the files of one folder, those without which nothing is loaded last."""
     target.mkdir(exist_ok=True)
     names = [path.name for path in source.iterdir() if path.is_file()]
+    # An adapter belongs to the base model beside it, so it does not stay with another one.
+    is_base_model = "config.json" in names
     for name in _CONFIGURATIONS:
-        if name in names:
+        if name in names or is_base_model:
             (target / name).unlink(missing_ok=True)
     weights = [name for name in names if _WEIGHTS.fullmatch(name)]
+    kinds = {name.startswith("adapter_") for name in weights} | ({True} if is_base_model else set())
     for path in list(target.iterdir()):
-        # Shards of an older checkpoint with another number of shards.
-        kinds = {name.startswith("adapter_") for name in weights}
+        # Shards of an older checkpoint with another number of shards, and an adapter of an older base model.
         is_weights = _WEIGHTS.fullmatch(path.name) is not None and path.name.startswith("adapter_") in kinds
         if is_weights and path.name not in weights:
             path.unlink()
