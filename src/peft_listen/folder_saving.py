@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .files import check_output_file
+from .files import check_output_file, remove_abandoned, temporary_path
 
 
 # A checkpoint without these files is not loaded, so they are removed first and written last.
 _CONFIGURATIONS = ("config.json", "adapter_config.json")
 _WEIGHTS = re.compile(r"(model|adapter_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
-_TEMPORARY = ".saving-{host}-{process}"
 
 
 @contextmanager
@@ -41,9 +39,9 @@ def replaced_checkpoint(folder: str | os.PathLike[str], kept: Sequence[str] = ()
     """
     target = Path(folder).resolve()
     target.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target)
+    remove_abandoned(target)
     # Inside `folder`, and so on the same file system, where renaming is atomic.
-    outer = target / _TEMPORARY.format(host=socket.gethostname(), process=os.getpid())
+    outer = temporary_path(target / "checkpoint")
     temporary = outer / target.name
     temporary.mkdir(parents=True)
     try:
@@ -84,22 +82,3 @@ def _move(source: Path, target: Path) -> None:
             path.unlink()
     for name in sorted(names, key=lambda name: name in _CONFIGURATIONS):
         os.replace(source / name, target / name)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Removes the temporary folders of processes of this machine that have ended."""
-    prefix = _TEMPORARY.format(host=socket.gethostname(), process="")
-    for path in folder.glob(f"{prefix}*"):
-        process = path.name.removeprefix(prefix)
-        if process.isdigit() and not _is_running(int(process)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
