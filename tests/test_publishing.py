@@ -7,15 +7,19 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import pipeline
 
 from peft_listen import (
     AudioListenForCausalLM,
     AudioListenProcessor,
     ListenConfig,
+    publish,
     save_complete_model,
 )
+from peft_listen.publishing import _REPLACED_FILES
 from tests.small_models import QFORMER
 
 
@@ -151,6 +155,35 @@ class TestRefusals:
         assert parts["sound"] in str(error.value)
         assert not (tmp_path / "model").exists()
 
+    @pytest.mark.parametrize(
+        ("part", "weight"),
+        [
+            ("speech", "model.speech_tower.layers.0.fc1.weight"),
+            ("sound", "model.sound_tower.encoder.layers.0.fc1.weight"),
+            ("llm", "model.language_model.layers.0.mlp.up_proj.weight"),
+            ("llm", "lm_head.weight"),
+        ],
+    )
+    def test_a_trained_part(self, make_base_of_the_hub, processor, tmp_path, part, weight):
+        base = make_base_of_the_hub()
+        parameter = base.get_parameter(weight)
+        parameter.requires_grad_(True)
+        with torch.no_grad():
+            parameter.fill_(0.5)
+        others = [name for name in ALL if name != part]
+        for save in (
+            lambda: save_complete_model(base, processor, tmp_path / "model"),
+            lambda: publish(base, processor, "me/x"),
+        ):
+            with pytest.raises(ValueError, match=rf"count as trained; pass include=\['{part}'\]"):
+                save()
+        with pytest.raises(ValueError, match=rf"include=\['{part}'\]"):
+            save_complete_model(base, processor, tmp_path / "model", include=others)
+        assert not (tmp_path / "model").exists()
+        save_complete_model(base, processor, tmp_path / "model", include=[part])
+        saved = load_file(tmp_path / "model" / "model.safetensors")
+        assert (saved[weight] == 0.5).all()
+
     @pytest.mark.parametrize("include", ["llm", ["language_model"]])
     def test_an_unknown_part(self, make_base, processor, tmp_path, include):
         with pytest.raises(ValueError, match="`include` must be a list of 'speech', 'sound', 'llm'"):
@@ -281,6 +314,26 @@ peft_listen.publish(model, processor, "me/my-model", revision="next", commit_mes
     assert len(hub_of_parts.json("me/my-model", "config.json")["frozen_references"]) == 2
     assert "license: mit" in hub_of_parts.files("me/my-model")["README.md"].decode()
     assert set(hub_of_parts.repositories["me/my-model"].branches) == {"main", "next"}
+
+
+def test_files_of_an_older_version_are_replaced_but_not_those_of_subfolders():
+    weights = ["model", "adapter_model"]
+    endings = [".safetensors", "-00001-of-00003.safetensors", ".safetensors.index.json"]
+    files = [name + ending for name in weights for ending in endings]
+    others = [f"{folder}{file}" for folder in ("second/", "model/", "model-00001/") for file in files] + [
+        "my.safetensors"
+    ]
+    assert sorted(filter_repo_objects([*files, *others], allow_patterns=_REPLACED_FILES)) == sorted(files)
+
+
+def test_publishing_a_base_model_removes_the_adapter(hub_of_parts, tmp_path):
+    code = """
+peft_listen.publish(model, processor, "me/my-model")
+peft_listen.publish(AudioListenForCausalLM.from_pretrained("my-base"), processor, "me/my-model")
+"""
+    hub_of_parts.run(BUILD + code, tmp_path)
+    files = hub_of_parts.files("me/my-model")
+    assert "model.safetensors" in files and not [file for file in files if file.startswith("adapter_")]
 
 
 def test_pushing_an_adapter_on_a_local_base_model_warns(hub_of_parts, tmp_path):

@@ -278,7 +278,8 @@ def test_several_adapters_and_the_model_card_are_saved(tmp_path):
 
 def test_the_folder_of_a_running_process_is_left_alone(tmp_path):
     with replaced_checkpoint(tmp_path) as first:
-        other = first.parent.with_name(first.parent.name.rpartition("-")[0] + "-999999999")
+        machine, _, start, random = first.parent.name.removesuffix(".tmp").rpartition(".")[2].split("-")
+        other = tmp_path / f".checkpoint.{machine}-999999999-{start}-{random}.tmp"
         other.mkdir()
         (first / "config.json").write_text("{}")
         process = os.fork()
@@ -287,3 +288,27 @@ def test_the_folder_of_a_running_process_is_left_alone(tmp_path):
                 os._exit(0 if first.exists() and not other.exists() else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
     assert (tmp_path / "config.json").read_text() == "{}"
+
+
+def test_a_killed_process_of_the_same_id_is_not_running(tmp_path):
+    with replaced_checkpoint(tmp_path) as first:
+        beginning, pid, start, random = first.parent.name.removesuffix(".tmp").rsplit("-", 3)
+    assert int(pid) == os.getpid()
+    # In a container, the process ids start again at 1, so the next process often has the id of the killed one.
+    old = tmp_path / f"{beginning}-{pid}-{int(start) - 3_600}-{random}.tmp"
+    (old / tmp_path.name).mkdir(parents=True)
+    with replaced_checkpoint(tmp_path) as folder:
+        assert not old.exists()
+        (folder / "config.json").write_text("{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_base_model_replaces_the_adapter_beside_an_older_one(make_model, make_adapted, tmp_path):
+    make_adapted("listen").save_pretrained(tmp_path)
+    make_adapted("listen").save_pretrained(tmp_path / "other")
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+    make_model().save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("adapter_*"))
+    assert len(list((tmp_path / "other").glob("adapter_*"))) == 2
+    make_adapted("listen").save_pretrained(tmp_path)  # an adapter is added to a base model
+    assert {"config.json", "model.safetensors", "adapter_config.json"} <= {path.name for path in tmp_path.iterdir()}

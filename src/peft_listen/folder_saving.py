@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .files import check_output_file
+from .files import check_output_file, remove_abandoned, temporary_path
 
 
 # A checkpoint without these files is not loaded, so they are removed first and written last.
 _CONFIGURATIONS = ("config.json", "adapter_config.json")
 _WEIGHTS = re.compile(r"(model|adapter_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
-_TEMPORARY = ".saving-{host}-{process}"
 
 
 @contextmanager
@@ -26,8 +24,8 @@ def replaced_checkpoint(folder: str | os.PathLike[str], kept: Sequence[str] = ()
 
     The files of a checkpoint belong together: weights under the configuration of an older adapter load without an error
     and give wrong answers. They are therefore written elsewhere first. Then the configuration of `folder` is removed, the
-    new files are moved, and the new configuration comes last. Other files of `folder` stay. If the block raises, nothing in
-    `folder` changes.
+    new files are moved, and the new configuration comes last. A base model, which has a `config.json`, also replaces the
+    adapter in `folder`. Other files of `folder` stay. If the block raises, nothing in `folder` changes.
 
     Args:
         folder (`str` or `os.PathLike`): The folder of the checkpoint; it is created if it does not exist.
@@ -41,9 +39,9 @@ def replaced_checkpoint(folder: str | os.PathLike[str], kept: Sequence[str] = ()
     """
     target = Path(folder).resolve()
     target.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target)
+    remove_abandoned(target)
     # Inside `folder`, and so on the same file system, where renaming is atomic.
-    outer = target / _TEMPORARY.format(host=socket.gethostname(), process=os.getpid())
+    outer = temporary_path(target / "checkpoint")
     temporary = outer / target.name
     temporary.mkdir(parents=True)
     try:
@@ -70,34 +68,17 @@ def _move(source: Path, target: Path) -> None:
     """Moves the files of one folder, those without which nothing is loaded last."""
     target.mkdir(exist_ok=True)
     names = [path.name for path in source.iterdir() if path.is_file()]
+    # An adapter belongs to the base model beside it, so it does not stay with another one.
+    is_base_model = "config.json" in names
     for name in _CONFIGURATIONS:
-        if name in names:
+        if name in names or is_base_model:
             (target / name).unlink(missing_ok=True)
     weights = [name for name in names if _WEIGHTS.fullmatch(name)]
+    kinds = {name.startswith("adapter_") for name in weights} | ({True} if is_base_model else set())
     for path in list(target.iterdir()):
-        # Shards of an older checkpoint with another number of shards.
-        kinds = {name.startswith("adapter_") for name in weights}
+        # Shards of an older checkpoint with another number of shards, and an adapter of an older base model.
         is_weights = _WEIGHTS.fullmatch(path.name) is not None and path.name.startswith("adapter_") in kinds
         if is_weights and path.name not in weights:
             path.unlink()
     for name in sorted(names, key=lambda name: name in _CONFIGURATIONS):
         os.replace(source / name, target / name)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Removes the temporary folders of processes of this machine that have ended."""
-    prefix = _TEMPORARY.format(host=socket.gethostname(), process="")
-    for path in folder.glob(f"{prefix}*"):
-        process = path.name.removeprefix(prefix)
-        if process.isdigit() and not _is_running(int(process)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -29,12 +29,21 @@ from .hub_names import is_hub_name
 from .model_card import GENERATED_MARK, write_model_card
 from .models.audio_listen import AudioListenForCausalLM, AudioListenProcessor
 from .models.audio_listen.frozen_references import is_referenced
-from .models.audio_listen.parts import PARTS
+from .models.audio_listen.parts import PARTS, Part
 from .models.audio_listen.references import Reference
 
 
-# Files of an older version of the repository that would be loaded in place of the new ones, or beside them.
-_REPLACED_FILES = ["*.safetensors", "*.safetensors.index.json", "adapter_model.bin"]
+# Patterns of the files of an older version of the repository that would be loaded in place of the new ones, or beside them.
+# They contain no "*", which also matches "/", so the files of subfolders stay.
+_SHARD = "-" + "[0-9]" * 5 + "-of-" + "[0-9]" * 5
+_REPLACED_FILES = [
+    *(
+        f"{weights}{ending}"
+        for weights in ("model", "adapter_model")
+        for ending in (".safetensors", f"{_SHARD}.safetensors", ".safetensors.index.json")
+    ),
+    "adapter_model.bin",
+]
 # Components of the names of modules that PEFT puts around a module of the base model.
 _WRAPPERS = ("base_layer", "original_module")
 
@@ -50,7 +59,9 @@ def save_complete_model(
     """
     Saves an audio model, its adapter and its processor in one folder, which
     `pipeline("audio-text-to-text", model=save_directory)` loads. Encoders and language model are saved as references to
-    their repositories on the Hub, which must contain the weights that the model has.
+    their repositories on the Hub, which must contain the weights that the model has. A part whose parameters require
+    gradients counts as trained and must be in `include`. Weights that were changed in another way, for example by merging an
+    adapter into them, are not detected: include these parts too.
 
     Args:
         model (`PeftModel` or [`AudioListenForCausalLM`]):
@@ -58,20 +69,21 @@ def save_complete_model(
         processor ([`AudioListenProcessor`]):
             Its processor.
         save_directory (`str` or `os.PathLike`):
-            The folder. A model in it is replaced; other files stay.
+            The folder. A model and an adapter in it are replaced; other files stay.
         repo_id (`str`, *optional*):
             Name of the repository that the folder will be uploaded to. The adapter names it as the place of its base
             model; by default, the folder.
         include (`Collection[str]`, *optional*):
             Parts whose weights are saved instead of a reference: `"speech"`, `"sound"`, `"llm"`. Needed for parts that were
-            loaded from a file or folder, such as an original BEATs checkpoint.
+            loaded from a file or folder, such as an original BEATs checkpoint, and for parts that were trained or merged.
 
     Raises:
         `TypeError`: if the model is not an audio model of this package.
-        `ValueError`: if a part is not on the Hub and not in `include`, or the model has several adapters.
+        `ValueError`: if a part is not on the Hub or requires gradients, and is not in `include`, or the model has several
+            adapters.
     """
     base, adapter_name = _check_model(model)
-    references = _references(base, include)
+    references = _references(base, include, adapter_name is not None)
     with replaced_checkpoint(save_directory, kept=("README.md",)) as folder:
         weights = _base_weights(base, references)
         base.save_with_references(folder, references, state_dict=weights)
@@ -108,7 +120,8 @@ def publish(
         repo_id (`str`):
             Name of the repository, which is created if it does not exist.
         include (`Collection[str]`, *optional*):
-            Parts whose weights are uploaded instead of a reference: `"speech"`, `"sound"`, `"llm"`.
+            Parts whose weights are uploaded instead of a reference: `"speech"`, `"sound"`, `"llm"`. Needed for parts that are
+            not on the Hub, were trained, or were changed by merging an adapter.
         commit_message (`str`, *optional*, defaults to `"Upload model"`):
             Message of the commit.
         private (`bool`, *optional*):
@@ -127,11 +140,12 @@ def publish(
 
     Raises:
         `TypeError`: if the model is not an audio model of this package.
-        `ValueError`: if a part is not on the Hub and not in `include`, or the model has several adapters.
+        `ValueError`: if a part is not on the Hub or requires gradients, and is not in `include`, or the model has several
+            adapters.
         `huggingface_hub.errors.HfHubHTTPError`: if the Hub refuses the upload.
     """
-    base, _ = _check_model(model)
-    _references(base, include)  # before a repository is created
+    base, adapter_name = _check_model(model)
+    _references(base, include, adapter_name is not None)  # before a repository is created
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None and not create_pr:
@@ -147,7 +161,7 @@ def publish(
             commit_message=commit_message,
             revision=revision,
             create_pr=create_pr,
-            delete_patterns=_REPLACED_FILES,
+            delete_patterns=_REPLACED_FILES if (folder / CONFIG_NAME).exists() else [*_REPLACED_FILES, CONFIG_NAME],
         )
 
 
@@ -174,16 +188,19 @@ def _check_model(model: Any) -> tuple[AudioListenForCausalLM, str | None]:
     return base, names[0] if names else None
 
 
-def _references(base: AudioListenForCausalLM, include: Collection[str]) -> dict[str, Reference]:
+def _references(base: AudioListenForCausalLM, include: Collection[str], has_adapter: bool) -> dict[str, Reference]:
     """References to the parts that are on the Hub, except for those in `include`."""
     known = [part.argument for part in PARTS]
     unknown = [name for name in include if name not in known]
     if isinstance(include, str) or unknown:
         raise ValueError(f"`include` must be a list of {', '.join(map(repr, known))}, got {include!r}.")
-    references, missing = {}, []
+    references, missing, trained = {}, [], []
     for part in PARTS:
         if part.argument in include or getattr(base.config, part.config_name) is None:
             continue
+        # PEFT freezes the base model, except for weights that it saves with the adapter.
+        if not has_adapter and _is_trained(base, part):
+            trained.append(repr(part.argument))
         reference = base.frozen_references.get(part.name, {})
         if is_hub_name(reference.get("name_or_path")):
             references[part.name] = reference
@@ -195,17 +212,38 @@ def _references(base: AudioListenForCausalLM, include: Collection[str]) -> dict[
             f"Only parts on the Hub can be published as references, but {' and '.join(missing)}. Upload the weights too with "
             "`include=[...]` if their license permits it, or build the model from the part's name on the Hub."
         )
+    if trained:
+        names = ", ".join(trained)
+        raise ValueError(
+            f"Expected frozen parts, whose references are saved in place of their weights, but parameters of {names} require "
+            f"gradients, so these parts count as trained; pass include=[{names}] to save their weights, or call "
+            "`model.freeze()` if they were not trained."
+        )
     return references
+
+
+def _is_trained(base: AudioListenForCausalLM, part: Part) -> bool:
+    """Whether a parameter of the part requires gradients that is not a parameter of an adapter."""
+    return any(
+        weight.requires_grad and part.owns(_base_name(name)) and not _is_of_adapter(name)
+        for name, weight in base.named_parameters()
+    )
+
+
+def _is_of_adapter(weight_name: str) -> bool:
+    prefixes = tuple(set(PEFT_TYPE_TO_PREFIX_MAPPING.values()))
+    path = weight_name.split(".")
+    return "modules_to_save" in path or any(module.startswith(prefixes) for module in path)
+
+
+def _base_name(weight_name: str) -> str:
+    """The name that a weight of the base model has without an adapter."""
+    return ".".join(module for module in weight_name.split(".") if module not in _WRAPPERS)
 
 
 def _base_weights(base: AudioListenForCausalLM, references: Collection[str]) -> dict[str, torch.Tensor]:
     """The weights of the audio model without its adapters, under the names that they have without them."""
-    prefixes = tuple(set(PEFT_TYPE_TO_PREFIX_MAPPING.values()))
-    weights = {}
-    for name, weight in base.state_dict().items():
-        path = name.split(".")
-        if "modules_to_save" not in path and not any(module.startswith(prefixes) for module in path):
-            weights[".".join(module for module in path if module not in _WRAPPERS)] = weight
+    weights = {_base_name(name): weight for name, weight in base.state_dict().items() if not _is_of_adapter(name)}
     with torch.device("meta"), init.no_init_weights():
         expected = set(AudioListenForCausalLM(copy.deepcopy(base.config)).state_dict())
     differing = [name for name in sorted(expected ^ weights.keys()) if not is_referenced(name, references)]

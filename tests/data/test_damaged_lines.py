@@ -1,5 +1,6 @@
 """Lines that a JSON parser, a tokenizer or a console cannot process are reported with their numbers, like all others."""
 
+import base64
 import functools
 import io
 import json
@@ -15,6 +16,7 @@ import pytest
 import soundfile
 
 from peft_listen import BeatsModel
+from peft_listen.audio import AudioLimits, load_audio
 from peft_listen.data import check_examples, read_examples, schema
 from peft_listen.models.beats.convert_beats_original_checkpoint import to_original_checkpoint
 from peft_listen_cli import main
@@ -49,6 +51,7 @@ BAD_LINES = {
     "a long answer": (line(answer="你" * LONG), r"`answer` has 2000000 characters"),
     "a long path": (line(audio="x" * LONG), r"`audio` has 2000000 characters"),
     "a long URL": (line(audio="https://" + "x" * LONG), r"`audio` has 2000008 characters"),
+    "an answer like a data URI": (line(answer="data:" + "x" * LONG), r"`answer` has 2000005 characters"),
     "a long wrong type": (line(answer=["x" * LONG]), r"`answer` must be a string, got \['x"),
     "a long wrong audio": (line(audio={"x" * LONG: "y" * LONG}), r"`audio` must be a path, a URL or null"),
     "long field names": (json.dumps({"x" * LONG: 1}), "the fields .* are missing"),
@@ -206,3 +209,17 @@ def test_conversions_do_not_replace_devices_or_follow_links(tmp_path, capsys, be
     assert (output.lstat().st_ino, output.lstat().st_mode) == (before.st_ino, before.st_mode)
     assert list((tmp_path / "folder").iterdir()) == []
     assert (tmp_path / "file").read_bytes() == b""
+
+
+@pytest.mark.parametrize("scheme", ["data:", "DATA:"])
+def test_a_clip_in_a_data_uri_may_be_longer_than_a_text(tmp_path, scheme):
+    content = io.BytesIO()
+    soundfile.write(content, 0.3 * np.sin(np.arange(20 * 16_000) / 10), 16_000, format="WAV")
+    uri = scheme + "audio/wav;base64," + base64.b64encode(content.getvalue()).decode()
+    assert len(uri) > schema.MAX_TEXT_CHARACTERS
+    (tmp_path / "data.jsonl").write_text(line(audio=uri) + "\n")
+    (example,) = read_examples(tmp_path / "data.jsonl")
+    assert example["audio"] == uri
+    assert load_audio(example["audio"]).shape == (20 * 16_000,)
+    with pytest.raises(ValueError, match="bytes"):
+        load_audio(example["audio"], limits=AudioLimits(max_bytes=100_000))

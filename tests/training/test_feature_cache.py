@@ -169,6 +169,20 @@ def test_the_same_encoders_have_the_same_fingerprint(make_model, model, tmp_path
     assert encoder_fingerprint(get_peft_model(make_model(), lora)) == fingerprint
 
 
+@pytest.mark.parametrize("part", ["speech_tower", "sound_tower"])
+def test_encoders_of_another_dtype_have_another_fingerprint(make_model, part):
+    fingerprints = set()
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        other = make_model()
+        tower = getattr(other.model, part)
+        with torch.no_grad():  # values that every dtype represents, so that only the dtype differs
+            for parameter in tower.parameters():
+                parameter.fill_(0.5)
+        tower.to(dtype)
+        fingerprints.add(encoder_fingerprint(other))
+    assert len(fingerprints) == 3
+
+
 def test_a_missing_clip_is_named(cache, clips):
     with pytest.raises(
         KeyError, match=r"clip0\.wav.*not among the 0 clips of the feature cache at .*FeatureCache.build"

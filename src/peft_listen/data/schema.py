@@ -14,6 +14,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..audio import AudioLimits, display_name, is_url, load_audio
+from ..audio.addresses import is_data_uri
 from ..chat import AUDIO_TOKEN
 from ..unicode import half_surrogate_problem
 
@@ -39,7 +40,7 @@ class Example(TypedDict):
     One example, in the form that the collator and the pipeline accept.
 
     Attributes:
-        audio (`str` or `None`): path or http(s) URL of the clip; `None` for a text-only example.
+        audio (`str` or `None`): path, http(s) URL or `data:` URI of the clip; `None` for a text-only example.
         instruction (`str`): question or instruction about the clip.
         answer (`str`): correct answer.
         task (`str`): name of the task, by which metrics and selections are grouped.
@@ -91,7 +92,7 @@ def read_examples(path: str | os.PathLike[str]) -> list[Example]:
     and empty lines are ignored. Audio files are not opened; use [`check_examples`] for that.
 
     A line may have at most 64 MiB (`MAX_LINE_BYTES`), and each field that is used at most 500 000 characters
-    (`MAX_TEXT_CHARACTERS`).
+    (`MAX_TEXT_CHARACTERS`), except for a `data:` URI as `audio`.
 
     Args:
         path (`str` or `os.PathLike`): data file.
@@ -338,7 +339,8 @@ def _to_row(
 
 
 def _text_problem(text: str, is_path: bool = False) -> str | None:
-    if len(text) > MAX_TEXT_CHARACTERS:
+    # The clip in a `data:` URI is limited by the line and by `AudioLimits.max_bytes`.
+    if len(text) > MAX_TEXT_CHARACTERS and not (is_path and is_data_uri(text)):
         return f"has {len(text)} characters; expected at most {MAX_TEXT_CHARACTERS}. Shorten it: {_shortened(text)}."
     if is_path and "\0" in text:
         return f"contains a null character, which no path or URL can contain: {_shortened(text)}. Remove it."

@@ -374,7 +374,7 @@ class FeatureCache:
 
 def encoder_fingerprint(model: AudioListenForCausalLM) -> str:
     """
-    Hash that identifies the encoders of a model by their configuration and a sample of their weights.
+    Hash that identifies the encoders of a model by their configuration, dtype and a sample of their weights.
 
     It covers up to 64 values of every parameter, which distinguishes trained checkpoints and takes milliseconds.
 
@@ -402,6 +402,10 @@ def encoder_fingerprint(model: AudioListenForCausalLM) -> str:
             flat = parameter.detach().flatten()
             sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().contiguous()
             digest.update(name.encode() + sample.numpy().tobytes())
+            if (
+                parameter.dtype != torch.float32
+            ):  # the name of a float32 folder is the one that it had without the dtype
+                digest.update(str(parameter.dtype).encode())
     settings = ("window_length", "window_stride", "group_sound_by_length")
     digest.update(str([getattr(base.config, setting) for setting in settings]).encode())
     if base.config.speech_chunk_multiple != CHUNK_SECONDS:  # folders from before this setting stay valid

@@ -15,6 +15,7 @@ from transformers import WhisperFeatureExtractor, pipeline
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from peft_listen import AudioListenConfig, AudioListenForCausalLM, AudioListenProcessor, ListenConfig
+from peft_listen.models.audio_listen.whisper_length import with_length
 from tests.small_models import SAMPLING_RATE
 
 
@@ -59,6 +60,24 @@ def encode_by_hand():
         return encoder(features, **kwargs)
 
     return encode
+
+
+def compile_in_place(tower):
+    tower.compile(backend="eager")
+    return tower
+
+
+@pytest.mark.parametrize(
+    "compiled", [lambda tower: torch.compile(tower, backend="eager"), compile_in_place], ids=["wrapped", "in place"]
+)
+def test_a_compiled_encoder_is_shortened(build, compiled):
+    tower = build()[0].model.speech_tower
+    mel = torch.randn(1, tower.config.num_mel_bins, 200)
+    with torch.no_grad():
+        expected = with_length(tower, 100)(mel).last_hidden_state
+        shortened = with_length(compiled(copy.copy(tower)), 100)
+        torch.testing.assert_close(shortened(mel).last_hidden_state, expected, **TOLERANCE)
+    assert expected.shape[1] == 100 and shortened.config.max_source_positions == 100
 
 
 # Windows of 17 frames reach 255 frames (5.1 s) if there is audio after frame 238 (4.76 s).
