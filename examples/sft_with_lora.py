@@ -44,7 +44,10 @@ def adapt(llm: torch.nn.Module, adapters: str) -> PeftModel:
     model = get_peft_model(llm, LISTEN)
     if adapters == "listen + lora":
         # LISTEN changes the input of the decoder and LoRA its layers, so LoRA is injected into the same model.
+        pool = [parameter for parameter in model.parameters() if parameter.requires_grad]
         inject_adapter_in_model(LORA, model.get_base_model(), adapter_name="lora")
+        for parameter in pool:
+            parameter.requires_grad_(True)  # PEFT below 0.21 freezes everything but the new adapter
     return model
 
 

@@ -108,6 +108,15 @@ def small_things(tmp_path_factory, make_llm, make_tokenizer, whisper_config, bea
     return folder
 
 
+def keep_registries(monkeypatch) -> None:
+    """Forgets the selectors and metrics that a page or an example registers."""
+    from peft_listen.metrics import registry as metrics
+    from peft_listen.tuners.listen.selectors import base as selectors
+
+    monkeypatch.setattr(selectors, "_SELECTORS", dict(selectors._SELECTORS))
+    monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
+
+
 # Pages whose code uses the Hub. They run in a process that has a Hub of its own.
 PAGES_ON_THE_HUB = ["publish.md"]
 SETUP_ON_THE_HUB = f"""
@@ -148,6 +157,7 @@ def test_the_code_of_a_page_runs(page, small_things, tmp_path, monkeypatch) -> N
     for name, value in QFORMER.items():
         monkeypatch.setitem(QFORMER_DEFAULTS, name, value)
     namespace: dict = {"__name__": "__main__"}
+    keep_registries(monkeypatch)
     limits = set_default_limits(AudioLimits())
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -255,16 +265,11 @@ MODULES_WITH_EXAMPLES = [
 
 @pytest.mark.parametrize("module", MODULES_WITH_EXAMPLES)
 def test_the_examples_of_docstrings_give_what_they_say(module: str, small_things, tmp_path, monkeypatch) -> None:
-    from peft_listen.metrics import registry as metrics
-    from peft_listen.tuners.listen.selectors import base as selectors
-
     shutil.copytree(small_things, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     for name, value in QFORMER.items():
         monkeypatch.setitem(QFORMER_DEFAULTS, name, value)
-    # Examples register selectors and metrics of their own.
-    monkeypatch.setattr(selectors, "_SELECTORS", dict(selectors._SELECTORS))
-    monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
+    keep_registries(monkeypatch)
     result = doctest.testmod(importlib.import_module(module.removesuffix(".__init__")))
     assert result.attempted > 0
     assert result.failed == 0

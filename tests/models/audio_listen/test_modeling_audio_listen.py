@@ -225,7 +225,7 @@ def test_gradient_checkpointing_gives_no_warning_about_the_cache(make_model, inp
     model = make_model(sound=True).train()
     model.activation_checkpointing_enable()
     assert model(**inputs, labels=inputs["input_ids"]).past_key_values is None
-    assert messages == []
+    assert not [message for message in messages if "use_cache" in message]
     # A caller who asks for the cache is told that it is turned off.
     model(**inputs, labels=inputs["input_ids"], use_cache=True)
     assert any("use_cache" in message for message in messages)
