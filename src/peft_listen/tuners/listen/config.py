@@ -317,12 +317,13 @@ _PAPER_FORM: dict[str, Any] = {
     "key_loss_reduction": "sum",
 }
 
-# Values of fields whose default has changed, for saved configurations in which they have no value. In these,
+# Values of fields whose default has changed or that are newer than the first version, for saved configurations in which they have no value. In these,
 # `max_train_prompt_length` was `pool_size`.
 _FORMER_DEFAULTS: dict[str, Any] = {
     "stochastic_prompt_length": True,
     "num_shared_prompts": 0,
     "shared_prompt_mode": "prepend",
+    "query_pooling": "mean",
 }
 
 _WITHOUT_GAIN = "It did not lower the loss in any benchmark run."
