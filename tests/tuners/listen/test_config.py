@@ -147,6 +147,17 @@ def test_a_configuration_of_an_earlier_version_keeps_the_defaults_of_that_versio
     assert config_class.from_pretrained(tmp_path / "again").to_dict() == config.to_dict()
 
 
+def test_a_configuration_made_from_another_is_checked_and_gets_the_present_defaults():
+    config = ListenConfig(pool_size=40)
+    with pytest.raises(ValueError, match=r"`num_shared_prompts`=10 is too small .*`prompt_length`=40 selected ones"):
+        dataclasses.replace(config, prompt_length=40)
+    unset = {"max_train_prompt_length": None, "num_shared_prompts": None}
+    changed = ListenConfig(**{**config.to_dict(), "prompt_length": 20, **unset})
+    assert (changed.max_train_prompt_length, changed.num_shared_prompts) == (20, 20)
+    assert dataclasses.replace(config, prompt_length=5).max_train_prompt_length == 5
+    assert dataclasses.replace(config) == config
+
+
 def test_a_dictionary_that_was_not_saved_gets_the_present_defaults():
     config = get_peft_config({"peft_type": "LISTEN", "pool_size": 33, "inference_mode": False})
     assert config.to_dict() == ListenConfig(pool_size=33).to_dict()
