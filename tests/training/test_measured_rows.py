@@ -1,5 +1,8 @@
 """Collapse is measured on one state of the model, in evaluation mode, and the log has the report's numbers."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import IterableDataset
@@ -130,3 +133,79 @@ def test_nothing_is_measured_without_an_active_adapter(make_adapted):
     rows = MeasuredRows(model.base_model, Rows([0, 1]))
     with model.disable_adapter():
         assert rows.measures() == {}
+
+
+class PreferenceTrainer(Trainer):
+    """Makes the arguments of the model from batches of its own, like the trainers of preferences."""
+
+    def compute_loss(self, model, inputs, **kwargs):
+        if isinstance(inputs, dict):
+            ids, labels = inputs["chosen_input_ids"], inputs["chosen_labels"]
+        else:
+            ids, labels = (torch.tensor([row[name] for row in inputs]) for name in ("ids", "labels"))
+        return model(input_ids=ids, labels=labels).loss
+
+
+def chosen(rows):
+    return {f"chosen_{new}": torch.tensor([row[old] for row in rows]) for new, old in
+            (("input_ids", "ids"), ("labels", "labels"))}  # fmt: skip
+
+
+@pytest.mark.parametrize("collator", [chosen, list], ids=["other arguments", "a list"])
+def test_batches_that_are_not_arguments_are_measured_in_the_forward_passes(make_adapted, tmp_path, collator):
+    rows = [{"ids": [3, 4 + index], "labels": [-100, 4]} for index in range(8)]
+    args = TrainingArguments(
+        str(tmp_path), remove_unused_columns=False, max_steps=2, logging_steps=1, save_strategy="no", use_cpu=True,
+        per_device_train_batch_size=4, report_to=[], disable_tqdm=True,
+    )  # fmt: skip
+    model = make_adapted()
+    trainer = PreferenceTrainer(model, args, train_dataset=rows, data_collator=collator, callbacks=[ListenCallback()])
+    trainer.train()
+    for measure in MEASURES:
+        assert len(logged(trainer, measure)) == 2
+
+
+class WithTask(Rows):
+    def collate_fn(self, rows):
+        return super().collate_fn(rows) | {"task": "asr"}
+
+
+def test_only_arguments_of_the_model_are_passed(make_adapted, monkeypatch):
+    model = make_adapted()
+    language_model = model.base_model.layer.hooks.language_model
+    forward = language_model.forward
+
+    def strict(input_ids=None, attention_mask=None, labels=None):
+        return forward(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+
+    monkeypatch.setattr(language_model, "forward", strict)
+    rows = MeasuredRows(model.base_model, WithTask([0, 1]))
+    assert {name for batch in rows._batches for name in batch} == {"input_ids", "labels"}
+    assert rows.measures().keys() == set(MEASURES)
+
+
+class Augmented:
+    """Draws from each generator when a row is read."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return int(torch.randint(9, ())) + random.randrange(9) + int(np.random.randint(9))
+
+
+def test_reading_the_rows_does_not_change_the_random_states(make_adapted):
+    model = make_adapted()
+
+    def draws():
+        return float(torch.rand(())), random.random(), float(np.random.rand())
+
+    results = []
+    for is_measured in (False, True):
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        if is_measured:
+            assert len(MeasuredRows(model.base_model, Rows(Augmented()))) == 32
+        results.append(draws())
+    assert results[0] == results[1]

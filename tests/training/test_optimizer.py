@@ -18,13 +18,26 @@ def names_of(model, group):
 
 
 def test_keys_values_and_other_parameters_have_separate_groups(model):
-    keys, values, rest = parameter_groups(model, 1e-3, weight_decay=0.1)
+    keys, values, rest, without_decay = parameter_groups(model, 1e-3, weight_decay=0.1)
     assert all(name.endswith("listen_pools.default.keys") for name in names_of(model, keys))
     assert all(name.endswith("listen_pools.default.values") for name in names_of(model, values))
-    assert all("multi_modal_projector" in name for name in names_of(model, rest))
+    assert all("multi_modal_projector" in name for group in (rest, without_decay) for name in names_of(model, group))
     assert [len(group["params"]) for group in (keys, values)] == [1, 1]
-    assert [group["lr"] for group in (keys, values, rest)] == pytest.approx([1e-3, 1e-2, 1e-3])
-    assert [group["weight_decay"] for group in (keys, values, rest)] == [0.0, 0.0, 0.1]
+    groups = (keys, values, rest, without_decay)
+    assert [group["lr"] for group in groups] == pytest.approx([1e-3, 1e-2, 1e-3, 1e-3])
+    assert [group["weight_decay"] for group in groups] == [0.0, 0.0, 0.1, 0.0]
+
+
+def test_the_same_parameters_decay_as_in_the_optimizer_of_the_trainer(model, tmp_path):
+    args = TrainingArguments(str(tmp_path), weight_decay=0.1, use_cpu=True, report_to=[])
+
+    def decayed(optimizer):
+        groups = [group for group in optimizer.param_groups if group["weight_decay"] > 0]
+        return {name for group in groups for name in names_of(model, group) if ".listen_pools." not in name}
+
+    ours = decayed(create_listen_optimizer(model, args))
+    assert ours == decayed(Trainer(model, args).create_optimizer())
+    assert not any("bias" in name or "norm" in name for name in ours) and ours
 
 
 def test_given_rates_are_used(model):
@@ -81,8 +94,8 @@ def test_the_optimizer_is_that_of_the_arguments(model, tmp_path, optim, kind):
     )
     optimizer = create_listen_optimizer(model, args, key_learning_rate=0.0)
     assert type(optimizer) is kind
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.0, 2e-2, 2e-3])
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.0, 0.1]
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.0, 2e-2, 2e-3, 2e-3])
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.0, 0.1, 0.0]
     if kind is torch.optim.AdamW:
         assert all(group["betas"] == (0.9, 0.98) for group in optimizer.param_groups)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import IterableDataset
@@ -22,8 +25,10 @@ class MeasuredRows:
     """
     Some rows of the training data, on which collapse is measured.
 
-    They are spread evenly over a dataset that has a length. Of an iterable dataset, they are the first rows of the run,
-    which are collected while it trains on them. The outputs of frozen encoders are computed once.
+    They are spread evenly over a dataset that has a length, if the collator makes batches of the model's arguments. Of an
+    iterable dataset, and where the trainer makes the arguments from its batches, they are the first rows of the run, which
+    are collected while it trains on them. The outputs of frozen encoders are computed once. Reading the rows does not
+    change the random states of python, NumPy and torch.
 
     Args:
         tuner ([`ListenModel`]): the tuner of the model that is trained.
@@ -37,17 +42,16 @@ class MeasuredRows:
         self._batches: list[dict[str, Any]] = []  # on the CPU
         self._count = 0
         self._handle: Any = None
-        dataset = getattr(dataloader, "dataset", None)
-        if dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        batches = _read_rows(dataloader, num_rows)
+        if batches is None:
             # Prepended: the tuner's own hook removes the mask of the query from the arguments.
             self._handle = self._language_model.register_forward_pre_hook(
                 self._collect, with_kwargs=True, prepend=True
             )
             return
-        size = min(num_rows, len(dataset))
-        for index in (position * len(dataset) // size for position in range(size)):
-            # One row per batch, because a collator need not pad.
-            self._add(dataloader.collate_fn([dataset[index]]))
+        takes = _named_arguments(self._language_model)
+        for batch in batches:
+            self._add({name: value for name, value in batch.items() if takes is None or name in takes})
 
     def __len__(self) -> int:
         return self._count
@@ -81,7 +85,7 @@ class MeasuredRows:
         return hooks.language_model
 
     def _collect(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._tuner.layer.pool_of().is_training_step and not args:
+        if self._tuner.layer.pool_of().is_training_step and not args and _has_inputs(kwargs):
             self._add({name: _detached(value) for name, value in kwargs.items()})
         if self._count >= self._num_rows:
             self.close()
@@ -107,6 +111,47 @@ class MeasuredRows:
         with _evaluation_mode(model):
             features = model.get_encoder_features(**_moved(audio, model.device))
         return batch | features._asdict()
+
+
+def _read_rows(dataloader: Any, num_rows: int) -> list[Mapping[str, Any]] | None:
+    """Batches of one row each, because a collator need not pad, or `None` if the model's arguments cannot be read from the
+    data loader."""
+    dataset = getattr(dataloader, "dataset", None)
+    if dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        return None
+    size = min(num_rows, len(dataset))
+    batches: list[Mapping[str, Any]] = []
+    with _unchanged_random_states():
+        for index in (position * len(dataset) // size for position in range(size)):
+            batch = dataloader.collate_fn([dataset[index]])
+            if not isinstance(batch, Mapping) or not _has_inputs(batch):
+                return None
+            batches.append(batch)
+    return batches
+
+
+def _has_inputs(batch: Mapping[str, Any]) -> bool:
+    return batch.get("input_ids") is not None or batch.get("inputs_embeds") is not None
+
+
+def _named_arguments(model: nn.Module) -> frozenset[str] | None:
+    """Names of the arguments of `forward`; `None` if it takes any."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return frozenset(parameter.name for parameter in parameters)
+
+
+@contextmanager
+def _unchanged_random_states() -> Iterator[None]:
+    """Restores the random states, so that a dataset or collator that draws does not change the draws of the training."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():  # that of the CPU and of all CUDA devices
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
 
 
 @contextmanager

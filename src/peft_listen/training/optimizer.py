@@ -90,7 +90,9 @@ def parameter_groups(
         shared_value_learning_rate (`float`, *optional*):
             for the shared prompts; `value_learning_rate` if not given, or 10 times `learning_rate` without both.
         key_learning_rate (`float`, *optional*): for the keys; `learning_rate` if not given.
-        weight_decay (`float`, defaults to 0.0): for parameters that are neither keys nor values.
+        weight_decay (`float`, defaults to 0.0):
+            for parameters that are neither keys nor values, and, as in the optimizer of `Trainer`, neither biases nor
+            weights of normalization layers.
 
     Returns:
         `list[dict]`: groups with `params`, `lr` and `weight_decay`; empty ones are left out.
@@ -119,7 +121,16 @@ def parameter_groups(
         kind: {"params": [], "lr": rate, "weight_decay": 0.0} for kind, rate in rates.items()
     }
     groups["other"] = {"params": [], "lr": learning_rate, "weight_decay": weight_decay}
-    for parameter in model.parameters():
+    groups["without_decay"] = {"params": [], "lr": learning_rate, "weight_decay": 0.0}
+    decayed = _decayed_names(model)
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[kinds.get(id(parameter), "other")]["params"].append(parameter)
+            other = "other" if name in decayed or weight_decay == 0 else "without_decay"
+            groups[kinds.get(id(parameter), other)]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
+
+
+def _decayed_names(model: nn.Module) -> frozenset[str]:
+    # The rule of the trainer's own optimizer. The method does not read the trainer, which does not exist yet.
+    trainer: Any = None
+    return frozenset(Trainer.get_decay_parameter_names(trainer, model))

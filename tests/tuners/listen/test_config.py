@@ -125,12 +125,13 @@ FORMER = {"pool_size": 33, "prompt_length": 4, "peft_type": "LISTEN", "peft_vers
     ("saved", "expected"),
     [
         # The fields did not exist, or had no value: `num_shared_prompts` and its mode are newer than the first version.
-        ({}, (True, 33, 0, "prepend")),
-        ({"stochastic_prompt_length": True, "max_train_prompt_length": None}, (True, 33, 0, "prepend")),
-        ({"stochastic_prompt_length": False, "max_train_prompt_length": None}, (False, 4, 0, "prepend")),
-        ({"max_train_prompt_length": 8}, (True, 8, 0, "prepend")),
-        ({"num_shared_prompts": 3}, (True, 33, 3, "prepend")),
-        ({"num_shared_prompts": 33, "shared_prompt_mode": "add"}, (True, 33, 33, "add")),
+        ({}, (True, 33, 0, "prepend", "mean")),
+        ({"stochastic_prompt_length": True, "max_train_prompt_length": None}, (True, 33, 0, "prepend", "mean")),
+        ({"stochastic_prompt_length": False, "max_train_prompt_length": None}, (False, 4, 0, "prepend", "mean")),
+        ({"max_train_prompt_length": 8}, (True, 8, 0, "prepend", "mean")),
+        ({"num_shared_prompts": 3}, (True, 33, 3, "prepend", "mean")),
+        ({"num_shared_prompts": 33, "shared_prompt_mode": "add"}, (True, 33, 33, "add", "mean")),
+        ({"query_pooling": "modality_mean"}, (True, 33, 0, "prepend", "modality_mean")),
     ],
 )
 @pytest.mark.parametrize("config_class", [PeftConfig, ListenConfig])
@@ -140,9 +141,21 @@ def test_a_configuration_of_an_earlier_version_keeps_the_defaults_of_that_versio
     (tmp_path / "adapter_config.json").write_text(json.dumps(FORMER | saved))
     config = config_class.from_pretrained(tmp_path)
     names = ("stochastic_prompt_length", "max_train_prompt_length", "num_shared_prompts", "shared_prompt_mode")
+    names += ("query_pooling",)
     assert tuple(getattr(config, name) for name in names) == expected
     config.save_pretrained(tmp_path / "again")
     assert config_class.from_pretrained(tmp_path / "again").to_dict() == config.to_dict()
+
+
+def test_a_configuration_made_from_another_is_checked_and_gets_the_present_defaults():
+    config = ListenConfig(pool_size=40)
+    with pytest.raises(ValueError, match=r"`num_shared_prompts`=10 is too small .*`prompt_length`=40 selected ones"):
+        dataclasses.replace(config, prompt_length=40)
+    unset = {"max_train_prompt_length": None, "num_shared_prompts": None}
+    changed = ListenConfig(**{**config.to_dict(), "prompt_length": 20, **unset})
+    assert (changed.max_train_prompt_length, changed.num_shared_prompts) == (20, 20)
+    assert dataclasses.replace(config, prompt_length=5).max_train_prompt_length == 5
+    assert dataclasses.replace(config) == config
 
 
 def test_a_dictionary_that_was_not_saved_gets_the_present_defaults():

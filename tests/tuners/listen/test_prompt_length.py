@@ -166,7 +166,7 @@ def test_lengths_that_were_not_trained_give_a_warning(
 
 
 def test_a_length_that_is_set_before_training_is_trained(build, tokens):
-    model = get_peft_model(build(), ListenConfig(pool_size=12, prompt_length=4))
+    model = get_peft_model(build(), ListenConfig(pool_size=12, prompt_length=4, num_shared_prompts=6))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         model.set_prompt_length(6)
@@ -184,3 +184,21 @@ def test_an_adapter_with_more_prompts_than_shared_ones_can_be_saved_and_loaded(b
     loaded = PeftModel.from_pretrained(build(), tmp_path)
     assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)
     assert loaded.last_selection.indices.shape == (2, 9)
+
+
+def test_a_length_that_is_set_before_training_is_checked_as_by_the_constructor(build):
+    model = get_peft_model(build(), ListenConfig(pool_size=12, prompt_length=4))
+    with pytest.raises(ValueError, match=r"`num_shared_prompts`=4 is too small .*`prompt_length`=6 selected ones"):
+        model.set_prompt_length(6)
+    config = model.peft_config["default"]
+    assert (config.prompt_length, config.max_train_prompt_length) == (4, 4)
+    model = get_peft_model(build(), ListenConfig(pool_size=12, prompt_length=4, max_train_prompt_length=8))
+    with pytest.warns(UserWarning, match=r"1 to 8 .*4.5 on average.*`prompt_length`=1"):
+        model.set_prompt_length(1)
+
+
+def test_without_a_draw_the_trained_number_is_the_fixed_one(build, tokens):
+    settings = {"prompt_length": 3, "max_train_prompt_length": 6, "stochastic_prompt_length": False}
+    model = trained(get_peft_model(build(), ListenConfig(pool_size=12, **settings)), tokens)
+    with pytest.warns(UserWarning, match="trained with 3 prompts, and `prompt_length` is now 6"):
+        model.set_prompt_length(6)

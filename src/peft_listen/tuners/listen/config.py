@@ -38,8 +38,8 @@ class ListenConfig(PeftConfig):
             shorter prompts work at inference too. If `False`, training uses `prompt_length` prompts as well. Defaults to
             `True` if `max_train_prompt_length` is given, and to `False` otherwise. The paper draws.
         max_train_prompt_length (`int`, *optional*):
-            Largest number of prompts in training. Defaults to `prompt_length`, or to twice as many (at most `pool_size`)
-            if they are drawn. In the paper it is `pool_size`.
+            Largest number of prompts in training. Defaults to twice `prompt_length` (at most `pool_size`) if they are
+            drawn. If they are not, it is `prompt_length`, whatever is given. In the paper it is `pool_size`.
         key_loss_weight (`float`, defaults to 0.1):
             Weight of the key loss, which pulls the selected keys toward their queries. At 0, the keys of the
             similarity, residual and grouped selectors keep their initial values. *(ours: the paper does not give its
@@ -176,7 +176,9 @@ class ListenConfig(PeftConfig):
         config = super().__new__(cls)
         # PEFT writes its version into every configuration that it saves. Each has all fields with their values, so a
         # field without a value is from a version in which the default was another one, or which did not have the field.
-        config._is_saved = "peft_version" in kwargs
+        # In a file `peft_type` is a plain string; the fields of a configuration in memory, which `to_dict` and
+        # `dataclasses.replace` pass, contain the member of the enumeration.
+        config._is_saved = "peft_version" in kwargs and type(kwargs.get("peft_type")) is str
         config._without_value = frozenset(name for name in _FORMER_DEFAULTS if kwargs.get(name) is None)
         return config
 
@@ -196,6 +198,9 @@ class ListenConfig(PeftConfig):
             drawn = self.pool_size if self._is_saved else min(2 * self.prompt_length, self.pool_size)
             self.max_train_prompt_length = drawn if self.stochastic_prompt_length else self.prompt_length
         check_prompt_length("max_train_prompt_length", self.max_train_prompt_length, self.pool_size)
+        # In a saved configuration it is the number of the training, and `set_prompt_length` may have set another one since.
+        if not self.stochastic_prompt_length and not self._is_saved:
+            self.max_train_prompt_length = self.prompt_length
         if not is_number(self.key_loss_weight) or not 0 <= self.key_loss_weight < math.inf:
             raise ValueError(f"`key_loss_weight` must be a finite number of at least 0, got {self.key_loss_weight!r}.")
         if self.key_loss_reduction not in ("mean", "sum"):
@@ -218,8 +223,8 @@ class ListenConfig(PeftConfig):
                 f"`num_shared_prompts` must be an integer of at least 0, got {self.num_shared_prompts!r}."
             )
         # After training, `set_prompt_length` may have set more prompts than there are shared ones.
-        if self.adds_shared_prompts and not self._is_saved:
-            self._check_enough_shared_prompts()
+        if not self._is_saved:
+            self.check_enough_shared_prompts()
         if self.init_weights not in (True, False, "vocab", "normal"):
             raise ValueError(f"`init_weights` must be True, False, 'vocab' or 'normal', got {self.init_weights!r}.")
         if not is_integer(self.seed) or self.seed < 0:
@@ -281,7 +286,10 @@ class ListenConfig(PeftConfig):
         ):
             raise ValueError(f"`modules_to_save` must be a list of module names, got {self.modules_to_save!r}.")
 
-    def _check_enough_shared_prompts(self) -> None:
+    def check_enough_shared_prompts(self) -> None:
+        """Raises a `ValueError` if shared prompts are added to the selected ones, and there are fewer of them."""
+        if not self.adds_shared_prompts:
+            return
         longest = {"prompt_length": self.prompt_length, "max_train_prompt_length": self._longest_in_training}
         for name, value in longest.items():
             if value > self.num_shared_prompts:
@@ -317,12 +325,13 @@ _PAPER_FORM: dict[str, Any] = {
     "key_loss_reduction": "sum",
 }
 
-# Values of fields whose default has changed, for saved configurations in which they have no value. In these,
+# Values of fields whose default has changed or that are newer than the first version, for saved configurations in which they have no value. In these,
 # `max_train_prompt_length` was `pool_size`.
 _FORMER_DEFAULTS: dict[str, Any] = {
     "stochastic_prompt_length": True,
     "num_shared_prompts": 0,
     "shared_prompt_mode": "prepend",
+    "query_pooling": "mean",
 }
 
 _WITHOUT_GAIN = "It did not lower the loss in any benchmark run."

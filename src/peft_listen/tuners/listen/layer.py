@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,7 @@ from .calls import SelectionRecord, ThreadState
 from .config import ListenConfig, check_prompt_length
 from .initialization import initial_pool
 from .pool import PoolOutput, PromptPool
-from .prompt_length import warn_of_untrained_length
+from .prompt_length import warn_of_other_lengths_in_training, warn_of_untrained_length
 from .query import NO_GROUPS, TokenGroups
 
 
@@ -198,11 +199,17 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         pool = self.pool_of(adapter_name)
         config = pool.config
         check_prompt_length("prompt_length", prompt_length, config.pool_size)
-        config.prompt_length = prompt_length
+        changed = copy(config)
+        changed.prompt_length = prompt_length
         if pool.step > 0:
-            warn_of_untrained_length(config, prompt_length)
-        elif not config.stochastic_prompt_length:
-            config.max_train_prompt_length = prompt_length
+            warn_of_untrained_length(changed, prompt_length)
+        else:
+            if not changed.stochastic_prompt_length:
+                changed.max_train_prompt_length = prompt_length
+            if not changed.inference_mode:
+                changed.check_enough_shared_prompts()
+                warn_of_other_lengths_in_training(changed)
+        config.prompt_length, config.max_train_prompt_length = changed.prompt_length, changed.max_train_prompt_length
 
     @contextmanager
     def use_prompt_length(self, prompt_length: int, adapter_name: str | None = None) -> Iterator[None]:

@@ -226,14 +226,15 @@ class ListenModel(BaseTuner):
         """Sets the number of prompts used in evaluation and generation, at any time and without reloading. With a fixed
         prompt length, training uses it too.
 
-        Warns if the adapter was trained with other numbers of prompts.
+        Warns if the adapter was trained with other numbers of prompts, or will be.
 
         Args:
             prompt_length (`int`): from 1 to the adapter's `pool_size`.
             adapter_name (`str`, *optional*): the active adapter if not given.
 
         Raises:
-            ValueError: if the pool holds fewer prompts (both numbers are named), or if there is no such adapter.
+            ValueError: if the pool holds fewer prompts (both numbers are named), if an adapter that is not trained yet has
+                fewer shared prompts to add, or if there is no such adapter.
         """
         self.layer.set_prompt_length(prompt_length, adapter_name)
 

@@ -27,7 +27,7 @@ class HybridSelector(Selector):
     k.
 
     Properties: the limits of `step_size` and the bound hold exactly, and on clustered keys the selected keys are less
-        similar to each other than those of similarity and closer to the query than those of the residual selector
+    similar to each other than those of similarity and closer to the query than those of the residual selector
     (`tests/tuners/listen/test_hybrid_selector.py`). On the six tasks of `benchmarks/mini_listen`, with a pool of 380
     prompts, its validation loss was between those of attention and of similarity (one seed; see the table of selectors
     in `benchmarks/RESULTS.md`).
