@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from peft_listen import BeatsModel
-from peft_listen.audio import AudioLimits, load_audio
+from peft_listen.audio import AudioLimits, LimitError, load_audio
 from peft_listen.data import check_examples, read_examples, schema
 from peft_listen.models.beats.convert_beats_original_checkpoint import to_original_checkpoint
 from peft_listen_cli import main
@@ -221,5 +221,5 @@ def test_a_clip_in_a_data_uri_may_be_longer_than_a_text(tmp_path, scheme):
     (example,) = read_examples(tmp_path / "data.jsonl")
     assert example["audio"] == uri
     assert load_audio(example["audio"]).shape == (20 * 16_000,)
-    with pytest.raises(ValueError, match="bytes"):
+    with pytest.raises(LimitError, match="larger than the limit of 100000 bytes"):
         load_audio(example["audio"], limits=AudioLimits(max_bytes=100_000))
