@@ -309,7 +309,7 @@ peft_listen.publish(base, processor, "me/my-model", include=["speech", "llm"])
 card = ModelCard.load("me/my-model")
 card.data.license = "mit"
 card.push_to_hub("me/my-model")
-model.set_prompt_length(3)
+model.set_prompt_length(1)
 peft_listen.publish(model, processor, "me/my-model")
 peft_listen.publish(model, processor, "me/my-model", revision="next", commit_message="Next")
 """
@@ -317,7 +317,7 @@ peft_listen.publish(model, processor, "me/my-model", revision="next", commit_mes
         "(base, config)", "(copy.deepcopy(base), config)"
     )
     hub_of_parts.run(build + code, tmp_path)
-    assert hub_of_parts.json("me/my-model", "adapter_config.json")["prompt_length"] == 3
+    assert hub_of_parts.json("me/my-model", "adapter_config.json")["prompt_length"] == 1
     assert len(hub_of_parts.json("me/my-model", "config.json")["frozen_references"]) == 2
     assert "license: mit" in hub_of_parts.files("me/my-model")["README.md"].decode()
     assert set(hub_of_parts.repositories["me/my-model"].branches) == {"main", "next"}
