@@ -113,6 +113,7 @@ def keep_registries(monkeypatch) -> None:
     from peft_listen.metrics import registry as metrics
     from peft_listen.tuners.listen.selectors import base as selectors
 
+    metrics.available_metrics()  # registers those of the package, once per process
     monkeypatch.setattr(selectors, "_SELECTORS", dict(selectors._SELECTORS))
     monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
 
