@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation import BaseStreamer
 
@@ -147,6 +149,8 @@ def test_a_call_inside_generate_is_not_taken_for_its_own(
 @torch.no_grad()
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_generate_inside_generate_gets_its_own_prompts(settings, build, attach, tokens):
+    if settings == "static" and Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("refused with an error: with transformers 5.14, the inner prefill does not prepare its inputs")
     model, settings = attach(build()), {**GREEDY, **SETTINGS[settings]}
     other = tokens(1, 9, seed=7)
     expected, alone = model.generate(tokens(1), **settings), model.generate(other, **settings)
