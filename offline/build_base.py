@@ -1,6 +1,6 @@
 """Composes a base model: a frozen Whisper encoder, a frozen LLM, and an untrained projector between them.
 
-    python -m offline.build_base OUTPUT_DIR --speech SPEECH --llm LLM [--sound SOUND] [--projector-dropout P]
+    python -m offline.build_base OUTPUT_DIR --speech SPEECH --llm LLM [--sound SOUND]
 
 `SPEECH`, `LLM` and `SOUND` are folders or Hub ids; `SOUND` may also be an original BEATs checkpoint. The folder stores
 references to the frozen parts instead of copies.
@@ -87,7 +87,6 @@ def main() -> None:
     parser.add_argument("--llm", required=True, help="folder or Hub id of a causal language model")
     parser.add_argument("--sound", help="folder, Hub id or original checkpoint of a BEATs model")
     parser.add_argument("--chatml", action="store_true", help="ChatML without system prompt as the chat template")
-    parser.add_argument("--projector-dropout", type=float, default=0.0, help="dropout in the projector (default: 0)")
     parser.add_argument(
         "--speech-chunk-multiple",
         type=int,
@@ -101,7 +100,6 @@ def main() -> None:
         arguments.llm,
         arguments.sound,
         text_template=CHATML_TEMPLATE if arguments.chatml else None,
-        projector_dropout=arguments.projector_dropout,
         speech_chunk_multiple=arguments.speech_chunk_multiple,
     )
 

@@ -12,20 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import peft
 import torch
-import transformers
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-import peft_listen
+from benchmarks.versions import library_versions
 from offline.small_models import obtain
 from peft_listen.files import atomic_path
 
@@ -191,13 +188,7 @@ def run(
     result: Run = {
         "settings": settings_of(name, split, seed),
         "measured": measured,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "peft": peft.__version__,
-            "peft_listen": peft_listen.__version__,
-        },
+        "versions": library_versions(),
         "threads": torch.get_num_threads(),
     }
     path = result_path(results, name, split, seed)

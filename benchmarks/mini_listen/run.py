@@ -11,7 +11,6 @@ benchmarks.mini_listen.results` makes the tables from the stored results.
 from __future__ import annotations
 
 import argparse
-import platform
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,12 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
-import transformers
 from filelock import FileLock, Timeout
 
-import peft_listen
+from benchmarks.versions import library_versions
 from peft_listen import AudioListenForCausalLM, AudioListenProcessor
 from peft_listen.analysis import SelectionRecords, summarize
 from peft_listen.metrics import get_metric
@@ -97,13 +94,7 @@ def run(settings: RunSettings, material: Material, work_dir: Path, results_dir: 
         "settings": settings.as_json(),
         "adapter_parameters": adapted.num_adapter_parameters(),
         "training_seconds": round(training_seconds),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "peft": peft.__version__,
-            "peft_listen": peft_listen.__version__,
-        },
+        "versions": library_versions(),
         "threads": torch.get_num_threads(),
         "train_loss": evaluator.losses(material.train),
         "validation_loss": evaluator.losses(material.validation),

@@ -3,6 +3,10 @@
 import argparse
 
 
+# Values of `--dtype`: names of torch's dtypes, and "auto" for that of the checkpoint.
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
 def positive_integer(text: str) -> int:
     """An integer of at least 1, for `add_argument(type=...)`."""
     number = int(text)

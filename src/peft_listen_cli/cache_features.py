@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from .argument_types import positive_integer
+from .argument_types import DTYPES, positive_integer
 
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=["auto", "float32", "bfloat16", "float16"],
+        choices=DTYPES,
         default="auto",
         help="dtype of the encoders. Load the model in the same dtype for training, since each dtype has its own features "
         "(default: auto, that of the checkpoint, as in from_pretrained)",

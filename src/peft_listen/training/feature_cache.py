@@ -402,9 +402,8 @@ def encoder_fingerprint(model: AudioListenForCausalLM) -> str:
             flat = parameter.detach().flatten()
             sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().contiguous()
             digest.update(name.encode() + sample.numpy().tobytes())
-            if (
-                parameter.dtype != torch.float32
-            ):  # the name of a float32 folder is the one that it had without the dtype
+            # The name of a float32 folder is the one that it had without the dtype.
+            if parameter.dtype != torch.float32:
                 digest.update(str(parameter.dtype).encode())
     settings = ("window_length", "window_stride", "group_sound_by_length")
     digest.update(str([getattr(base.config, setting) for setting in settings]).encode())

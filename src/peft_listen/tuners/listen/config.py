@@ -20,7 +20,8 @@ class ListenConfig(PeftConfig):
     `(2 * pool_size + num_shared_prompts) * embedding_size`.
 
     The defaults are a form that learns in few steps: a fixed number of prompts, and shared prompts that are added to the
-    selected ones. Fields marked *(ours)* are choices of this library where the paper gives no details, or remedies for collapse.
+    selected ones. Fields marked *(ours)* are choices of this library where the paper gives no details, or remedies for
+    collapse.
     docs/method.md lists their measured effects. [`ListenConfig.paper`] gives the form of the paper.
 
     Args:
@@ -325,8 +326,8 @@ _PAPER_FORM: dict[str, Any] = {
     "key_loss_reduction": "sum",
 }
 
-# Values of fields whose default has changed or that are newer than the first version, for saved configurations in which they have no value. In these,
-# `max_train_prompt_length` was `pool_size`.
+# Values of fields whose default has changed or that are newer than the first version, for saved configurations in which
+# they have no value. In these, `max_train_prompt_length` was `pool_size`.
 _FORMER_DEFAULTS: dict[str, Any] = {
     "stochastic_prompt_length": True,
     "num_shared_prompts": 0,
