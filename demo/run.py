@@ -82,7 +82,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--learning-rate", type=float, default=defaults.LEARNING_RATE, help="of the training (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=defaults.SEED, help="of the training (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=defaults.SEED, help="of projector and training (default: %(default)s)"
+    )
     return parser
 
 
@@ -121,6 +123,7 @@ def main() -> None:
             "sound": arguments.sound,
             "speech_chunk_multiple": SPEECH_CHUNK_MULTIPLE,
             "chatml": arguments.llm is None,
+            "seed": arguments.seed,
         },
         products=("config.json", "processor_config.json"),
     )

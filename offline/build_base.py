@@ -93,6 +93,7 @@ def main() -> None:
         default=30,
         help="encode speech at multiples of so many seconds (default: 30)",
     )
+    parser.add_argument("--seed", type=int, default=0, help="of the projector's initial weights (default: 0)")
     arguments = parser.parse_args()
     build_base(
         arguments.output_dir,
@@ -100,6 +101,7 @@ def main() -> None:
         arguments.llm,
         arguments.sound,
         text_template=CHATML_TEMPLATE if arguments.chatml else None,
+        seed=arguments.seed,
         speech_chunk_multiple=arguments.speech_chunk_multiple,
     )
 

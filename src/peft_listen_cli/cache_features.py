@@ -113,6 +113,9 @@ def _load_encoders(name: str, dtype: str) -> tuple[AudioListenForCausalLM, Audio
     from peft_listen import AudioListenConfig, AudioListenForCausalLM, AudioListenProcessor
     from peft_listen.models.audio_listen.frozen_references import resolve_adapter
 
+    from .model_loading import check_model_name
+
+    check_model_name(name)
     try:
         base, _ = resolve_adapter(name, {})
         AudioListenConfig.from_pretrained(base)  # explains what is wrong with a model of another kind

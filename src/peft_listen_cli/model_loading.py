@@ -41,10 +41,12 @@ def load_pipeline(
         `Pipeline`: `"audio-text-to-text"` for a model with audio.
 
     Raises:
+        FileNotFoundError: if there is no such folder.
         OSError: if the model cannot be loaded. For an adapter, the message names its base model.
         ValueError: if the device is not available, or the model has no audio and `accepts_text_models` is `False`.
     """
     register()
+    check_model_name(model)
     on = _find_device(device)
     if dtype is None:
         dtype = "float32" if on.type == "cpu" else "auto"
@@ -66,6 +68,23 @@ def load_pipeline(
     raise ValueError(
         f"{model!r} is a {type(loaded).__name__}, a language model without audio; an audio model is needed."
     )
+
+
+def check_model_name(model: str) -> None:
+    """
+    Checks that a folder exists, if the name of a model can only be a folder.
+
+    Args:
+        model (`str`): Folder or Hub name.
+
+    Raises:
+        FileNotFoundError: if it does not exist and is not of the form of a Hub name.
+    """
+    is_hub_name = not os.path.isabs(model) and not model.startswith((".", "~")) and model.count("/") <= 1
+    if not is_hub_name and not os.path.exists(model):
+        raise FileNotFoundError(
+            f"There is no file or folder {model!r}. Give an existing folder, or a name on the Hub."
+        )
 
 
 def _find_device(name: str | None) -> torch.device:

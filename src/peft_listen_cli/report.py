@@ -83,12 +83,14 @@ def _records(arguments: argparse.Namespace, predictions: list[Prediction]) -> Se
                 f"out {arguments.data}, or name an adapter instead of the file."
             )
         return SelectionRecords.load(arguments.source)
+    from .model_loading import check_model_name, load_pipeline
+
     if arguments.data is None:
+        check_model_name(arguments.source)
         raise ValueError(
             f"{arguments.source} is not a file of selections. If it is an adapter, also name the data file to select "
-            "prompts for."
+            "prompts for; if it should be such a file, check the path."
         )
-    from .model_loading import load_pipeline
 
     # The files are checked first, since loading and running the model may take minutes.
     examples = read_examples(arguments.data)

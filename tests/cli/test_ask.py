@@ -44,7 +44,7 @@ def test_the_clip_is_read_before_the_model(tmp_path, capsys):
 
 def test_a_missing_model_is_explained(wav_path, tmp_path, capsys):
     assert main(["ask", wav_path, "Who?", "--model", str(tmp_path / "no_model")]) == 2
-    assert re.search(r"The model '.*no_model' cannot be loaded\.", capsys.readouterr().err)
+    assert re.search(r"There is no file or folder '.*no_model'\.", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

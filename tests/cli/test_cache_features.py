@@ -115,7 +115,7 @@ def test_the_data_are_read_before_the_model(tmp_path, capsys):
 def test_a_missing_model_is_explained(data, tmp_path, capsys):
     arguments = ["--model", str(tmp_path / "no_model"), "--folder", str(tmp_path / "features")]
     assert main(["cache-features", data, *arguments]) == 2
-    assert re.search(r"error: The model '.*no_model' cannot be loaded\.", capsys.readouterr().err)
+    assert re.search(r"error: There is no file or folder '.*no_model'\.", capsys.readouterr().err)
     assert not (tmp_path / "features").exists()
 
 

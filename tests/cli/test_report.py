@@ -1,6 +1,7 @@
 """`peft-listen report` on an adapter's folder, on a file of selections, and on neither."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -130,4 +131,11 @@ def test_the_data_file_is_read_before_the_model(tmp_path, capsys) -> None:
 
 def test_a_missing_adapter_is_explained(data_file, tmp_path, capsys) -> None:
     assert main(["report", str(tmp_path / "no-adapter"), data_file]) == 2
-    assert "no-adapter' cannot be loaded" in capsys.readouterr().err
+    assert re.search(r"There is no file or folder '.*no-adapter'\.", capsys.readouterr().err)
+
+
+def test_a_mistyped_file_of_selections_is_explained(tmp_path, capsys) -> None:
+    assert main(["report", str(tmp_path / "selections.safetensor")]) == 2
+    assert re.search(r"There is no file or folder '.*selections\.safetensor'\.", capsys.readouterr().err)
+    assert main(["report", "selections.safetensor"]) == 2
+    assert "if it should be such a file, check the path" in capsys.readouterr().err
