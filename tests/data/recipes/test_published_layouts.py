@@ -7,7 +7,6 @@ import pytest
 from peft_listen.audio import load_audio
 from peft_listen.data import check_examples, read_examples
 from peft_listen.data.recipes import prepare
-
 from tests.data.recipes.trees import (
     TREES,
     write_audiocaps,
@@ -82,7 +81,7 @@ def test_librispeech_without_a_transcript_file(tmp_path):
 def test_covost2_joins_the_tables_by_the_published_rule(tmp_path):
     train, dev, test = prepare("covost2-en-zh", write_covost2(tmp_path), tmp_path / "data")
     assert [(row["id"], row["answer"]) for row in rows_of(train)] == [
-        ("common_voice_en_10", '她说："好的"。'),
+        ("common_voice_en_10", '她说"好的"。'),
         ("common_voice_en_11", "你好\\世界"),
     ]
     assert rows_of(train)[0]["audio"].endswith("/en/clips/common_voice_en_10.mp3")
@@ -137,7 +136,9 @@ def test_iemocap_with_one_session_has_no_training_split(tmp_path):
 def test_iemocap_counts_damaged_label_lines(tmp_path):
     root = write_iemocap(tmp_path)
     labels = root / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
-    write_text(labels, labels.read_bytes() + b"[7.0 - 8.0] Ses01F_impro01_F009 neu\n[8.0 - 9.0]\t\xff\tneu\t[1, 1, 1]\n")
+    write_text(
+        labels, labels.read_bytes() + b"[7.0 - 8.0] Ses01F_impro01_F009 neu\n[8.0 - 9.0]\t\xff\tneu\t[1, 1, 1]\n"
+    )
     (report,) = prepare("iemocap", root, tmp_path / "data", splits=["session1"])
     assert report.num_problems == 2
     assert "the line is not UTF-8" in report.skipped

@@ -60,7 +60,7 @@ def write_covost2(folder: Path) -> Path:
     """
     clips = [f"common_voice_en_{number}.mp3" for number in (10, 11, 12, 13, 14, 15, 16)]
     rows = [
-        (clips[0], "她说：\"好的\"。", "train"),
+        (clips[0], '她说"好的"。', "train"),
         (clips[1], "你好\\\\世界", "train_covost"),
         (clips[2], "不在列表中", "train"),
         (clips[3], "没有文件", "train"),
@@ -151,7 +151,9 @@ def write_spoken_squad(folder: Path) -> Path:
         {
             "context": "super bowl fifty was an american football game.",
             "qas": [
-                question("56be4db0", "Where did Super Bowl 50 take place?", "santa clara", "levis stadium", "santa clara"),
+                question(
+                    "56be4db0", "Where did Super Bowl 50 take place?", "santa clara", "levis stadium", "santa clara"
+                ),
                 question("56be4db1", "Which team won? ", "denver broncos", "denver broncos"),
             ],
         },

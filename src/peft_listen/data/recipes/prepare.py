@@ -374,7 +374,7 @@ def _choose_splits(recipe: Recipe, source: SourceFolder, splits: Sequence[str] |
         if not found:
             raise ValueError(
                 f"{source.root} is not {recipe.title} in its published layout: the files of none of its splits "
-                f"({', '.join(published)}) are there. Expected:\n{recipe.layout}"
+                f"({', '.join(published)}) are there.{source.link_advice()} Expected:\n{recipe.layout}"
             )
         return found
     chosen = list(dict.fromkeys([splits] if isinstance(splits, str) else splits))
@@ -383,7 +383,7 @@ def _choose_splits(recipe: Recipe, source: SourceFolder, splits: Sequence[str] |
     if missing := [split for split in chosen if split not in found]:
         raise ValueError(
             f"{source.root} does not contain the files of the split {missing[0]!r} of {recipe.title}; those of "
-            f"{', '.join(found) or 'none'} are there. Expected:\n{recipe.layout}"
+            f"{', '.join(found) or 'none'} are there.{source.link_advice()} Expected:\n{recipe.layout}"
         )
     return chosen
 

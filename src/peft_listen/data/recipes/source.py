@@ -48,6 +48,9 @@ class SourceFolder:
         path (`str` or `os.PathLike`): the folder; it may itself be a symbolic link.
         follow_links (`bool`, defaults to `False`): whether symbolic links inside the folder may lead out of it.
 
+    Attributes:
+        refused_links (`list[str]`): the paths that were refused because of such a link.
+
     Raises:
         FileNotFoundError: if there is no such folder.
         NotADirectoryError: if the path is a file.
@@ -66,6 +69,7 @@ class SourceFolder:
                 f"{os.fspath(path)} is not a folder. Pass the folder that the data set was unpacked to."
             )
         self.follow_links = follow_links
+        self.refused_links: list[str] = []
 
     def clip_problem(self, relative: str) -> str | None:
         """
@@ -208,21 +212,31 @@ class SourceFolder:
                 f"{self.path(relative)} is not JSON in UTF-8 ({error}). Download the file again."
             ) from None
 
+    def link_advice(self) -> str:
+        """Sentence about the links that were refused, for error messages; empty if there were none."""
+        if not self.refused_links:
+            return ""
+        return (
+            f" The link {self.path(self.refused_links[0])} leads out of the folder and was not followed: pass "
+            "`follow_links=True` (--follow-links) if you trust it."
+        )
+
     def _names(self, relative: str, folders: bool) -> list[str]:
         try:
-            resolved = self._resolve(relative)
-            with os.scandir(resolved) as entries:
-                # A link in a loop is neither a file nor a folder.
+            with os.scandir(self._resolve(relative)) as entries:
                 return sorted(
-                    entry.name
-                    for entry in entries
-                    if not entry.name.startswith(".") and (entry.is_dir() if folders else not entry.is_dir())
+                    entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry) is folders
                 )
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except PermissionError as error:
+            raise PermissionError(f"{self.path(relative)}: {error.strerror}.{self.link_advice()}") from None
 
     def _open(self, relative: str) -> BinaryIO:
-        path = self._resolve(relative)
+        try:
+            path = self._resolve(relative)
+        except PermissionError as error:
+            raise PermissionError(f"{self.path(relative)}: {error.strerror}.{self.link_advice()}") from None
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise OSError(f"{self.path(relative)} is not a regular file. Download the data set again.")
         return open(path, "rb")
@@ -239,8 +253,17 @@ class SourceFolder:
         except RuntimeError:  # a loop, before Python 3.13
             raise OSError(errno.ELOOP, "a symbolic link leads in a loop", relative) from None
         if not self.follow_links and not resolved.is_relative_to(self.root):
+            self.refused_links.append(relative)
             raise PermissionError(errno.EPERM, "a symbolic link leads out of the source folder", relative)
         return resolved
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool | None:
+    """Whether an entry is a folder or a link to one; `None` for a link that leads in a loop."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return None
 
 
 def _describe(error: OSError) -> str:
