@@ -345,8 +345,8 @@ def _to_row(
         # If `audio` is an absolute path, the folder is ignored.
         audio = str(folder / audio)
     row = {"audio": audio, **{name: fields[name] for name in text_fields}}
-    if "references" in fields:
-        references = fields["references"]
+    references = fields.get("references")
+    if references is not None:
         if problem := _references_problem(references):
             return f"`references` {problem}"
         row["references"] = references

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from peft_listen.audio import load_audio
 from peft_listen.data import read_examples
 from peft_listen.data.recipes import (
     Item,
@@ -17,6 +18,7 @@ from peft_listen.data.recipes import (
     SourceFolder,
     available_recipes,
     base,
+    clips,
     get_recipe,
     prepare,
     register_recipe,
@@ -131,16 +133,41 @@ def test_max_rows_writes_only_the_clips_that_are_drawn(tmp_path):
 def test_joined_clips_are_written_once(tmp_path):
     source = write_voxceleb1(tmp_path / "source")
     prepare("voxceleb1", source, tmp_path / "data", splits=["test"])
-    clips = sorted((tmp_path / "data/voxceleb1-clips").rglob("*.flac"))
-    times = [clip.stat().st_mtime_ns for clip in clips]
+    joined = sorted((tmp_path / "data/voxceleb1-clips").rglob("*.flac"))
+    times = [clip.stat().st_mtime_ns for clip in joined]
     (report,) = prepare("voxceleb1", source, tmp_path / "data", splits=["test"])
     assert report.num_rows == 3
-    assert sorted((tmp_path / "data/voxceleb1-clips").rglob("*")) == sorted({*clips, *(clip.parent for clip in clips)})
-    assert [clip.stat().st_mtime_ns for clip in clips] == times
+    assert sorted((tmp_path / "data/voxceleb1-clips").rglob("*")) == sorted(
+        {*joined, *(clip.parent for clip in joined)}
+    )
+    assert [clip.stat().st_mtime_ns for clip in joined] == times
     # A clip of the source that has changed gives a new file.
     write_clip(source / "wav/id10270/x6uYqmx31kE/00001.wav", seconds=0.5)
     prepare("voxceleb1", source, tmp_path / "data", splits=["test"])
-    assert len(list((tmp_path / "data/voxceleb1-clips").rglob("*.flac"))) == len(clips) + 2
+    assert len(list((tmp_path / "data/voxceleb1-clips").rglob("*.flac"))) == len(joined) + 2
+
+
+def test_an_interrupted_run_leaves_the_earlier_file_and_the_next_one_goes_on(tmp_path, monkeypatch):
+    source = write_voxceleb1(tmp_path / "source")
+    (earlier,) = prepare("voxceleb1", source, tmp_path / "data", splits=["test"], max_rows=1)
+    content = lines_of(earlier)
+    shutil.rmtree(tmp_path / "data/voxceleb1-clips")
+    decoded = []
+
+    def load_twice(clip):
+        decoded.append(clip)
+        if len(decoded) > 3:
+            raise KeyboardInterrupt
+        return load_audio(clip)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(clips, "load_audio", load_twice)
+        prepare("voxceleb1", source, tmp_path / "data", splits=["test"])
+    assert lines_of(earlier) == content
+    left = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+    assert sorted(path.suffix for path in left) == [".flac", ".jsonl"]
+    (report,) = prepare("voxceleb1", source, tmp_path / "data", splits=["test"])
+    assert (report.num_rows, len(list((tmp_path / "data/voxceleb1-clips").rglob("*.flac")))) == (3, 3)
 
 
 def test_a_clip_that_cannot_be_decoded_is_skipped(tmp_path):
@@ -177,7 +204,7 @@ def test_another_folder_is_refused_with_the_files_that_are_expected(name, tmp_pa
     with pytest.raises(ValueError, match="in its published layout") as error:
         prepare(name, tmp_path / "source", tmp_path / "data")
     assert recipe.layout in str(error.value) and recipe.title in str(error.value)
-    assert not list((tmp_path / "data").iterdir())
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_source_that_is_not_a_folder_is_refused(tmp_path):
@@ -195,7 +222,7 @@ def test_unknown_and_missing_splits_are_refused(tmp_path):
         prepare("librispeech", root, tmp_path / "data", splits=["train"])
     with pytest.raises(ValueError, match="split 'dev-other' .*; those of dev-clean, test-clean are there"):
         prepare("librispeech", root, tmp_path / "data", splits=["dev-clean", "dev-other"])
-    assert not list((tmp_path / "data").iterdir())
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_split_without_any_usable_row_is_not_written(tmp_path):
@@ -209,7 +236,7 @@ def test_a_split_without_any_usable_row_is_not_written(tmp_path):
     assert (tmp_path / "data/librispeech-test-clean.jsonl").read_text() == "earlier"
 
 
-@pytest.mark.parametrize("max_rows", [0, -1, 1.5, "3"])
+@pytest.mark.parametrize("max_rows", [0, -1, 1.5, "3", True])
 def test_an_invalid_number_of_rows_is_refused(max_rows, tmp_path):
     with pytest.raises(ValueError, match="`max_rows` must be an integer of at least 1"):
         prepare("librispeech", write_librispeech(tmp_path), tmp_path / "data", max_rows=max_rows)

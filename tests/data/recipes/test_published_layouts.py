@@ -246,6 +246,27 @@ def test_audiocaps_finds_clips_by_the_usual_names_and_counts_removed_videos(tmp_
     assert "references" not in second
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "vBslzh7saPw.wav",
+            "YvBslzh7saPw.m4a",
+            "vBslzh7saPw_90.flac",
+            "YvBslzh7saPw_90.webm",
+            "vBslzh7saPw_90_100.opus",
+        ),
+        *("vBslzh7saPw_90000_100000.mp3", "103551.ogg"),
+    ],
+)
+def test_audiocaps_names_of_clips(name, tmp_path):
+    header = "audiocap_id,youtube_id,start_time,caption"
+    write_text(tmp_path / "dataset/train.csv", f"{header}\n103551,vBslzh7saPw,90,Multiple clanging sounds\n")
+    write_text(tmp_path / "audio/train" / name, b"not decoded")
+    (report,) = prepare("audiocaps", tmp_path, tmp_path / "data")
+    assert [row["audio"] for row in rows_of(report)] == [str(tmp_path / "audio/train" / name)]
+
+
 def test_audiocaps_with_all_clips_in_one_folder(tmp_path):
     source = write_audiocaps(tmp_path)
     (source / "train").rename(source / "audio")

@@ -256,6 +256,7 @@ class _SplitWriter:
         Writes the rows; `audio_of(item, index)` finds or writes the clip of a row.
         """
         drawn = self._draw(self._items(rows))
+        self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             progress = tqdm(drawn, desc=f"Writing {self.path.name}", unit="row", disable=not self.show_progress)
             for index, item in progress:
@@ -348,12 +349,11 @@ def _checked(recipe: str | Recipe, output: str | os.PathLike[str], max_rows: int
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     if not isinstance(recipe, Recipe):
         raise ValueError(f"`recipe` must be the name of a recipe or a `Recipe`, got {recipe!r}.")
-    if max_rows is not None and (not isinstance(max_rows, int) or max_rows < 1):
+    if max_rows is not None and (not isinstance(max_rows, int) or isinstance(max_rows, bool) or max_rows < 1):
         raise ValueError(f"`max_rows` must be an integer of at least 1, got {max_rows!r}.")
     folder = Path(output).absolute()
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; expected a folder, in which the data files are written.")
-    folder.mkdir(parents=True, exist_ok=True)
     return recipe, folder.resolve()
 
 
