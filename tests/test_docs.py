@@ -22,6 +22,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from datasets import Audio, Dataset, Features, Value
 from peft import get_peft_model
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
@@ -39,6 +40,7 @@ from peft_listen.models.audio_listen.configuration_audio_listen import QFORMER_D
 from peft_listen.models.audio_listen.convert_salmonn_projector import rename_salmonn_weights
 from peft_listen.models.beats.convert_beats_original_checkpoint import to_original_checkpoint
 from peft_listen_cli import COMMANDS, main
+from tests.data.recipes.trees import write_iemocap, write_librispeech
 from tests.pages import PAGES, ROOT, blocks
 
 
@@ -75,6 +77,20 @@ def write_salmonn_checkpoint() -> None:
     torch.save({"model": {original: weights[name] for name, original in originals.items()}}, SALMONN)
 
 
+def write_librispeech_of_the_hub(folder: Path) -> None:
+    """A Parquet file with the columns of openslr/librispeech_asr."""
+    columns = {
+        "id": ["1-2-0"],
+        "text": ["A DOG BARKS"],
+        "audio": [{"bytes": Path("dog.wav").read_bytes(), "path": None}],
+    }
+    audio = {"bytes": Value("binary"), "path": Value("string")}
+    features = Features({"id": Value("string"), "text": Value("string"), "audio": audio})
+    dataset = Dataset.from_dict(columns, features=features).cast_column("audio", Audio())
+    folder.mkdir(parents=True)
+    dataset.to_parquet(folder / "test-00000-of-00001.parquet")
+
+
 @pytest.fixture(scope="session")
 def small_things(tmp_path_factory, make_llm, make_tokenizer, whisper_config, beats_config):
     folder = tmp_path_factory.mktemp("documented")
@@ -105,17 +121,25 @@ def small_things(tmp_path_factory, make_llm, make_tokenizer, whisper_config, bea
                 soundfile.write(f"recordings/{name}/{index}.wav", tone, 16_000)
         for name in ("train", "test"):
             Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, EXAMPLES)))
+
+        write_librispeech(Path("corpora"))
+        write_iemocap(Path("corpora"))
+        write_librispeech_of_the_hub(Path("corpora/librispeech_asr"))
     return folder
 
 
 def keep_registries(monkeypatch) -> None:
-    """Forgets the selectors and metrics that a page or an example registers."""
+    """Forgets the selectors, metrics and recipes that a page or an example registers."""
+    from peft_listen.data.recipes import available_recipes
+    from peft_listen.data.recipes import base as recipes
     from peft_listen.metrics import registry as metrics
     from peft_listen.tuners.listen.selectors import base as selectors
 
     metrics.available_metrics()  # registers those of the package, once per process
     monkeypatch.setattr(selectors, "_SELECTORS", dict(selectors._SELECTORS))
     monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
+    available_recipes()
+    monkeypatch.setattr(recipes, "_RECIPES", dict(recipes._RECIPES))
 
 
 # Pages whose code uses the Hub. They run in a process that has a Hub of its own.

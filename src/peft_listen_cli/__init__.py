@@ -11,7 +11,7 @@ import platform
 import sys
 from collections.abc import Sequence
 
-from . import ask, cache_features, convert_beats, data, report
+from . import ask, cache_features, convert_beats, data, prepare, report
 
 
 COMMANDS = {
@@ -19,6 +19,7 @@ COMMANDS = {
     "cache-features": cache_features,
     "convert-beats": convert_beats,
     "data": data,
+    "prepare": prepare,
     "report": report,
 }
 REPORTED_VERSIONS = ("peft-listen", "torch", "transformers", "peft", "accelerate", "trl")

@@ -50,6 +50,17 @@ class TestReadExamples:
         path.write_bytes(b"\xef\xbb\xbf" + json.dumps(example(answer="你好"), ensure_ascii=False).encode())
         assert read_examples(path)[0]["answer"] == "你好"
 
+    def test_references_are_returned_where_they_are_given(self, write):
+        path = write(example(references=["a tone", "one tone"]), example(), example(references=None))
+        first, *others = read_examples(path)
+        assert first["references"] == ["a tone", "one tone"]
+        assert not any("references" in other for other in others)
+
+    @pytest.mark.parametrize("references", [{}, [], "a tone", ["a tone", 3], ["half \ud83d"]])
+    def test_references_that_are_not_texts_raise(self, write, references):
+        with pytest.raises(ValueError, match=r"data.jsonl, line 1: `references` (must be a list of at|contains half)"):
+            read_examples(write(example(references=references)))
+
     @pytest.mark.parametrize(
         ("line", "message"),
         [

@@ -6,10 +6,12 @@ import json
 import multiprocessing
 import subprocess
 import sys
+from pathlib import Path
 
 import evaluate
 import pytest
 
+import peft_listen
 from peft_listen.metrics import available_metrics, get_metric, register_metric
 from peft_listen.metrics import registry as registry_module
 from peft_listen.metrics.base import BaseMetric
@@ -28,7 +30,9 @@ def empty_slot(monkeypatch):
 
 
 def test_the_built_in_metrics_are_registered() -> None:
-    assert available_metrics() == ["accuracy", "bleu", "cer", "chrf", "eer", "exact_match", "rouge_l", "wer"]
+    assert available_metrics() == [
+        *("accuracy", "bleu", "cer", "chrf", "cider", "eer", "exact_match", "rouge_l", "squad_f1", "wer")
+    ]
 
 
 @every_metric
@@ -79,6 +83,7 @@ def test_the_metrics_work_offline_and_write_no_file(tmp_path) -> None:
     )
     # Caches of the underlying libraries (such as nltk) would appear in the home folder too.
     environment = {"HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(Path(peft_listen.__file__).parent.parent)
     command = [sys.executable, "-c", code, json.dumps(INPUTS)]
     result = subprocess.run(command, cwd=work, env=environment, check=True, capture_output=True, text=True)
     assert json.loads(result.stdout) == {name: get_metric(name).compute(**INPUTS[name]) for name in INPUTS}
@@ -91,6 +96,14 @@ def compute_part(process_id: int, folder: str, queue: "multiprocessing.Queue") -
         predictions=TEXTS["predictions"][process_id::2], references=TEXTS["references"][process_id::2]
     )
     queue.put((process_id, result))
+
+
+def test_metrics_are_combined_as_those_of_evaluate() -> None:
+    combined = evaluate.combine([get_metric("wer"), get_metric("cer"), get_metric("rouge_l")])
+    result = combined.compute(**TEXTS)
+    assert {name: result[name] for name in ("wer", "cer", "rouge_l")} == {
+        name: get_metric(name).compute(**TEXTS)[name] for name in ("wer", "cer", "rouge_l")
+    }
 
 
 def test_several_processes_compute_one_value_in_the_first(tmp_path) -> None:
@@ -131,7 +144,7 @@ def test_invalid_inputs_raise_and_leave_the_metric_usable(name) -> None:
     assert metric.compute(**rows) == get_metric(name).compute(**rows)
 
 
-@pytest.mark.parametrize("name", sorted(set(available_metrics()) - {"eer"}))
+@pytest.mark.parametrize("name", sorted(set(available_metrics()) - {"eer", "cider"}))
 @pytest.mark.parametrize("empty", ["", " \n"])
 def test_an_empty_reference_raises_with_its_row_and_an_empty_prediction_is_wrong(name, empty) -> None:
     metric = get_metric(name)
@@ -144,7 +157,7 @@ def test_an_empty_reference_raises_with_its_row_and_an_empty_prediction_is_wrong
     assert value > perfect if name in ("wer", "cer") else value < perfect
 
 
-@pytest.mark.parametrize("name", ["bleu", "chrf", "exact_match", "rouge_l"])
+@pytest.mark.parametrize("name", ["bleu", "chrf", "exact_match", "rouge_l", "squad_f1"])
 def test_the_best_of_several_references_counts_and_rows_may_differ_in_number(name) -> None:
     metric = get_metric(name)
     caption = "a dog barks and a car passes"
@@ -163,7 +176,7 @@ def test_single_reference_metrics_raise_for_several_references() -> None:
             get_metric(name).compute(predictions=["a"], references=[["a", "b"]])
 
 
-@pytest.mark.parametrize("module", ["registry", "text_normalization"])
+@pytest.mark.parametrize("module", ["cider", "registry", "text_normalization"])
 def test_docstring_examples_run(module, empty_slot) -> None:
     result = doctest.testmod(importlib.import_module(f"peft_listen.metrics.{module}"))
     assert result.attempted > 0

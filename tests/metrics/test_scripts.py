@@ -185,7 +185,9 @@ def test_rouge_l_accepts_english_with_other_letters(reference) -> None:
     assert get_metric("rouge_l").compute(predictions=[reference], references=[reference])["rouge_l"] == 1.0
 
 
-@pytest.mark.parametrize("name", ["wer", "cer", "bleu", "chrf", "rouge_l", "exact_match", "accuracy"])
+@pytest.mark.parametrize(
+    "name", ["wer", "cer", "bleu", "chrf", "cider", "rouge_l", "exact_match", "squad_f1", "accuracy"]
+)
 @pytest.mark.parametrize("text", ["a \ud83d", "\udc00 b", "c\udfff"])
 def test_half_a_surrogate_pair_is_named(name, text) -> None:
     metric = get_metric(name)

@@ -52,8 +52,43 @@ def test_the_normalizer_can_be_disabled_or_replaced() -> None:
     inputs = {"predictions": ["Hello world "], "references": ["hello world"]}
     assert get_metric("wer", normalizer=None).compute(**inputs)["wer"] == 0.5
     assert get_metric("wer", normalizer=str.lower).compute(**inputs)["wer"] == 0.0
-    with pytest.raises(ValueError, match="`normalizer` must be \"basic\", None or a function.*got 'english'"):
-        get_metric("wer", normalizer="english")
+    with pytest.raises(
+        ValueError, match='`normalizer` must be "basic", "english", None or a function.*got \'german\''
+    ):
+        get_metric("wer", normalizer="german")
+
+
+def test_english_is_normalized_as_in_whispers_paper() -> None:
+    inputs = {"predictions": ["Mr. Park can't pay twenty dollars"], "references": ["uh, mister park can not pay $20"]}
+    for language in ("en", "en-GB", "en_us", "English"):
+        assert get_metric("wer", language=language).compute(**inputs)["wer"] == 0.0
+        assert get_metric("cer", language=language).compute(**inputs)["cer"] == 0.0
+    assert get_metric("wer", normalizer="english").compute(**inputs)["wer"] == 0.0
+    assert get_metric("wer").compute(**inputs)["wer"] > 0.5
+    with pytest.raises(
+        ValueError, match="The language 'en' has its normalizer, \"english\", but `normalizer` is None"
+    ):
+        get_metric("wer", language="en", normalizer=None)
+
+
+def test_other_languages_have_the_basic_normalizer() -> None:
+    inputs = {"predictions": ["Grüß Gott, Mr. Meier"], "references": ["grüß gott mister meier"]}
+    assert get_metric("wer", language="de").compute(**inputs) == get_metric("wer").compute(**inputs)
+
+
+@pytest.mark.parametrize("language", ["zh", "zh-CN", "ja", "th", "lo", "my", "km", "yue", "Chinese"])
+def test_languages_without_spaces_have_character_error_rates_that_ignore_spaces(language) -> None:
+    with pytest.raises(ValueError, match=rf"'{language}' is written without spaces.*`get_metric\(\"cer\", language="):
+        get_metric("wer", language=language)
+    inputs = {"predictions": ["我 在 北京"], "references": ["我去北京。"]}
+    assert get_metric("cer", language=language).compute(**inputs)["cer"] == 1 / 4
+    assert get_metric("cer").compute(**inputs)["cer"] == 3 / 4
+
+
+@pytest.mark.parametrize("language", ["klingon", "", "x", 3])
+def test_an_unknown_language_raises(language) -> None:
+    with pytest.raises(ValueError, match="`language` must be a code or a name that Whisper knows"):
+        get_metric("wer", language=language)
 
 
 @pytest.mark.parametrize("name", ["wer", "cer"])

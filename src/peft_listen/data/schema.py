@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict
+from typing import Any, BinaryIO, NotRequired, TypedDict
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -44,12 +44,15 @@ class Example(TypedDict):
         instruction (`str`): question or instruction about the clip.
         answer (`str`): correct answer.
         task (`str`): name of the task, by which metrics and selections are grouped.
+        references (`list[str]`, *optional*): all correct answers, if there are several. Metrics that take several
+            references per row compare with these.
     """
 
     audio: str | None
     instruction: str
     answer: str
     task: str
+    references: NotRequired[list[str]]
 
 
 class Prediction(Example):
@@ -170,11 +173,17 @@ def check_examples(
             )
         elif (audio := parsed["audio"]) is not None:
             if audio not in checked:
-                checked[audio] = _audio_problem(audio, limits)
+                checked[audio] = clip_problem(audio, limits)
             message = checked[audio]
         if message is not None:
             problems.append(Problem(line, message))
     return problems
+
+
+def example_problem(fields: dict[str, Any]) -> str | None:
+    """Describes why a line with these fields is not a valid example, or returns `None`; its clip is not opened."""
+    row = _to_row(fields, [], Path(), _TEXT_FIELDS)
+    return row if isinstance(row, str) else None
 
 
 def _read(path: str | os.PathLike[str], text_fields: tuple[str, ...]) -> Any:
@@ -335,7 +344,21 @@ def _to_row(
     if audio is not None and not is_url(audio):
         # If `audio` is an absolute path, the folder is ignored.
         audio = str(folder / audio)
-    return {"audio": audio, **{name: fields[name] for name in text_fields}}
+    row = {"audio": audio, **{name: fields[name] for name in text_fields}}
+    references = fields.get("references")
+    if references is not None:
+        if problem := _references_problem(references):
+            return f"`references` {problem}"
+        row["references"] = references
+    return row
+
+
+def _references_problem(references: Any) -> str | None:
+    if not isinstance(references, list) or not references or not all(isinstance(text, str) for text in references):
+        return (
+            f"must be a list of at least one string, got {_shortened(references)}. Leave the field out for one answer."
+        )
+    return next((problem for text in references if (problem := _text_problem(text))), None)
 
 
 def _text_problem(text: str, is_path: bool = False) -> str | None:
@@ -355,7 +378,8 @@ def _shortened(value: Any) -> str:
     return shortener.repr(value)
 
 
-def _audio_problem(audio: str, limits: AudioLimits | None) -> str | None:
+def clip_problem(audio: str, limits: AudioLimits | None = None) -> str | None:
+    """Describes why a clip cannot be read or is silent, or returns `None`."""
     try:
         waveform = load_audio(audio, limits=limits)
     except (OSError, ValueError) as error:

@@ -1,7 +1,10 @@
-"""Metrics of short answers: exact match, and accuracy among known labels."""
+"""Metrics of short answers: exact match, F1 of words as in SQuAD, and accuracy among known labels."""
 
 from __future__ import annotations
 
+import re
+import string
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +38,48 @@ class ExactMatch(_AnswerMetric):
             for prediction, alternatives in zip(predictions, references, strict=True)
         ]
         return {"exact_match": sum(matches) / len(matches)}
+
+
+@register_metric("squad_f1")
+class SquadF1(BaseMetric):
+    """
+    F1 of the words of an answer and its reference, from 0 to 1, as the evaluation script of SQuAD computes it: the mean over
+    the rows of each row's best reference. `compute` also returns `squad_exact_match`, the fraction of answers that equal a
+    reference.
+
+    Before, texts are normalized as in that script: lower case, without ASCII punctuation and the articles a, an and the,
+    and with single spaces. So it is meant for English; [`ExactMatch`] normalizes less. SQuAD reports both values times 100.
+    """
+
+    takes_several_references = True
+
+    def _check_reference(self, value: Any, name: str) -> str:
+        value = super()._check_reference(value, name)
+        if not value.strip():
+            raise ValueError(f"`{name}` is empty ({value!r}), so no answer can be correct. Leave the row out.")
+        return value
+
+    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
+        rows = [
+            [(_squad_words(prediction), _squad_words(text)) for text in alternatives]
+            for prediction, alternatives in zip(predictions, references, strict=True)
+        ]
+        return {
+            "squad_f1": sum(max(_word_f1(*pair) for pair in row) for row in rows) / len(rows),
+            "squad_exact_match": sum(any(answer == truth for answer, truth in row) for row in rows) / len(rows),
+        }
+
+
+def _squad_words(text: str) -> list[str]:
+    text = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def _word_f1(answer: list[str], truth: list[str]) -> float:
+    if not answer or not truth:  # only articles or punctuation
+        return float(answer == truth)
+    common = sum((Counter(answer) & Counter(truth)).values())
+    return 2 * common / (len(answer) + len(truth))
 
 
 @register_metric("accuracy")

@@ -1,7 +1,7 @@
-"""Captioning metric: ROUGE-L.
+"""Captioning metric: ROUGE-L. CIDEr is in `cider`.
 
-CIDEr and SPIDEr, which are common for audio captioning, have no lightweight implementation: pycocoevalcap is a 100 MB
-wheel with Java programs, and aac-metrics depends on CLAP and sentence-transformers. ROUGE-L is pure Python and bounded.
+METEOR and SPICE are not here. Both need Java or, for METEOR by NLTK, the WordNet corpus, which is not published as a Python
+package; BERT-based metrics need models. aac-metrics computes them.
 """
 
 from __future__ import annotations

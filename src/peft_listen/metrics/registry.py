@@ -12,10 +12,12 @@ Built-in metrics, the library that each one uses, and the range of its values:
 | name | inputs | library | range |
 |---|---|---|---|
 | `exact_match` | answers | | 0 to 1, higher is better |
+| `squad_f1` | answers | | 0 to 1, higher is better |
 | `accuracy` | answers among known labels | scikit-learn | 0 to 1, higher is better |
 | `wer`, `cer` | transcripts | jiwer | from 0, lower is better |
 | `bleu`, `chrf` | translations | sacrebleu | 0 to 100, higher is better |
 | `rouge_l` | captions | rouge-score | 0 to 1, higher is better |
+| `cider` | captions | | 0 to 10, higher is better |
 | `eer` | speaker verification scores | scikit-learn | 0 to 1, lower is better |
 """
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 MetricType = TypeVar("MetricType", bound="type[evaluate.Metric]")
 
 # Modules of this package that are imported on first use: they need `evaluate`, which `import peft_listen` must not need.
-_BUILT_IN = ("answers", "captions", "transcripts", "translation", "verification")
+_BUILT_IN = ("answers", "captions", "cider", "transcripts", "translation", "verification")
 
 _METRICS: dict[str, type[evaluate.Metric]] = {}
 

@@ -7,7 +7,8 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any
 
-from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
+from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 
 # Marks that end a sentence or a clause, and quotation marks; not all Unicode punctuation: "50%" differs from "50".
@@ -30,6 +31,9 @@ _OPTIONAL_POINTS = re.compile(
 
 # What NFKC makes of the stand-alone Japanese sound marks: a space and the mark that belongs to the kana before it.
 _SOUND_MARK = re.compile(" ([\u3099\u309a])")
+
+# Languages that are written without spaces between words, by Whisper's codes. Whisper's paper names the first five.
+WITHOUT_SPACES = ("zh", "ja", "th", "lo", "my", "yue", "km", "bo")
 
 Normalizer = Callable[[str], str]
 
@@ -69,9 +73,11 @@ def get_normalizer(normalizer: str | Normalizer | None) -> Normalizer:
         normalizer (`str`, `Callable[[str], str]` or `None`):
             `"basic"`: see above. Arabic and Hebrew vowel points are kept, so a pointed text differs from the same text
             without points. `"unpointed"`: like `"basic"`, but removes the points that everyday Arabic and Hebrew leave
-            out; use it if only the references or only the predictions are pointed. `None`: the text unchanged except for
-            surrounding white space. A function is applied as given; pass `WhisperTokenizer.normalize` for the English
-            normalizer of Whisper's paper (contractions, numbers, British spelling).
+            out; use it if only the references or only the predictions are pointed. `"english"`: the English normalizer of
+            Whisper's paper (`EnglishTextNormalizer` in transformers), which also writes out contractions and titles, writes
+            numbers in digits and drops hesitations, but without its table of British spellings, which is a file of
+            Whisper's checkpoints: pass `WhisperTokenizer.normalize` for the whole. `None`: the text unchanged except for
+            surrounding white space. A function is applied as given.
 
     Returns:
         `Callable[[str], str]`: the function; its results have no surrounding white space.
@@ -93,14 +99,36 @@ def get_normalizer(normalizer: str | Normalizer | None) -> Normalizer:
         normalize = _whisper_normalizer(_remove_symbols)
     elif normalizer == "unpointed":
         normalize = _whisper_normalizer(lambda text: _OPTIONAL_POINTS.sub("", _remove_symbols(text)))
+    elif normalizer == "english":
+        normalize = EnglishTextNormalizer({})
     elif callable(normalizer):
         normalize = normalizer
     else:
         raise ValueError(
-            f'`normalizer` must be "basic", None or a function from `str` to `str`, or "unpointed" for Arabic and Hebrew; '
-            f"got {normalizer!r}."
+            f'`normalizer` must be "basic", "english", None or a function from `str` to `str`, or "unpointed" for Arabic and '
+            f"Hebrew; got {normalizer!r}."
         )
     return lambda text: normalize(text).strip()
+
+
+def language_code(language: str) -> str:
+    """
+    Returns Whisper's code of a language: that of `"zh-CN"` is `"zh"`.
+
+    Args:
+        language (`str`): a code such as `"en"`, with or without a region, or an English name such as `"english"`.
+
+    Raises:
+        ValueError: if Whisper does not know the language.
+    """
+    name = language.lower() if isinstance(language, str) else ""
+    code = TO_LANGUAGE_CODE.get(name, re.split("[-_]", name)[0])
+    if code not in LANGUAGES:
+        raise ValueError(
+            f"`language` must be a code or a name that Whisper knows, such as 'en', 'zh' or 'english', got {language!r}. "
+            "For another language, leave it out."
+        )
+    return code
 
 
 def _whisper_normalizer(clean: Normalizer) -> Normalizer:

@@ -6,14 +6,23 @@ from typing import Any
 
 from .base import BaseMetric
 from .registry import register_metric
-from .text_normalization import Normalizer, get_normalizer
+from .text_normalization import WITHOUT_SPACES, Normalizer, get_normalizer, language_code
 
 
 class _ErrorRate(BaseMetric):
     library = "jiwer"
 
-    def __init__(self, *, normalizer: str | Normalizer | None = "basic", **settings: Any) -> None:
+    def __init__(
+        self, *, normalizer: str | Normalizer | None = "basic", language: str | None = None, **settings: Any
+    ) -> None:
         super().__init__(**settings)
+        self.language = None if language is None else language_code(language)
+        if self.language == "en":
+            if normalizer != "basic":
+                raise ValueError(
+                    f"The language 'en' has its normalizer, \"english\", but `normalizer` is {normalizer!r}. Pass one of them."
+                )
+            normalizer = "english"
         self.normalizer = get_normalizer(normalizer)
 
     def _check_reference(self, value: Any, name: str) -> str:
@@ -39,7 +48,19 @@ class Wer(_ErrorRate):
 
     Args:
         normalizer (`str`, `Callable[[str], str]` or `None`, defaults to `"basic"`): see [`get_normalizer`].
+        language (`str`, *optional*): language of the transcripts, such as `"en"`, to do what Whisper's paper does for it:
+            English has the normalizer `"english"`, and languages without spaces raise an error that names `cer`.
     """
+
+    def __init__(
+        self, *, normalizer: str | Normalizer | None = "basic", language: str | None = None, **settings: Any
+    ) -> None:
+        super().__init__(normalizer=normalizer, language=language, **settings)
+        if self.language in WITHOUT_SPACES:
+            raise ValueError(
+                f"The language {language!r} is written without spaces, so words cannot be counted. Use "
+                f'`get_metric("cer", language={language!r})`.'
+            )
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
         import jiwer
@@ -57,7 +78,13 @@ class Cer(_ErrorRate):
 
     Args:
         normalizer (`str`, `Callable[[str], str]` or `None`, defaults to `"basic"`): see [`get_normalizer`].
+        language (`str`, *optional*): language of the transcripts, such as `"zh"`, to do what Whisper's paper does for it:
+            English has the normalizer `"english"`, and in languages without spaces, spaces do not count.
     """
+
+    def _normalized(self, texts: list[str]) -> list[str]:
+        texts = super()._normalized(texts)
+        return ["".join(text.split()) for text in texts] if self.language in WITHOUT_SPACES else texts
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
         import jiwer
