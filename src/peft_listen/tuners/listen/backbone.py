@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -51,6 +52,45 @@ def find_backbone(model: nn.Module, path: str | None = None) -> tuple[str, nn.Mo
             "ids. LISTEN does not support it."
         )
     return path, backbone
+
+
+def find_decoder_layers(backbone: nn.Module, numbers: Sequence[int] = ()) -> nn.ModuleList:
+    """
+    Finds the layers of a decoder: its list of as many modules as the configuration has `num_hidden_layers`, each of which
+    takes `hidden_states`.
+
+    Args:
+        backbone (`nn.Module`): the decoder.
+        numbers (`Sequence[int]`): numbers of layers that are needed, from 0.
+
+    Returns:
+        `nn.ModuleList`: the layers, in their order.
+
+    Raises:
+        ValueError: if there is no such list, or more than one, or if it has no layer of one of the numbers.
+    """
+    name, config = type(backbone).__name__, getattr(backbone, "config", None)
+    get_text_config = getattr(config, "get_text_config", None)
+    count = getattr(config if get_text_config is None else get_text_config(decoder=True), "num_hidden_layers", None)
+    found = [
+        child
+        for child in backbone.children()
+        if isinstance(child, nn.ModuleList)
+        and len(child) == count
+        and all("hidden_states" in inspect.signature(layer.forward).parameters for layer in child)
+    ]
+    if len(found) != 1:
+        raise ValueError(
+            f"LISTEN found no decoder layers in {name}: it has {len(found)} lists of `num_hidden_layers`={count} layers that "
+            "take `hidden_states`, and needs one. Leave `value_layers` out for this model."
+        )
+    missing = [number for number in numbers if number >= len(found[0])]
+    if missing:
+        raise ValueError(
+            f"{name} has {len(found[0])} layers, numbered from 0 to {len(found[0]) - 1}, and `value_layers` contains "
+            f"{missing[0]}. Use layers that it has."
+        )
+    return found[0]
 
 
 def _decoder_of(model: nn.Module) -> tuple[str, nn.Module]:

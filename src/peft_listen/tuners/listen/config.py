@@ -17,7 +17,7 @@ class ListenConfig(PeftConfig):
 
     A pool of `pool_size` learnable key-value pairs is added to a frozen decoder. For every input, the best-matching keys
     are selected, and their values are prepended as soft prompts. The trainable parameters are exactly
-    `(2 * pool_size + num_shared_prompts) * embedding_size`.
+    `(2 * pool_size + num_shared_prompts) * embedding_size`, without `value_layers`.
 
     The defaults are a form that learns in few steps: a fixed number of prompts, and shared prompts that are added to the
     selected ones. Fields marked *(ours)* are choices of this library where the paper gives no details, or remedies for
@@ -74,6 +74,12 @@ class ListenConfig(PeftConfig):
             prompts learn what inputs have in common, and the values, which are then initialized with zeros, learn the
             differences. Needs at least as many shared prompts as prompts can be selected. `"prepend"` puts the shared
             prompts before the selected ones. *(ours)*
+        value_layers (`list[int]`, *optional*):
+            Decoder layers, numbered from 0, at whose inputs the prompts get further trained vectors: one for each value of
+            the pool and, where shared prompts are added, one for each of these. They are initially zero, follow the
+            selection of the values, and are scaled to the hidden states of the layer. Adds `len(value_layers) * (pool_size
+            + num_shared_prompts) * hidden_size` parameters, without `num_shared_prompts` where shared prompts are
+            prepended. *(ours, after deep prompt tuning, https://arxiv.org/abs/2110.07602; its effect was not measured yet)*
         init_weights (`bool`, `"vocab"` or `"normal"`, defaults to `True`):
             `True` or `"vocab"`: keys and values are initialized with embeddings of random ordinary tokens. `"normal"`:
             normally distributed with the standard deviation of the embeddings. `False`: random and deliberately large,
@@ -145,6 +151,10 @@ class ListenConfig(PeftConfig):
     shared_prompt_mode: Literal["prepend", "add"] = field(
         default="add",
         metadata={"help": "Whether the shared prompts are added to the selected ones, or put before them."},
+    )
+    value_layers: list[int] | None = field(
+        default=None,
+        metadata={"help": "Decoder layers, from 0, at whose inputs the prompts get further trained vectors."},
     )
     init_weights: bool | Literal["vocab", "normal"] = field(
         default=True,
@@ -226,6 +236,8 @@ class ListenConfig(PeftConfig):
         # After training, `set_prompt_length` may have set more prompts than there are shared ones.
         if not self._is_saved:
             self.check_enough_shared_prompts()
+        if self.value_layers is not None:
+            self.value_layers = sorted(set(self.value_layers)) or None
         if self.init_weights not in (True, False, "vocab", "normal"):
             raise ValueError(f"`init_weights` must be True, False, 'vocab' or 'normal', got {self.init_weights!r}.")
         if not is_integer(self.seed) or self.seed < 0:
@@ -280,6 +292,13 @@ class ListenConfig(PeftConfig):
         ):
             raise ValueError(
                 f"`query_ignored_token_ids` must contain token ids, got {self.query_ignored_token_ids!r}."
+            )
+        if self.value_layers is not None and not (
+            isinstance(self.value_layers, (list, tuple, set))
+            and all(is_integer(layer) and layer >= 0 for layer in self.value_layers)
+        ):
+            raise ValueError(
+                f"`value_layers` must be a list of numbers of decoder layers, from 0, got {self.value_layers!r}."
             )
         if self.modules_to_save is not None and not (
             isinstance(self.modules_to_save, (list, tuple, set))

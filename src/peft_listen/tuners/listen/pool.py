@@ -11,6 +11,7 @@ from torch import nn
 
 from . import running_statistics
 from .config import ListenConfig
+from .deep_values import DeepPrompts, DeepValues
 from .initialization import InitialPool
 from .prompt_length import train_prompt_length
 from .query import NO_GROUPS, TokenGroups, mean_query, prompt_positions
@@ -32,12 +33,14 @@ class PoolOutput(NamedTuple):
         selection ([`Selection`])
         query (`torch.FloatTensor` of shape `(batch_size, embedding_size)`): float32, before centering.
         key_loss_per_row (`torch.FloatTensor` of shape `(batch_size,)`, *optional*): in training only.
+        deep ([`DeepPrompts`], *optional*): deep values of the prompts, for adapters that have them.
     """
 
     prompts: torch.Tensor
     selection: Selection
     query: torch.Tensor
     key_loss_per_row: torch.Tensor | None
+    deep: DeepPrompts | None
 
 
 class PromptPool(nn.Module):
@@ -58,6 +61,7 @@ class PromptPool(nn.Module):
         recent_queries (`torch.FloatTensor` of shape `(num_queries, embedding_size)`, *optional*): queries for a pending
             initialization of the keys; see [`remember_queries`].
         saved_step (`torch.LongTensor`, a scalar): [`step`] for checkpoints; written in training, read after loading.
+        deep ([`DeepValues`], *optional*): the prompts' vectors at deeper layers, for a configuration with `value_layers`.
     """
 
     keys: nn.Parameter
@@ -76,6 +80,7 @@ class PromptPool(nn.Module):
         self.values = nn.Parameter(initial.values.to(device))
         shared_values = nn.Parameter(initial.shared_values.to(device)) if config.num_shared_prompts > 0 else None
         self.register_parameter("shared_values", shared_values)
+        self.deep: DeepValues | None = None
         self.register_buffer("query_mean", initial.query_mean.to(device))
         variance = torch.ones_like(initial.query_mean, device=device) if config.standardize_queries else None
         self.register_buffer("query_variance", variance)
@@ -131,6 +136,8 @@ class PromptPool(nn.Module):
         if is_loaded:
             self._step_is_read_from = None
             self._is_checked = False
+            if self.deep is not None:
+                self.deep.forget_scales()
             if self._observer is not None:
                 self._observer.forget_values()
             self.check_finite("loaded")
@@ -221,6 +228,8 @@ class PromptPool(nn.Module):
             found = groups or running_statistics.groups_of_backward(self.values)
             if found:
                 self._sums.reduce(found, self.query_mean)
+                if self.deep is not None:
+                    self.deep.reduce_scales(found)
 
         # At the end, when every process has begun the reductions of its gradients: collectives must be in the same order
         # in all processes.
@@ -300,6 +309,7 @@ class PromptPool(nn.Module):
                 prompts = prompts * selection.weights.unsqueeze(-1)
             if self.shared_values is not None:
                 prompts = self._with_shared_prompts(self.shared_values.to(device), prompts)
+            deep = None if self.deep is None else self.deep.select(selection, is_training_step)
             key_loss = None
             if is_training_step:
                 self._sums.add(query.detach(), self.query_mean.to(query))
@@ -312,7 +322,7 @@ class PromptPool(nn.Module):
                 prompts = prompts + keys[:0].sum()
             if is_training_step:
                 self._reduce_in_backward(prompts)
-        return PoolOutput(prompts, selection, query, key_loss)
+        return PoolOutput(prompts, selection, query, key_loss, deep)
 
     def normalize_query(self, query: torch.Tensor) -> torch.Tensor:
         """The query after centering and scaling, as configured, `(num_queries, embedding_size)`."""
@@ -413,7 +423,7 @@ class PromptPool(nn.Module):
         self.recent_queries = None
 
     def cast_parameters(self, dtype: torch.dtype) -> None:
-        """Casts keys, values and shared prompts. Running statistics keep their dtype, float32."""
+        """Casts keys, values, shared prompts and deep values. Running statistics keep their dtype, float32."""
         for parameter in self.parameters():
             parameter.data = parameter.data.to(dtype)
 
