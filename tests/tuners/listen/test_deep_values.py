@@ -619,6 +619,8 @@ def test_a_decoder_whose_layers_are_not_found_raises_with_its_name(change, build
         base.model.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(2))
     else:
         base.config.num_hidden_layers = 3
-    with pytest.raises(ValueError, match=r"found no decoder layers in LlamaModel.*Leave `value_layers` out"):
+    with pytest.raises(
+        ValueError, match=r"found no decoder layers in LlamaModel.*Leave `value_layers` and `query_layer` out"
+    ):
         get_peft_model(base, ListenConfig(value_layers=[1]))
     get_peft_model(base, ListenConfig())  # without deep values, layers are not needed

@@ -31,7 +31,7 @@ class SelectionRecord:
         scores (`torch.FloatTensor` of shape `(batch_size, k)`): the selector's score of each.
         weights (`torch.FloatTensor` of shape `(batch_size, k)`, *optional*): factors of the values, if any.
         query (`torch.FloatTensor` of shape `(batch_size, embedding_size)`):
-            mean of the prompt's input embeddings, before centering.
+            mean of the prompt's input embeddings, before centering; with `query_layer`, the sum of the query's halves.
     """
 
     indices: torch.Tensor

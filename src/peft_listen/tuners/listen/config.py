@@ -65,6 +65,16 @@ class ListenConfig(PeftConfig):
         query_ignored_token_ids (`list[int]`, *optional*):
             Tokens excluded from the query: those of the chat template, which are the same in every input; see
             [`~peft_listen.training.chat_template_token_ids`]. *(ours)*
+        query_layer (`int`, defaults to 0):
+            Number of layers of the frozen decoder that the text of the query has passed, in a forward pass of the text alone,
+            without audio and prompts. At 0, it is the mean of the embeddings. A running mean is subtracted from the text half
+            and the audio half each, both are scaled to unit length, and added. Needs `query_pooling="modality_mean"`.
+            *(ours; its effect was not measured yet)*
+        query_text (`"mean"` or `"last"`, defaults to `"mean"`):
+            Whether the text half is the mean over the text's positions, or its last position. `"last"` needs a
+            `query_layer`. *(ours)*
+        query_audio_weight (`float`, defaults to 1.0):
+            Factor of the audio half, with a `query_layer`. At 0, the text alone is the query. *(ours)*
         num_shared_prompts (`int`, *optional*):
             Number of prompts that every input gets in addition to its selected ones. They are not in the pool, and add
             `num_shared_prompts * embedding_size` parameters. Defaults to the largest number of selected prompts if they
@@ -140,6 +150,15 @@ class ListenConfig(PeftConfig):
     )
     query_ignored_token_ids: list[int] | None = field(
         default=None, metadata={"help": "Tokens excluded from the query, such as those of the chat template."}
+    )
+    query_layer: int = field(
+        default=0, metadata={"help": "Number of decoder layers that the text of the query has passed; 0 for none."}
+    )
+    query_text: Literal["mean", "last"] = field(
+        default="mean", metadata={"help": "Mean over the text's positions, or its last position, after these layers."}
+    )
+    query_audio_weight: float = field(
+        default=1.0, metadata={"help": "Factor of the audio in a query whose text has passed layers."}
     )
     num_shared_prompts: int = field(
         default=None,  # type: ignore[assignment]
@@ -222,6 +241,7 @@ class ListenConfig(PeftConfig):
             raise ValueError("`standardize_queries=True` divides the centered query. Set `center_queries=True` too.")
         if self.query_pooling not in ("mean", "modality_mean"):
             raise ValueError(f"`query_pooling` must be 'mean' or 'modality_mean', got {self.query_pooling!r}.")
+        self._check_query_layer()
         if self.query_ignored_token_ids is not None:
             self.query_ignored_token_ids = sorted(set(self.query_ignored_token_ids))
         if self.shared_prompt_mode not in ("prepend", "add"):
@@ -305,6 +325,26 @@ class ListenConfig(PeftConfig):
             and all(isinstance(name, str) for name in self.modules_to_save)
         ):
             raise ValueError(f"`modules_to_save` must be a list of module names, got {self.modules_to_save!r}.")
+
+    def _check_query_layer(self) -> None:
+        if not is_integer(self.query_layer) or self.query_layer < 0:
+            raise ValueError(f"`query_layer` must be an integer of at least 0, got {self.query_layer!r}.")
+        if self.query_text not in ("mean", "last"):
+            raise ValueError(f"`query_text` must be 'mean' or 'last', got {self.query_text!r}.")
+        if not is_number(self.query_audio_weight) or not 0 <= self.query_audio_weight < math.inf:
+            raise ValueError(
+                f"`query_audio_weight` must be a finite number of at least 0, got {self.query_audio_weight!r}."
+            )
+        if self.query_layer == 0 and (self.query_text != "mean" or self.query_audio_weight != 1.0):
+            raise ValueError(
+                f"`query_text`={self.query_text!r} and `query_audio_weight`={self.query_audio_weight!r} have an effect only "
+                "with a `query_layer` of at least 1. Set it, or leave them out."
+            )
+        if self.query_layer > 0 and self.query_pooling != "modality_mean":
+            raise ValueError(
+                f"`query_layer`={self.query_layer} reads the text without the audio, so it needs "
+                f"`query_pooling='modality_mean'`, got {self.query_pooling!r}."
+            )
 
     def check_enough_shared_prompts(self) -> None:
         """Raises a `ValueError` if shared prompts are added to the selected ones, and there are fewer of them."""

@@ -41,6 +41,7 @@ from .placement import PromptPlacement, positions_from_mask
 from .pool import PoolOutput
 from .position_limit import PositionLimit
 from .query import NO_GROUPS, TokenGroups, placeholder_token_ids, token_positions
+from .text_reader import TextReader
 from .validation import check_cache_matches_adapter, check_supported
 
 
@@ -102,8 +103,11 @@ class PromptHooks:
             self._deep_values.remove()
 
     def update_layers(self) -> None:
-        """Sets hooks on the decoder layers for which a pool has deep values."""
+        """Sets hooks on the decoder layers for which a pool has deep values, and gives a reader to those that read text."""
         pools = [self.layer.pool_of(name) for name in self.layer.listen_pools]
+        for pool in pools:
+            if pool.text_query is not None and pool.text_query.reader is None:
+                pool.text_query.reader = TextReader(self.backbone, find_decoder_layers(self.backbone))
         if self._deep_values is None and any(pool.deep is not None for pool in pools):
             embedding = self.backbone.get_input_embeddings()  # type: ignore[operator]
             self._deep_values = DeepValueHooks(self.layer, find_decoder_layers(self.backbone), embedding)

@@ -18,6 +18,7 @@ from .initialization import initial_pool
 from .pool import PoolOutput, PromptPool
 from .prompt_length import warn_of_other_lengths_in_training, warn_of_untrained_length
 from .query import NO_GROUPS, TokenGroups
+from .text_query import TextQuery
 
 
 class Attachment(Protocol):
@@ -38,7 +39,7 @@ class BackboneHooks(Attachment, Protocol):
         ...
 
     def update_layers(self) -> None:
-        """Sets hooks on the decoder layers that the pools need."""
+        """Connects the pools with the decoder layers that they need."""
         ...
 
 
@@ -77,6 +78,9 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         pool = PromptPool(config, initial_pool(config, embedding, model_config), device)
         if config.value_layers:
             pool.deep = DeepValues(pool, config, model_config, device)
+        if config.query_layer:
+            pool.text_query = TextQuery(pool, config, pool.keys.shape[-1], device)
+            pool.query_mean.zero_()  # the initial one is that of embeddings
         pool.requires_grad_(trainable)
         pool.train(self.training)
         self.listen_pools[adapter_name] = pool

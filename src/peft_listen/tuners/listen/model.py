@@ -12,7 +12,7 @@ from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from .backbone import find_backbone, find_decoder_layers
+from .backbone import check_layers, find_backbone
 from .calls import SelectionRecord
 from .checkpoints import (
     QueryLoading,
@@ -78,8 +78,7 @@ class ListenModel(BaseTuner):
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         assert isinstance(peft_config, ListenConfig)
         name, backbone = find_backbone(model, peft_config.backbone)
-        if peft_config.value_layers:
-            find_decoder_layers(backbone, peft_config.value_layers)
+        check_layers(peft_config, backbone)
         attached = next((path for path, module in model.named_modules() if isinstance(module, ListenLayer)), None)
         if attached is not None and attached != f"{name}.{LAYER_NAME}":
             raise ValueError(

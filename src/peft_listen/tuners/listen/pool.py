@@ -20,6 +20,7 @@ from .selectors import Selection, get_selector
 from .selectors.base import check_initial_keys, check_selection
 from .steps import StepObserver
 from .synchronization import reading_is_free
+from .text_query import TextQuery
 
 
 class PoolOutput(NamedTuple):
@@ -31,7 +32,8 @@ class PoolOutput(NamedTuple):
             the shared prompts, then the selected ones in the selector's order, in the pool's dtype. Where shared prompts
             are added, of shape `(batch_size, k, embedding_size)`.
         selection ([`Selection`])
-        query (`torch.FloatTensor` of shape `(batch_size, embedding_size)`): float32, before centering.
+        query (`torch.FloatTensor` of shape `(batch_size, embedding_size)`): float32, before centering (of the sum of its
+            halves, with `query_layer`).
         key_loss_per_row (`torch.FloatTensor` of shape `(batch_size,)`, *optional*): in training only.
         deep ([`DeepPrompts`], *optional*): deep values of the prompts, for adapters that have them.
     """
@@ -61,6 +63,7 @@ class PromptPool(nn.Module):
         recent_queries (`torch.FloatTensor` of shape `(num_queries, embedding_size)`, *optional*): queries for a pending
             initialization of the keys; see [`remember_queries`].
         saved_step (`torch.LongTensor`, a scalar): [`step`] for checkpoints; written in training, read after loading.
+        text_query ([`TextQuery`], *optional*): query from a hidden layer, for a configuration with `query_layer`.
         deep ([`DeepValues`], *optional*): the prompts' vectors at deeper layers, for a configuration with `value_layers`.
     """
 
@@ -81,6 +84,7 @@ class PromptPool(nn.Module):
         shared_values = nn.Parameter(initial.shared_values.to(device)) if config.num_shared_prompts > 0 else None
         self.register_parameter("shared_values", shared_values)
         self.deep: DeepValues | None = None
+        self.text_query: TextQuery | None = None
         self.register_buffer("query_mean", initial.query_mean.to(device))
         variance = torch.ones_like(initial.query_mean, device=device) if config.standardize_queries else None
         self.register_buffer("query_variance", variance)
@@ -216,6 +220,8 @@ class PromptPool(nn.Module):
         """Adds the queries that other processes have seen in this step. All processes must call it."""
         if running_statistics.is_distributed():
             self._sums.reduce(running_statistics.all_processes(), self.query_mean)
+            if self.text_query is not None:
+                self.text_query.reduce(running_statistics.all_processes())
 
     def _reduce_in_backward(self, prompts: torch.Tensor) -> None:
         """Adds the queries of other processes at the end of the backward pass, if they reduce their gradients in it. The
@@ -228,6 +234,8 @@ class PromptPool(nn.Module):
             found = groups or running_statistics.groups_of_backward(self.values)
             if found:
                 self._sums.reduce(found, self.query_mean)
+                if self.text_query is not None:
+                    self.text_query.reduce(found)
                 if self.deep is not None:
                     self.deep.reduce_scales(found)
 
@@ -249,6 +257,8 @@ class PromptPool(nn.Module):
             return
         rate = max(1.0 / steps_seen, 1.0 - self.config.query_mean_momentum)
         running_statistics.update(self.query_mean, statistics.mean, rate, statistics.num_rows)
+        if self.text_query is not None:
+            self.text_query.end_step(rate)
         # In the first step, the distances are measured from the initial mean, to which no query has contributed.
         if self.query_variance is not None and steps_seen > 1:
             rate = max(1.0 / (steps_seen - 1), rate)
@@ -297,10 +307,16 @@ class PromptPool(nn.Module):
         )
         if is_training_step and labels is not None:
             self._warn_without_prompt(without_prompt)
+        text = None
+        if self.text_query is not None:
+            text = self.text_query.read(inputs_embeds, positions, attention_mask, labels, query_mask, groups)
         keys, values = self.keys.to(device), self.values.to(device)
         # In half precision, rounded similarities would select other prompts.
         with torch.autocast(device_type=device.type, enabled=False):
-            query = mean_query(inputs_embeds, positions, groups.modality)
+            if self.text_query is None or text is None:
+                query = mean_query(inputs_embeds, positions, groups.modality)
+            else:
+                query = self.text_query.combine(text, inputs_embeds, positions, groups, is_training_step)
             normalized = self.normalize_query(query)
             selection = self.selector.select(normalized, keys.float(), k)
             check_selection(selection, self.selector, batch_size, k, keys, with_range=reading_is_free(device))
