@@ -9,6 +9,9 @@
 4. After the backbone: strip the prompts; logits and hidden states then have the input's length.
 5. After the causal language model, in training: add the key loss to the loss.
 
+With deep values, hooks on some layers of the backbone add vectors at the prompts' positions between 2 and 4; see
+`deep_value_hooks.py`.
+
 These steps share their state in one [`LanguageModelCall`], which only the calling thread can access.
 
 `torch.compile` does not trace the hooks; it compiles the code between them, where the prompts only change a dynamic
