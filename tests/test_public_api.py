@@ -140,14 +140,15 @@ def test_no_import_cycle() -> None:
 @pytest.mark.parametrize(
     ("package", "forbidden"),
     [
-        ("audio", ("tuners", "models", "training", "data", "metrics", "analysis", "pipelines")),
-        ("tuners", ("audio", "models", "training", "data", "metrics", "analysis", "pipelines")),
-        ("models", ("tuners", "training", "data", "metrics", "analysis", "pipelines")),
-        ("data", ("tuners", "training", "metrics", "analysis", "pipelines")),
-        ("metrics", ("audio", "tuners", "models", "training", "data", "analysis", "pipelines")),
-        ("analysis", ("models", "training", "data", "pipelines")),
-        ("training", ("metrics", "pipelines")),
-        ("pipelines", ("tuners", "training", "metrics", "analysis")),
+        ("audio", ("tuners", "models", "training", "data", "metrics", "analysis", "pipelines", "evaluation")),
+        ("tuners", ("audio", "models", "training", "data", "metrics", "analysis", "pipelines", "evaluation")),
+        ("models", ("tuners", "training", "data", "metrics", "analysis", "pipelines", "evaluation")),
+        ("data", ("tuners", "training", "metrics", "analysis", "pipelines", "evaluation")),
+        ("metrics", ("audio", "tuners", "models", "training", "data", "analysis", "pipelines", "evaluation")),
+        ("analysis", ("models", "training", "data", "pipelines", "evaluation")),
+        ("training", ("metrics", "pipelines", "evaluation")),
+        ("evaluation", ("tuners", "models", "training", "analysis", "pipelines")),
+        ("pipelines", ("tuners", "training", "metrics", "analysis", "evaluation")),
     ],
 )
 def test_imports_run_one_way(package: str, forbidden: tuple[str, ...]) -> None:

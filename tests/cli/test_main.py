@@ -51,7 +51,9 @@ def test_every_command_explains_itself(command, capsys):
     assert "usage: peft-listen" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [[], ["sing"], ["ask"], ["ask", "a.wav"], ["data"], ["convert-beats", "a.pt"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["sing"], ["ask"], ["ask", "a.wav"], ["data"], ["convert-beats", "a.pt"], ["predict"]]
+)
 def test_wrong_arguments_exit_with_2_and_the_usage(arguments, capsys):
     with pytest.raises(SystemExit) as exit_info:
         main(arguments)

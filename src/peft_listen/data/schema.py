@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict
+from typing import Any, BinaryIO, NotRequired, TypedDict
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -44,12 +44,14 @@ class Example(TypedDict):
         instruction (`str`): question or instruction about the clip.
         answer (`str`): correct answer.
         task (`str`): name of the task, by which metrics and selections are grouped.
+        metric (`str`, *optional*): the metric of the task, in the notation of [`~peft_listen.metrics.MetricChoice`].
     """
 
     audio: str | None
     instruction: str
     answer: str
     task: str
+    metric: NotRequired[str]
 
 
 class Prediction(Example):
@@ -88,8 +90,8 @@ def read_examples(path: str | os.PathLike[str]) -> list[Example]:
     """
     Reads a data file: UTF-8 text with one JSON object per line, which has the fields of [`Example`].
 
-    Relative audio paths are resolved against the folder of the file, so a data set can be moved as a whole. Other fields
-    and empty lines are ignored. Audio files are not opened; use [`check_examples`] for that.
+    Relative audio paths are resolved against the folder of the file, so a data set can be moved as a whole. The field `metric`
+    may be left out. Other fields and empty lines are ignored. Audio files are not opened; use [`check_examples`] for that.
 
     A line may have at most 64 MiB (`MAX_LINE_BYTES`), and each field that is used at most 500 000 characters
     (`MAX_TEXT_CHARACTERS`), except for a `data:` URI as `audio`.
@@ -335,7 +337,15 @@ def _to_row(
     if audio is not None and not is_url(audio):
         # If `audio` is an absolute path, the folder is ignored.
         audio = str(folder / audio)
-    return {"audio": audio, **{name: fields[name] for name in text_fields}}
+    row = {"audio": audio, **{name: fields[name] for name in text_fields}}
+    metric: Any = fields.get("metric")
+    if metric is not None:
+        if not isinstance(metric, str) or not metric.strip():
+            return f"`metric` must be the name of a metric or null, got {_shortened(metric)}."
+        if problem := _text_problem(metric):
+            return f"`metric` {problem}"
+        row["metric"] = metric
+    return row
 
 
 def _text_problem(text: str, is_path: bool = False) -> str | None:

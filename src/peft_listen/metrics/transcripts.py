@@ -11,6 +11,7 @@ from .text_normalization import Normalizer, get_normalizer
 
 class _ErrorRate(BaseMetric):
     library = "jiwer"
+    higher_is_better = False
 
     def __init__(self, *, normalizer: str | Normalizer | None = "basic", **settings: Any) -> None:
         super().__init__(**settings)
