@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from . import ask, cache_features, convert_beats, data, evaluate, predict, report
+from . import ask, cache_features, convert_beats, data, evaluate, predict, report, train
 
 
 COMMANDS = {
@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "predict": predict,
     "report": report,
+    "train": train,
 }
 REPORTED_VERSIONS = ("peft-listen", "torch", "transformers", "peft", "accelerate", "trl")
 

@@ -63,7 +63,7 @@ def answer(
     state = start_processes()
 
     def load() -> Pipeline:
-        from .model_loading import load_pipeline
+        from peft_listen.pipelines.loading import load_pipeline
 
         return load_pipeline(model, options.dtype, options.device or str(state.device))
 

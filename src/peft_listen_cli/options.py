@@ -195,7 +195,7 @@ def convert_values(parser: argparse.ArgumentParser, values: Mapping[str, Any], s
 
 def _dictionary_fields(dataclass_types: Iterable[Any]) -> set[str]:
     """Names of the fields that accept a mapping."""
-    found = set()
+    found: set[str] = set()
     for dataclass_type in dataclass_types:
         hints = getattr(dataclass_type, "_VALID_DICT_FIELDS", ())
         found.update(hints)

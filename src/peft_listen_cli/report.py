@@ -88,7 +88,7 @@ def _records(arguments: argparse.Namespace, predictions: list[Prediction]) -> Se
             f"{arguments.source} is not a file of selections. If it is an adapter, also name the data file to select "
             "prompts for."
         )
-    from .model_loading import load_pipeline
+    from peft_listen.pipelines.loading import load_pipeline
 
     # The files are checked first, since loading and running the model may take minutes.
     examples = read_examples(arguments.data)

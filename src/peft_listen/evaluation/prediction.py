@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 from transformers import Pipeline
 
 from ..data import Example, Prediction
+from ..processes import in_main_process
 from .prediction_file import PredictionFile
 
 
@@ -72,7 +72,7 @@ def predict(
         settings = {"model": pipe.model.name_or_path} if isinstance(pipe, Pipeline) else {}
     file = PredictionFile(output_file, examples, {**settings, "generation": generate_kwargs}, batch_size)
     state = PartialState()
-    _in_main_process(state, lambda: file.prepare(overwrite))
+    in_main_process(lambda: file.prepare(overwrite))
     if not file.is_finished:
         finished = file.answers()
         pending = [batch for batch in range(len(file.batches)) if batch not in finished]
@@ -89,7 +89,7 @@ def predict(
                     file.add(batch, answer_rows(pipe, file.batches[batch], **generate_kwargs))
                     progress.update(len(file.batches[batch]))
         state.wait_for_everyone()
-        _in_main_process(state, file.finish)
+        in_main_process(file.finish)
     return file.read()
 
 
@@ -108,17 +108,3 @@ def answer_rows(pipe: Pipeline, rows: Sequence[Mapping[str, Any]], **generate_kw
     inputs = [{name: row[name] for name in ("audio", "instruction") if row[name] is not None} for row in rows]
     outputs = pipe(inputs, batch_size=len(inputs), **generate_kwargs)
     return [output[0]["generated_text"].strip() for output in outputs]
-
-
-def _in_main_process(state: PartialState, action: Callable[[], None]) -> None:
-    """Runs an action in one process, and raises its error in all of them."""
-    error: Exception | None = None
-    if state.is_main_process:
-        try:
-            action()
-        except (OSError, ValueError) as caught:
-            error = caught
-    if state.num_processes > 1:
-        (error,) = broadcast_object_list([error])
-    if error is not None:
-        raise error

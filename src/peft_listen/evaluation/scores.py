@@ -19,7 +19,7 @@ _LIBRARIES = ("peft-listen", "torch", "transformers", "peft", "evaluate")
 
 def format_scores(scores: Mapping[str, TaskScore]) -> str:
     """
-    Formats scores as a Markdown table with one row for each metric.
+    Formats scores as a Markdown table with one row for each metric, without counts.
 
     Args:
         scores (`Mapping[str, TaskScore]`): scores by the name of the task.
@@ -31,9 +31,10 @@ def format_scores(scores: Mapping[str, TaskScore]) -> str:
     for task, score in scores.items():
         arrow = "higher" if score.higher_is_better else "lower"
         for name, value in score.values.items():
+            if name != score.metric and isinstance(value, int):
+                continue  # counts, such as that of substitutions
             better = f" ({arrow} is better)" if name == score.metric else ""
-            shown = str(value) if isinstance(value, int) else f"{value:.4f}"
-            lines.append(f"| {_escaped(task)} | {score.num_rows} | {name}{better} | {shown} |")
+            lines.append(f"| {_escaped(task)} | {score.num_rows} | {name}{better} | {value:.4f} |")
     return "\n".join(lines)
 
 
