@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +59,9 @@ def run(arguments: Any) -> int:
 
     from peft_listen.runs import TrainingRun
 
-    result = TrainingRun(*arguments.options).run()
+    # The trainer prints its logs; stdout is for the result.
+    with contextlib.redirect_stdout(sys.stderr):
+        result = TrainingRun(*arguments.options).run()
     state = PartialState()
     if state.is_main_process:
         print(json.dumps(_as_json(result)) if arguments.json else _as_text(result))

@@ -60,7 +60,15 @@ def test_a_run_trains_scores_and_saves(make_run, data_file, tmp_path):
     ).run() == replace(result, was_finished=True)
 
 
-@pytest.mark.parametrize("adapter", ["listen", "lora", "listen+lora", "none"])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        pytest.param("listen", marks=pytest.mark.slow),
+        pytest.param("lora", marks=pytest.mark.slow),
+        "listen+lora",
+        "none",
+    ],
+)
 def test_each_adapter_is_trained_saved_and_resumed(make_run, tmp_path, adapter, data_file):
     options = {"adapter": adapter, "lora_dropout": 0.0, "weight_decay": 0.1, "test_data": [data_file]}
     whole = make_run(output_dir=str(tmp_path / "whole"), **options).run()
@@ -97,18 +105,18 @@ def test_both_adapters_are_active_in_the_loaded_model(make_run, data_file):
 
 
 def test_the_best_model_is_kept_and_training_stops_early(make_run, data_file):
-    options = {"eval_data": [data_file], "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "max_steps": 50}
-    # The first evaluation is the best: with this learning rate, the loss grows.
-    result = make_run(
-        **options, learning_rate=3.0, warmup_steps=0, early_stopping_patience=2, metric_for_best_model="loss"
-    ).run()
-    evaluations = [row["eval_loss"] for row in result.log_history if "eval_loss" in row]
-    best = min(range(len(evaluations)), key=evaluations.__getitem__)
-    assert len(evaluations) == best + 3
+    # No answer of this model is right, so the first evaluation stays the best.
+    options = {"eval_data": [data_file], "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "max_steps": 9}
+    early = {"early_stopping_patience": 2, "metric_for_best_model": "mean_quality", "save_total_limit": 1}
+    result = make_run(**options, **early, learning_rate=0.02, warmup_steps=0).run()
+    evaluations = [row for row in result.log_history if "eval_loss" in row]
+    assert [row["step"] for row in evaluations] == [1, 2, 3]
     pipe = load_pipeline(str(result.model_dir), device="cpu")
     batch = AudioListenCollator(pipe.processor)(read_examples(data_file))
     with torch.no_grad():
-        assert float(pipe.model(**batch).loss) == pytest.approx(evaluations[best], abs=0.2)
+        loss = float(pipe.model(**batch).loss)
+    assert loss == pytest.approx(evaluations[0]["eval_loss"], abs=0.1)
+    assert abs(loss - evaluations[-1]["eval_loss"]) > 0.2
 
 
 def test_features_of_a_cache_give_the_same_losses(make_run, data_file, tmp_path):

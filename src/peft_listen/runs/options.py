@@ -314,6 +314,13 @@ class RunArguments(TrainingArguments):
         default=0.05, metadata={"help": "Steps of linear warm-up; below 1, a fraction of all steps."}
     )
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps; below 1, a fraction of all."})
+    log_level: str = field(
+        default="warning",
+        metadata={
+            "help": "Messages of the libraries that are shown.",
+            "choices": ["detail", "debug", "info", "warning", "error", "critical", "passive"],
+        },
+    )
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Checkpoints that are kept; the best one in addition."}
     )
