@@ -140,15 +140,16 @@ def test_no_import_cycle() -> None:
 @pytest.mark.parametrize(
     ("package", "forbidden"),
     [
-        ("audio", ("tuners", "models", "training", "data", "metrics", "analysis", "pipelines", "evaluation")),
-        ("tuners", ("audio", "models", "training", "data", "metrics", "analysis", "pipelines", "evaluation")),
-        ("models", ("tuners", "training", "data", "metrics", "analysis", "pipelines", "evaluation")),
-        ("data", ("tuners", "training", "metrics", "analysis", "pipelines", "evaluation")),
-        ("metrics", ("audio", "tuners", "models", "training", "data", "analysis", "pipelines", "evaluation")),
-        ("analysis", ("models", "training", "data", "pipelines", "evaluation")),
-        ("training", ("metrics", "pipelines", "evaluation")),
-        ("evaluation", ("tuners", "models", "training", "analysis", "pipelines")),
-        ("pipelines", ("tuners", "training", "metrics", "analysis", "evaluation")),
+        ("audio", ("tuners", "models", "training", "data", "metrics", "analysis", "pipelines", "evaluation", "runs")),
+        ("tuners", ("audio", "models", "training", "data", "metrics", "analysis", "pipelines", "evaluation", "runs")),
+        ("models", ("tuners", "training", "data", "metrics", "analysis", "pipelines", "evaluation", "runs")),
+        ("data", ("tuners", "training", "metrics", "analysis", "pipelines", "evaluation", "runs")),
+        ("metrics", ("audio", "tuners", "models", "training", "data", "analysis", "pipelines", "evaluation", "runs")),
+        ("analysis", ("models", "training", "data", "pipelines", "evaluation", "runs")),
+        ("training", ("metrics", "pipelines", "evaluation", "runs")),
+        ("evaluation", ("tuners", "models", "training", "analysis", "pipelines", "runs")),
+        ("pipelines", ("tuners", "training", "metrics", "analysis", "evaluation", "runs")),
+        ("runs", ("analysis",)),
     ],
 )
 def test_imports_run_one_way(package: str, forbidden: tuple[str, ...]) -> None:

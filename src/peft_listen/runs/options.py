@@ -121,6 +121,9 @@ class ListenOptions(_ListenFields):  # type: ignore[valid-type, misc]
         listen_form (`"default"` or `"paper"`): the defaults, those of `ListenConfig` or of [`ListenConfig.paper`].
         listen_ignore_template (`bool`, *optional*): exclude the tokens of the chat template from the query.
         init_keys_at_steps (`list[int]`): see [`~peft_listen.training.ListenCallback`].
+
+    Raises:
+        ValueError: if `listen_selector_kwargs` is neither a mapping nor a JSON object as text.
     """
 
     _argument_group_name = "pool of prompts (adapter: listen), the fields of ListenConfig"

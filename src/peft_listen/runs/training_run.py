@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..data import Example, read_examples
 from ..evaluation import predict, save_scores
@@ -98,12 +100,11 @@ class TrainingRun:
     data: DataOptions
     arguments: RunArguments
     callbacks: Sequence[TrainerCallback] = ()
-    show_progress: bool = True
     _folder: Path = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._folder = Path(self.arguments.output_dir or "output")
-        _check(self.model, self.adapter, self.arguments)
+        _check(self.adapter, self.arguments)
 
     def run(self) -> RunResult:
         """
@@ -272,7 +273,7 @@ class TrainingRun:
             folder / "predictions.jsonl",
             batch_size=self.arguments.per_device_eval_batch_size,
             settings={"checkpoint": checkpoint_fingerprint(self.model_dir)},
-            show_progress=self.show_progress,
+            show_progress=not self.arguments.disable_tqdm,
             **self._generation,
         )
         scores = score_predictions(predictions, _of_tasks(metrics, rows))
@@ -330,7 +331,12 @@ class TrainingRun:
         return RunResult(self.model_dir, self._log_history() or [], scores, was_finished=True)
 
 
-def _check(model: ModelOptions, adapter: AdapterOptions, arguments: RunArguments) -> None:
+def _check(adapter: AdapterOptions, arguments: RunArguments) -> None:
+    if arguments.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP") or is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "A run keeps the whole model in each process: FSDP and DeepSpeed ZeRO-3 are not supported. Leave them out, or use "
+            "a script with `Trainer`, as in docs/train.md."
+        )
     if adapter.adapter == "listen+lora" and arguments.push_to_hub:
         raise ValueError(
             "`push_to_hub` uploads one adapter beside its base model, and `adapter: listen+lora` has two. Leave out "
