@@ -33,8 +33,8 @@ def in_main_process(action: Callable[[], Result]) -> Result:
     if state.is_main_process:
         try:
             outcome = (action(), None)
-        except (OSError, ValueError) as error:
-            outcome = (None, error)
+        except (OSError, ValueError) as caught:
+            outcome = (None, caught)
     ((result, error),) = broadcast_object_list([outcome])
     if error is not None:
         raise error

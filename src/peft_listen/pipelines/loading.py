@@ -83,7 +83,7 @@ def _has_lora(adapter: str) -> bool:
 
 
 def _load_with_lora(base: Any, adapter: str) -> Any:
-    model = PeftModel.from_pretrained(base, adapter)
+    model: Any = PeftModel.from_pretrained(base, adapter)
     model.get_base_model().load_adapter(os.path.join(adapter, LORA_NAME), LORA_NAME)
     # Loading the second adapter has deactivated the modules that were trained with the first; LoRA stays active.
     model.set_adapter("default")

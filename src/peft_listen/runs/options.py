@@ -144,7 +144,7 @@ class ListenOptions(_ListenFields):  # type: ignore[valid-type, misc]
     )
 
     def __post_init__(self) -> None:
-        selector_kwargs = self.listen_selector_kwargs
+        selector_kwargs: Any = vars(self)["listen_selector_kwargs"]
         if isinstance(selector_kwargs, str):
             try:
                 selector_kwargs = json.loads(selector_kwargs)
@@ -310,9 +310,7 @@ class RunArguments(TrainingArguments):
     key_learning_rate: float | None = field(
         default=None, metadata={"help": "Of the keys. By default the learning rate."}
     )
-    lr_scheduler_type: str = field(  # type: ignore[assignment]
-        default="cosine", metadata={"help": "Schedule of the learning rates."}
-    )
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rates."})
     warmup_steps: float = field(
         default=0.05, metadata={"help": "Steps of linear warm-up; below 1, a fraction of all steps."}
     )

@@ -62,9 +62,10 @@ class RunTrainer(Trainer):
     def _scores(self) -> dict[str, float]:
         index, count = self.args.process_index, self.args.world_size
         numbers = range(len(self.scored_rows))[index::count]
+        collator: Any = self.data_collator
         answers = answer_batches(
             self.accelerator.unwrap_model(self.model),
-            self.data_collator,
+            collator,
             [self.scored_rows[number] for number in numbers],
             self.args.per_device_eval_batch_size,
             **self.generate_kwargs,

@@ -7,7 +7,7 @@ import gc
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +100,8 @@ class TrainingRun:
     data: DataOptions
     arguments: RunArguments
     callbacks: Sequence[TrainerCallback] = ()
-    _folder: Path = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._folder = Path(self.arguments.output_dir or "output")
         _check(self.adapter, self.arguments)
 
     def run(self) -> RunResult:
@@ -141,6 +139,10 @@ class TrainingRun:
         scores = {split: self._evaluate(split, rows[split], metrics) for split in ("eval", "test") if rows[split]}
         self._finish(scores)
         return RunResult(self.model_dir, self._log_history() or [], scores)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.arguments.output_dir or "output")
 
     @property
     def model_dir(self) -> Path:
@@ -227,7 +229,8 @@ class TrainingRun:
     ) -> FeatureCache | None:
         if self.data.feature_cache is None:
             return None
-        base.to(self.arguments.device)
+        module: nn.Module = base
+        module.to(self.arguments.device)
         cache = FeatureCache(self.data.feature_cache, base)
         clips = [row["audio"] for split in ("train", "eval") for row in rows[split] if row["audio"] is not None]
         cache.build(base, processor, list(dict.fromkeys(clips)))
