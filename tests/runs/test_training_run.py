@@ -118,6 +118,35 @@ def test_the_best_model_is_kept_and_training_stops_early(make_run, data_file):
     assert loss == pytest.approx(evaluations[0]["eval_loss"], abs=0.1)
     assert abs(loss - evaluations[-1]["eval_loss"]) > 0.2
 
+    # Killed after the stop, before the model was saved: the training stays stopped.
+    before = weights(result.model_dir)
+    for name in ("training.json", "result.json"):
+        (result.model_dir.parent / name).unlink()
+    shutil.rmtree(result.model_dir)
+    shutil.rmtree(result.model_dir.parent / "eval")
+    again = make_run(**options, **early, learning_rate=0.02, warmup_steps=0).run()
+    assert [row["step"] for row in again.log_history if "eval_loss" in row] == [1, 2, 3]
+    after = weights(again.model_dir)
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    assert again.scores == result.scores
+
+
+def test_the_event_files_of_tensorboard_are_in_the_folder(make_run, tmp_path):
+    pytest.importorskip("tensorboard", reason="the integration is optional")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    make_run(max_steps=2, report_to=["tensorboard"]).run()
+    (event_file,) = (tmp_path / "run" / "checkpoints").rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(event_file))
+    events.Reload()
+    assert len(events.Scalars("train/live_prompts")) == len(events.Scalars("train/loss")) == 2
+
+
+def test_before_the_first_checkpoint_the_settings_may_be_corrected(make_run, tmp_path):
+    with pytest.raises(OSError, match="cannot be loaded"):
+        make_run(model="wrong-name").run()
+    assert make_run(max_steps=1).run().model_dir.is_dir()
+
 
 def test_features_of_a_cache_give_the_same_losses(make_run, data_file, tmp_path):
     options = {"eval_data": [data_file], "eval_strategy": "steps", "eval_steps": 4, "eval_rows_per_task": 1}

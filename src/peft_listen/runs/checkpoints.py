@@ -32,9 +32,28 @@ def last_whole_checkpoint(folder: Path) -> str | None:
     return get_last_checkpoint(str(folder))
 
 
+def ended_early(checkpoint: str) -> TrainerState | None:
+    """
+    Whether the training was stopped at a checkpoint before its last step. The trainer would continue it when it resumes.
+
+    Args:
+        checkpoint (`str`): a whole checkpoint.
+
+    Returns:
+        [`~transformers.TrainerState`]: the state in the checkpoint; `None` if the training was not stopped there.
+    """
+    state = _read_state(Path(checkpoint))
+    control = (state.stateful_callbacks or {}).get("TrainerControl", {})
+    was_stopped = isinstance(control, dict) and control.get("args", {}).get("should_training_stop", False)
+    return state if was_stopped and state.global_step < state.max_steps else None
+
+
 def _is_whole(checkpoint: Path) -> bool:
     try:
-        state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
-        return bool(TrainerState(**state).global_step == int(checkpoint.name.rpartition("-")[2]))
+        return bool(_read_state(checkpoint).global_step == int(checkpoint.name.rpartition("-")[2]))
     except (OSError, ValueError, TypeError):
         return False
+
+
+def _read_state(checkpoint: Path) -> TrainerState:
+    return TrainerState(**json.loads((checkpoint / _STATE).read_text(encoding="utf-8")))

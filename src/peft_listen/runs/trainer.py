@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from torch.utils.data import Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..evaluation.collated_answers import answer_batches
@@ -47,6 +47,20 @@ class RunTrainer(Trainer):
         self.scored_rows = scored_rows
         self.metrics = metrics
         self.generate_kwargs = generate_kwargs
+
+    def restore(self, state: TrainerState, checkpoint: str) -> None:
+        """
+        Restores the end of a training that was stopped: the best model, if it is to be kept, or the last one.
+
+        Args:
+            state ([`~transformers.TrainerState`]): the state in the last checkpoint.
+            checkpoint (`str`): the last checkpoint.
+        """
+        self.state = state
+        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._load_best_model()
+        else:
+            self._load_from_checkpoint(checkpoint)
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler:
         return self.mixture

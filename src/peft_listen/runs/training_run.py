@@ -6,6 +6,7 @@ import copy
 import gc
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +146,11 @@ class TrainingRun:
         return Path(self.arguments.output_dir or "output")
 
     @property
+    def _checkpoints(self) -> Path:
+        # The whole path: the trainer stores that of the best checkpoint.
+        return (self._folder / "checkpoints").absolute()
+
+    @property
     def model_dir(self) -> Path:
         """Folder of the trained model."""
         return self._folder / "model"
@@ -171,7 +177,11 @@ class TrainingRun:
             self._folder.mkdir(parents=True, exist_ok=True)
             record = SettingsRecord(self._folder / "settings.json")
             changes = record.changes(settings)
-            if changes:
+            if changes and not self._has_begun():
+                # For example, the name of a model was wrong.
+                shutil.rmtree(self._folder / "base", ignore_errors=True)
+                record.write(settings)
+            elif changes:
                 raise ValueError(
                     f"{self._folder} has a run with other settings:\n  "
                     + "\n  ".join(changes)
@@ -187,6 +197,9 @@ class TrainingRun:
 
         in_main_process(check)
 
+    def _has_begun(self) -> bool:
+        return (self._folder / "training.json").exists() or last_whole_checkpoint(self._checkpoints) is not None
+
     def _train(
         self, rows: Mapping[str, list[Example]], metrics: dict[str, list[MetricChoice]], mixture: TaskMixture
     ) -> None:
@@ -201,7 +214,7 @@ class TrainingRun:
             check_can_be_published(model, arguments.hub_include)
         trainer = RunTrainer(
             model,
-            _trainer_arguments(arguments, self._folder / "checkpoints"),
+            _trainer_arguments(arguments, self._checkpoints),
             mixture=mixture,
             scored_rows=_first_of_each_task(rows["eval"], self.data.eval_rows_per_task),
             metrics=metrics,
