@@ -111,11 +111,13 @@ def small_things(tmp_path_factory, make_llm, make_tokenizer, whisper_config, bea
 def keep_registries(monkeypatch) -> None:
     """Forgets the selectors and metrics that a page or an example registers."""
     from peft_listen.metrics import registry as metrics
+    from peft_listen.metrics import tasks
     from peft_listen.tuners.listen.selectors import base as selectors
 
     metrics.available_metrics()  # registers those of the package, once per process
     monkeypatch.setattr(selectors, "_SELECTORS", dict(selectors._SELECTORS))
     monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
+    monkeypatch.setattr(tasks, "_TASK_METRICS", dict(tasks._TASK_METRICS))
 
 
 # Pages whose code uses the Hub. They run in a process that has a Hub of its own.
