@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
@@ -43,7 +44,8 @@ def ended_early(checkpoint: str) -> TrainerState | None:
         [`~transformers.TrainerState`]: the state in the checkpoint; `None` if the training was not stopped there.
     """
     state = _read_state(Path(checkpoint))
-    control = (state.stateful_callbacks or {}).get("TrainerControl", {})
+    callbacks: Any = state.stateful_callbacks or {}
+    control = callbacks.get("TrainerControl", {})
     was_stopped = isinstance(control, dict) and control.get("args", {}).get("should_training_stop", False)
     return state if was_stopped and state.global_step < state.max_steps else None
 
