@@ -133,6 +133,7 @@ def keep_registries(monkeypatch) -> None:
     from peft_listen.data.recipes import available_recipes
     from peft_listen.data.recipes import base as recipes
     from peft_listen.metrics import registry as metrics
+    from peft_listen.metrics import tasks
     from peft_listen.tuners.listen.selectors import base as selectors
 
     metrics.available_metrics()  # registers those of the package, once per process
@@ -140,6 +141,7 @@ def keep_registries(monkeypatch) -> None:
     monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
     available_recipes()
     monkeypatch.setattr(recipes, "_RECIPES", dict(recipes._RECIPES))
+    monkeypatch.setattr(tasks, "_TASK_METRICS", dict(tasks._TASK_METRICS))
 
 
 # Pages whose code uses the Hub. They run in a process that has a Hub of its own.
@@ -187,8 +189,11 @@ def test_the_code_of_a_page_runs(page, small_things, tmp_path, monkeypatch) -> N
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            for language, block in blocks(page, "python", "bash"):
-                if language == "python":
+            for language, block in blocks(page, "python", "bash", "yaml"):
+                if language == "yaml":
+                    # A block for `peft-listen train` names its file in the first line.
+                    Path(re.match(r"# (\w+\.yaml)\n", block)[1]).write_text(block, encoding="utf-8")
+                elif language == "python":
                     exec(compile(block, str(page), "exec"), namespace)
                 else:
                     for arguments in commands(block):
@@ -213,7 +218,7 @@ def test_the_pages_show_every_command() -> None:
 
 
 def test_the_table_of_contents_is_whole() -> None:
-    linked = re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
+    linked = re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
     assert sorted(linked) == sorted(page.name for page in PAGES[1:] if page.name != "index.md")
 
 

@@ -9,10 +9,13 @@ import textwrap
 import pytest
 
 import peft_listen
+import peft_listen.evaluation
+import peft_listen.metrics
+import peft_listen.runs
 import peft_listen.training
 
 
-MODULES = (peft_listen, peft_listen.training)
+MODULES = (peft_listen, peft_listen.training, peft_listen.evaluation, peft_listen.metrics, peft_listen.runs)
 
 
 def public_callables():

@@ -1,6 +1,5 @@
 """No output follows a symbolic link away or replaces a special file: cards, checkpoints and results of benchmarks."""
 
-import json
 import os
 import stat
 import sys
@@ -10,9 +9,11 @@ import pytest
 from huggingface_hub import ModelCard
 
 from benchmarks.mini_listen import results
-from benchmarks.paper import answer as paper
 from benchmarks.speed import decoder
 from peft_listen import AudioListenForCausalLM
+from peft_listen.evaluation import predict, save_scores
+from peft_listen.metrics import score_predictions
+from peft_listen.settings_record import SettingsRecord
 from tests.device_nodes import make_null_device
 
 
@@ -70,9 +71,11 @@ def written(tmp_path, make_adapted, composite_folder, monkeypatch):
 
     def answer(folder):
         row = {"audio": None, "instruction": "What?", "answer": "a tone", "task": "sounds"}
-        (tmp_path / "data.jsonl").write_text(json.dumps(row))
-        monkeypatch.setattr(paper, "pipeline", lambda *args, **kwargs: pytest.fail("the model must not be loaded"))
-        paper.answer("model", tmp_path / "data.jsonl", folder / "predictions.jsonl")
+        predict(lambda: pytest.fail("the model must not be loaded"), [row], folder / "predictions.jsonl")
+
+    def score(folder):
+        rows = [{"answer": "a", "generated": "a", "task": "sounds"}]
+        save_scores(score_predictions(rows), folder)
 
     return {
         "card of a LISTEN adapter": ("README.md", lambda folder: make_adapted("listen").save_pretrained(folder)),
@@ -101,6 +104,8 @@ def written(tmp_path, make_adapted, composite_folder, monkeypatch):
         "plots": ("methods_training_loss.svg", save_plots),
         "measurements": ("decoder.json", measure),
         "answers": ("predictions.jsonl", answer),
+        "scores": ("scores.json", score),
+        "settings": ("settings.json", lambda folder: SettingsRecord(folder / "settings.json").write({})),
     }
 
 
@@ -116,6 +121,8 @@ WRITERS = (
     "plots",
     "measurements",
     "answers",
+    "scores",
+    "settings",
 )
 
 

@@ -140,14 +140,16 @@ def test_no_import_cycle() -> None:
 @pytest.mark.parametrize(
     ("package", "forbidden"),
     [
-        ("audio", ("tuners", "models", "training", "data", "metrics", "analysis", "pipelines")),
-        ("tuners", ("audio", "models", "training", "data", "metrics", "analysis", "pipelines")),
-        ("models", ("tuners", "training", "data", "metrics", "analysis", "pipelines")),
-        ("data", ("tuners", "training", "metrics", "analysis", "pipelines")),
-        ("metrics", ("audio", "tuners", "models", "training", "data", "analysis", "pipelines")),
-        ("analysis", ("models", "training", "data", "pipelines")),
-        ("training", ("metrics", "pipelines")),
-        ("pipelines", ("tuners", "training", "metrics", "analysis")),
+        ("audio", ("tuners", "models", "training", "data", "metrics", "analysis", "pipelines", "evaluation", "runs")),
+        ("tuners", ("audio", "models", "training", "data", "metrics", "analysis", "pipelines", "evaluation", "runs")),
+        ("models", ("tuners", "training", "data", "metrics", "analysis", "pipelines", "evaluation", "runs")),
+        ("data", ("tuners", "training", "metrics", "analysis", "pipelines", "evaluation", "runs")),
+        ("metrics", ("audio", "tuners", "models", "training", "data", "analysis", "pipelines", "evaluation", "runs")),
+        ("analysis", ("models", "training", "data", "pipelines", "evaluation", "runs")),
+        ("training", ("metrics", "pipelines", "evaluation", "runs")),
+        ("evaluation", ("tuners", "models", "training", "analysis", "pipelines", "runs")),
+        ("pipelines", ("tuners", "training", "metrics", "analysis", "evaluation", "runs")),
+        ("runs", ("analysis",)),
     ],
 )
 def test_imports_run_one_way(package: str, forbidden: tuple[str, ...]) -> None:

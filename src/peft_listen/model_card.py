@@ -10,11 +10,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from peft.utils import CONFIG_NAME
 from transformers import GenerationMixin
 
@@ -26,9 +26,14 @@ from .hub_names import base_names, warn_of_local_base
 if TYPE_CHECKING:
     from peft import PeftModel
 
+    from .metrics import TaskScore
+
 # Sentence in the cards that transformers generates for repositories without one.
 GENERATED_MARK = "This model card has been automatically generated."
 _SNIPPET_MARK = "import peft_listen"
+
+# Around the scores that `add_scores` writes.
+_SCORES_BEGIN, _SCORES_END = "<!-- scores -->", "<!-- end of the scores -->"
 
 _TEMPLATE = """\
 ---
@@ -123,7 +128,7 @@ def install(peft_model_class: type[PeftModel]) -> None:
     peft_model_class._upload_modified_files = _upload_modified_files  # type: ignore[method-assign, assignment]
 
 
-def write_model_card(model: Any, path: Path, name: str) -> None:
+def write_model_card(model: Any, path: Path, name: str, scores: Mapping[str, TaskScore] | None = None) -> None:
     """
     Writes the card of a repository that contains an audio model, and its adapter if it has one, or completes an existing
     card.
@@ -132,11 +137,58 @@ def write_model_card(model: Any, path: Path, name: str) -> None:
         model ([`AudioListenForCausalLM`] or `PeftModel`): The model.
         path (`pathlib.Path`): The file to write.
         name (`str`): Name of the repository, for the code snippet.
+        scores (`Mapping[str, TaskScore]`, *optional*): Scores, which replace those of an older card.
 
     Raises:
         OSError: `path` is a symbolic link, a device, a folder or another special file.
     """
     _write_card(model, path, name, None, for_hub=True)
+    if scores:
+        add_scores(path, scores, name)
+
+
+def add_scores(path: Path, scores: Mapping[str, TaskScore], name: str) -> None:
+    """
+    Adds a table of scores to a card, and the main metric of each task to its metadata, from which the Hub makes its own
+    table. Scores that this function has added before are replaced.
+
+    Args:
+        path (`pathlib.Path`): The card.
+        scores (`Mapping[str, TaskScore]`): Scores by the name of the task.
+        name (`str`): Name of the model.
+
+    Raises:
+        OSError: `path` is a symbolic link, a device, a folder or another special file.
+    """
+    check_output_file(path)
+    card = ModelCard.load(path)
+    rows = [
+        f"| {' '.join(task.split()).replace('|', ' ')} | {score.num_rows} | {metric} | {score.values[metric]:.4g} |"
+        for task, score in scores.items()
+        for metric, value in score.values.items()
+        if metric == score.metric or not isinstance(value, int)
+    ]
+    table = "\n".join(["| task | rows | metric | value |", "|---|---|---|---|", *rows])
+    section = f"{_SCORES_BEGIN}\n## Scores\n\n{table}\n{_SCORES_END}"
+    begin, end = card.text.find(_SCORES_BEGIN), card.text.find(_SCORES_END)
+    if -1 < begin < end:
+        card.text = card.text[:begin] + section + card.text[end + len(_SCORES_END) :]
+    else:
+        before, heading, after = card.text.partition("\n## Citation")
+        card.text = f"{before.rstrip()}\n\n{section}\n{heading}{after}"
+    card.data.model_name = name
+    card.data.eval_results = [
+        EvalResult(
+            task_type="audio-text-to-text",
+            dataset_type=task,
+            dataset_name=task,
+            metric_type=score.metric,
+            metric_value=score.value,
+        )
+        for task, score in scores.items()
+    ]
+    with atomic_path(path) as temporary:
+        card.save(temporary)
 
 
 def _is_own(model: PeftModel) -> bool:

@@ -12,9 +12,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData
@@ -32,6 +32,9 @@ from .models.audio_listen.frozen_references import is_referenced
 from .models.audio_listen.parts import PARTS, Part
 from .models.audio_listen.references import Reference
 
+
+if TYPE_CHECKING:
+    from .metrics import TaskScore
 
 # Patterns of the files of an older version of the repository that would be loaded in place of the new ones, or beside them.
 # They contain no "*", which also matches "/", so the files of subfolders stay.
@@ -55,6 +58,7 @@ def save_complete_model(
     *,
     repo_id: str | None = None,
     include: Collection[str] = (),
+    scores: Mapping[str, TaskScore] | None = None,
 ) -> None:
     """
     Saves an audio model, its adapter and its processor in one folder, which
@@ -76,6 +80,8 @@ def save_complete_model(
         include (`Collection[str]`, *optional*):
             Parts whose weights are saved instead of a reference: `"speech"`, `"sound"`, `"llm"`. Needed for parts that were
             loaded from a file or folder, such as an original BEATs checkpoint, and for parts that were trained or merged.
+        scores (`Mapping[str, TaskScore]`, *optional*):
+            Scores of [`~peft_listen.metrics.score_predictions`] for the model card.
 
     Raises:
         `TypeError`: if the model is not an audio model of this package.
@@ -90,7 +96,7 @@ def save_complete_model(
         if adapter_name is not None:
             _save_adapter(model, adapter_name, folder, repo_id or os.fspath(save_directory))
         processor.save_pretrained(folder)
-        write_model_card(model, folder / "README.md", repo_id or Path(save_directory).name)
+        write_model_card(model, folder / "README.md", repo_id or Path(save_directory).name, scores)
 
 
 def publish(
@@ -105,6 +111,7 @@ def publish(
     revision: str | None = None,
     create_pr: bool = False,
     tags: list[str] | None = None,
+    scores: Mapping[str, TaskScore] | None = None,
 ) -> CommitInfo:
     """
     Uploads an audio model, its adapter and its processor to one repository on the Hub, in one commit. Everybody with
@@ -134,6 +141,8 @@ def publish(
             Whether to open a pull request instead.
         tags (`list[str]`, *optional*):
             Tags to add to the model card.
+        scores (`Mapping[str, TaskScore]`, *optional*):
+            Scores of [`~peft_listen.metrics.score_predictions`] for the model card.
 
     Returns:
         `huggingface_hub.CommitInfo`: address and id of the commit.
@@ -154,7 +163,7 @@ def publish(
         folder = Path(temporary) / "model"
         folder.mkdir()
         _load_card(repo_id, tags or [], token).save(folder / "README.md")
-        save_complete_model(model, processor, folder, repo_id=repo_id, include=include)
+        save_complete_model(model, processor, folder, repo_id=repo_id, include=include, scores=scores)
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -163,6 +172,23 @@ def publish(
             create_pr=create_pr,
             delete_patterns=_REPLACED_FILES if (folder / CONFIG_NAME).exists() else [*_REPLACED_FILES, CONFIG_NAME],
         )
+
+
+def check_can_be_published(model: PeftModel | AudioListenForCausalLM, include: Collection[str] = ()) -> None:
+    """
+    Checks that [`publish`] accepts a model. Call it before a long training.
+
+    Args:
+        model (`PeftModel` or [`AudioListenForCausalLM`]):
+            The audio model, with or without an adapter.
+        include (`Collection[str]`, *optional*):
+            Parts whose weights are uploaded instead of a reference.
+
+    Raises:
+        `TypeError`, `ValueError`: see [`publish`].
+    """
+    base, adapter_name = _check_model(model)
+    _references(base, include, adapter_name is not None)
 
 
 def _check_model(model: Any) -> tuple[AudioListenForCausalLM, str | None]:

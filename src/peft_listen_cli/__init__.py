@@ -10,8 +10,9 @@ import io
 import platform
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from . import ask, cache_features, convert_beats, data, prepare, report
+from . import ask, cache_features, convert_beats, data, evaluate, predict, prepare, report, train
 
 
 COMMANDS = {
@@ -19,8 +20,11 @@ COMMANDS = {
     "cache-features": cache_features,
     "convert-beats": convert_beats,
     "data": data,
+    "evaluate": evaluate,
+    "predict": predict,
     "prepare": prepare,
     "report": report,
+    "train": train,
 }
 REPORTED_VERSIONS = ("peft-listen", "torch", "transformers", "peft", "accelerate", "trl")
 
@@ -38,16 +42,32 @@ class _ShowVersions(argparse.Action):
         parser.exit()
 
 
+class _Parser(argparse.ArgumentParser):
+    """
+    A parser of a sub-command. Where the options are dataclasses, the sub-command's own `parse` reads the arguments, so that
+    what it imports is imported when it is selected.
+    """
+
+    module: Any = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if not hasattr(self.module, "parse"):
+            return super().parse_known_args(args, namespace)
+        return self.module.parse(self.prog, args), []
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of the command and its sub-commands; `arguments.run(arguments)` runs the selected one."""
     parser = argparse.ArgumentParser(prog="peft-listen", description="A text LLM that understands audio.")
     parser.add_argument(
         "--version", action=_ShowVersions, nargs=0, help="show the versions of this and related packages and exit"
     )
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
     for name, module in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
-        module.add_arguments(subparser)
+        subparser.module = module
+        if hasattr(module, "add_arguments"):
+            module.add_arguments(subparser)
     return parser
 
 
@@ -66,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # Characters that the console's encoding lacks are escaped instead of ending the output.
             stream.reconfigure(errors="backslashreplace")
-    arguments = build_parser().parse_args(argv)
     try:
+        arguments = build_parser().parse_args(argv)
         exit_code: int = arguments.run(arguments)
     except (OSError, ValueError, ImportError) as error:
         print(f"peft-listen: error: {error}", file=sys.stderr)

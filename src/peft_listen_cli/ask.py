@@ -39,8 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from peft_listen.audio import DEFAULT_SAMPLING_RATE, load_audio
-
-    from .model_loading import load_pipeline
+    from peft_listen.pipelines.loading import load_pipeline
 
     clip, question = _inputs(arguments)
     # The clip is loaded first, since loading the model may take minutes.

@@ -85,15 +85,11 @@ def run(arguments: argparse.Namespace) -> int:
             "`audio` fields name clips."
         )
 
-    import torch
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
-
     from peft_listen.training import FeatureCache
 
-    # Without `cpu`, PartialState takes processes on CPUs for independent ones.
-    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    state = PartialState(cpu=on_cpu)
+    from .processes import start_processes
+
+    state = start_processes()
     model, processor = _load_encoders(arguments.model, arguments.dtype)
     cache = FeatureCache(arguments.folder, model.to(state.device))
     before = len(cache)
@@ -112,8 +108,7 @@ def _load_encoders(name: str, dtype: str) -> tuple[AudioListenForCausalLM, Audio
 
     from peft_listen import AudioListenConfig, AudioListenForCausalLM, AudioListenProcessor
     from peft_listen.models.audio_listen.frozen_references import resolve_adapter
-
-    from .model_loading import check_model_name
+    from peft_listen.pipelines.loading import check_model_name
 
     check_model_name(name)
     try:

@@ -83,7 +83,7 @@ def _records(arguments: argparse.Namespace, predictions: list[Prediction]) -> Se
                 f"out {arguments.data}, or name an adapter instead of the file."
             )
         return SelectionRecords.load(arguments.source)
-    from .model_loading import check_model_name, load_pipeline
+    from peft_listen.pipelines.loading import check_model_name, load_pipeline
 
     if arguments.data is None:
         check_model_name(arguments.source)

@@ -9,8 +9,8 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, TextStreamer, pipeline
 
 from peft_listen import ListenConfig
+from peft_listen.pipelines.loading import load_pipeline
 from peft_listen_cli import main
-from peft_listen_cli.model_loading import load_pipeline
 from peft_listen_cli.streaming import AnswerStreamer
 from tests import small_models
 
@@ -169,7 +169,7 @@ class TestPlacement:
     @pytest.mark.parametrize("device", ["nowhere", "xpu:7", "cuda:99"])
     def test_a_device_that_is_not_there_is_refused(self, wav_path, device, capsys):
         assert main(["ask", wav_path, "Who?", "--model", "m", "--device", device]) == 2
-        assert f"--device {device} is not" in capsys.readouterr().err
+        assert f"`device={device}` is not" in capsys.readouterr().err
 
     def test_an_unknown_data_type_is_refused(self, wav_path, capsys):
         with pytest.raises(SystemExit):

@@ -85,19 +85,47 @@ def test_live_prompts_and_key_loss_cover_the_steps_since_the_last_log(make_model
     assert logged(trainer, "key_loss")[-1] == pytest.approx(float(model.key_loss.detach()), abs=1e-4)
 
 
-def test_later_callbacks_see_the_logged_values(make_model, tmp_path):
-    class Reporter(TrainerCallback):
-        def __init__(self):
-            self.logs = []
+class Reporter(TrainerCallback):
+    """Keeps what it is given to log, like the integrations of `report_to`."""
 
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            self.logs.append(dict(logs))
+    def __init__(self):
+        self.logs = []
 
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.logs.append(dict(logs))
+
+
+@pytest.mark.parametrize("position", [0, -1])
+def test_all_callbacks_see_the_logged_values(make_model, tmp_path, position):
     reporter = Reporter()
-    trainer = trainer_of(make_model(), tmp_path, reporter, max_steps=1)  # like the integrations of `report_to`
-    trainer.callback_handler.callbacks.insert(0, ListenCallback())
+    trainer = trainer_of(make_model(), tmp_path, reporter, max_steps=2)
+    trainer.callback_handler.callbacks.insert(position, ListenCallback())
     trainer.train()
     assert reporter.logs[0].keys() >= {"key_loss", "prompt_length", "live_prompts", "query_cosine"}
+    names = ("key_loss", "prompt_length", "live_prompts", "query_cosine")
+    for name in names:
+        assert [logs[name] for logs in reporter.logs[:2]] == logged(trainer, name)
+    assert not reporter.logs[-1].keys() & set(names)  # the summary of the training
+
+
+def test_a_trainer_without_the_callback_logs_as_before(make_model, tmp_path):
+    ListenCallback()
+    reporter = Reporter()
+    trainer_of(make_model(), tmp_path, reporter, max_steps=1).train()
+    assert set(reporter.logs[0]) == {"loss", "grad_norm", "learning_rate", "epoch"}
+
+
+def test_the_event_files_of_tensorboard_contain_the_values(make_model, tmp_path):
+    pytest.importorskip("tensorboard", reason="the integration is optional")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = trainer_of(make_model(), tmp_path, ListenCallback(), max_steps=2, report_to=["tensorboard"])
+    trainer.train()
+    (event_file,) = tmp_path.rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(event_file))
+    events.Reload()
+    assert [event.value for event in events.Scalars("train/prompt_length")] == logged(trainer, "prompt_length")
+    assert {"train/key_loss", "train/live_prompts", "train/query_cosine"} <= set(events.Tags()["scalars"])
 
 
 def test_evaluation_does_not_count_as_a_step(make_model, tmp_path):

@@ -46,6 +46,7 @@ class Example(TypedDict):
         task (`str`): name of the task, by which metrics and selections are grouped.
         references (`list[str]`, *optional*): all correct answers, if there are several. Metrics that take several
             references per row compare with these.
+        metric (`str`, *optional*): the metric of the task, in the notation of [`~peft_listen.metrics.MetricChoice`].
     """
 
     audio: str | None
@@ -53,6 +54,7 @@ class Example(TypedDict):
     answer: str
     task: str
     references: NotRequired[list[str]]
+    metric: NotRequired[str]
 
 
 class Prediction(Example):
@@ -91,8 +93,8 @@ def read_examples(path: str | os.PathLike[str]) -> list[Example]:
     """
     Reads a data file: UTF-8 text with one JSON object per line, which has the fields of [`Example`].
 
-    Relative audio paths are resolved against the folder of the file, so a data set can be moved as a whole. Other fields
-    and empty lines are ignored. Audio files are not opened; use [`check_examples`] for that.
+    Relative audio paths are resolved against the folder of the file, so a data set can be moved as a whole. The field `metric`
+    may be left out. Other fields and empty lines are ignored. Audio files are not opened; use [`check_examples`] for that.
 
     A line may have at most 64 MiB (`MAX_LINE_BYTES`), and each field that is used at most 500 000 characters
     (`MAX_TEXT_CHARACTERS`), except for a `data:` URI as `audio`.
@@ -350,6 +352,13 @@ def _to_row(
         if problem := _references_problem(references):
             return f"`references` {problem}"
         row["references"] = references
+    metric: Any = fields.get("metric")
+    if metric is not None:
+        if not isinstance(metric, str) or not metric.strip():
+            return f"`metric` must be the name of a metric or null, got {_shortened(metric)}."
+        if problem := _text_problem(metric):
+            return f"`metric` {problem}"
+        row["metric"] = metric
     return row
 
 

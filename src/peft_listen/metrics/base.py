@@ -45,6 +45,10 @@ class BaseMetric(evaluate.Metric):
     """Module that `_compute` needs. It is imported by the constructor, so a missing library is found before a long run."""
     citation_text: ClassVar[str] = ""
     """BibTeX of the metric."""
+    higher_is_better: ClassVar[bool] = True
+    """Whether a higher value is better."""
+    largest_value: ClassVar[float] = 1.0
+    """The best value if higher is better, and the value of a useless system otherwise: 100 for metrics in percent."""
     takes_several_references: ClassVar[bool] = False
     """Whether a row of `references` may be a list of texts. If so, `_compute` receives a list for every row."""
 

@@ -116,16 +116,31 @@ def get_metric(name: str, **kwargs: Any) -> evaluate.Metric:
         ValueError: if no metric has that name, or if the metric does not accept these arguments.
         ImportError: if a library of the extra `metrics` is not installed.
     """
+    cls = metric_class(name)
+    try:
+        return cls(**kwargs)
+    except TypeError as error:
+        raise ValueError(f"The metric {name!r} does not accept the arguments {kwargs}: {error}") from error
+
+
+def metric_class(name: str) -> type[evaluate.Metric]:
+    """
+    Returns the class of a metric.
+
+    Args:
+        name (`str`): one of [`available_metrics`].
+
+    Raises:
+        ValueError: if no metric has that name.
+        ImportError: if `evaluate` is not installed.
+    """
     _import_built_in()
     if not isinstance(name, str) or name not in _METRICS:
         raise ValueError(
             f"There is no metric {name!r}; registered metrics: {', '.join(sorted(_METRICS))}. "
             "Add your own with `@register_metric`."
         )
-    try:
-        return _METRICS[name](**kwargs)
-    except TypeError as error:
-        raise ValueError(f"The metric {name!r} does not accept the arguments {kwargs}: {error}") from error
+    return _METRICS[name]
 
 
 def _import_built_in() -> None:

@@ -11,6 +11,7 @@ from .text_normalization import WITHOUT_SPACES, Normalizer, get_normalizer, lang
 
 class _ErrorRate(BaseMetric):
     library = "jiwer"
+    higher_is_better = False
 
     def __init__(
         self, *, normalizer: str | Normalizer | None = "basic", language: str | None = None, **settings: Any

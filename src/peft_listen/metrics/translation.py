@@ -11,6 +11,7 @@ from .registry import register_metric
 
 class _TranslationMetric(BaseMetric):
     library = "sacrebleu"
+    largest_value = 100.0
     takes_several_references = True
     scorer: Any
 

@@ -25,6 +25,7 @@ class Eer(BaseMetric):
     """
 
     library = "sklearn.metrics"
+    higher_is_better = False
 
     def _input_features(self) -> Features:
         return Features({"predictions": Value("float64"), "references": Value("int64")})

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, DistributedType
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..tuners.listen import ListenModel, PromptPool, SelectionRecord
@@ -17,10 +17,11 @@ from ..tuners.listen.running_statistics import gather_rows
 from .checks import check_trainer_arguments
 from .collapse import MIN_ROWS, collapse_warnings
 from .collator import AudioListenCollator
+from .log_order import LogValuesCallback
 from .measured_rows import MeasuredRows
 
 
-class ListenCallback(TrainerCallback):
+class ListenCallback(LogValuesCallback):
     """
     Connects a LISTEN adapter to a `Trainer` or `SFTTrainer`.
 
@@ -36,9 +37,8 @@ class ListenCallback(TrainerCallback):
       for all if there are fewer, in evaluation mode, as those of the report: for the same rows, both are equal. The
       language model does not run for them. An iterable dataset is measured on its first rows. Under FSDP and DeepSpeed
       ZeRO-3, whose parameters are only complete during a forward pass of the whole model, they are left out.
-    - The logged values are in `trainer.state.log_history` and on the progress bar. Integrations given by
-      `report_to` run before other callbacks; for them, put this one first with
-      `trainer.callback_handler.callbacks.insert(0, ListenCallback())` instead of `callbacks=[...]`.
+    - The logged values are in `trainer.state.log_history`, on the progress bar, and in every integration that `report_to`
+      names, wherever this callback stands among the others.
 
     While an initialization of the keys is pending, the recent queries of all processes are stored in a buffer of the
     adapter and therefore in every checkpoint. A resumed run initializes the keys from the same queries.
@@ -68,6 +68,7 @@ class ListenCallback(TrainerCallback):
             )
         if num_queries < 1:
             raise ValueError(f"`num_queries` must be at least 1, got {num_queries}.")
+        super().__init__()
         self.init_keys_at_steps = frozenset(init_keys_at_steps)
         self.num_queries = num_queries
         self.collapse_threshold = collapse_threshold
@@ -132,31 +133,22 @@ class ListenCallback(TrainerCallback):
         pool.reduce_queries()  # for wrappers other than DistributedDataParallel and FSDP2
         pool.begin_step(state.global_step)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def values_to_log(self, args: TrainingArguments, state: TrainerState, logs: dict[str, Any]) -> dict[str, Any]:
         tuner = self._tuner
-        if tuner is None or logs is None or "loss" not in logs:
-            return
+        if tuner is None or "loss" not in logs:
+            return {}
         pool = self._pool
         pool.warn_of_skipped_rows()
         selected = 0 if self._is_selected is None else int(self._is_selected.sum())
-        extra: dict[str, Any] = {"prompt_length": self._prompt_length, "live_prompts": selected}
+        values: dict[str, Any] = {"prompt_length": self._prompt_length, "live_prompts": selected}
         if tuner.key_loss is not None:
-            extra["key_loss"] = round(float(tuner.key_loss.detach()), 4)
+            values["key_loss"] = round(float(tuner.key_loss.detach()), 4)
         measures = {} if self._measured_rows is None else self._measured_rows.measures()
-        extra.update(measures)
-        logs.update(extra)
-        if state.log_history:
-            state.log_history[-1].update(extra)
+        values.update(measures)
         self._is_selected = None
         if self._measured_rows is not None and measures and len(self._measured_rows) >= MIN_ROWS:
             self._warn_of_collapse(measures)
+        return values
 
     @property
     def _pool(self) -> PromptPool:

@@ -1,10 +1,11 @@
-"""Loads the model that is given on the command line."""
+"""Loads a pipeline by the name of a model or adapter alone."""
 
 import json
 import os
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from transformers import (
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
@@ -19,14 +20,20 @@ from transformers import (
 from transformers.utils import CONFIG_NAME
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from peft_listen.registration import register
+from ..registration import register
+
+
+# Subfolder of a LISTEN adapter with a LoRA adapter that was trained together with it. PEFT saves adapters in subfolders of
+# their names.
+LORA_NAME = "lora"
 
 
 def load_pipeline(
     model: str, dtype: str | None = None, device: str | None = None, accepts_text_models: bool = False
 ) -> Pipeline:
     """
-    Loads the pipeline of a model, or of an adapter and its base model.
+    Loads the pipeline of a model, or of an adapter and its base model. If a LoRA adapter is in the subfolder `lora` of an
+    adapter, both are active.
 
     Args:
         model (`str`): Folder or Hub name.
@@ -55,7 +62,10 @@ def load_pipeline(
         base, is_adapter = _find_base(model)
         is_multimodal = type(AutoConfig.from_pretrained(base)) in MODEL_FOR_MULTIMODAL_LM_MAPPING
         auto_class: Any = AutoModelForMultimodalLM if is_multimodal else AutoModelForCausalLM
-        loaded = auto_class.from_pretrained(model, dtype=dtype)
+        if is_adapter and _has_lora(model):
+            loaded = _load_with_lora(auto_class.from_pretrained(base, dtype=dtype), model)
+        else:
+            loaded = auto_class.from_pretrained(model, dtype=dtype)
         common: dict[str, Any] = {"model": loaded, "device": on}
         if "audio" in loaded.input_modalities:
             processor = AutoProcessor.from_pretrained(base)
@@ -87,6 +97,18 @@ def check_model_name(model: str) -> None:
         )
 
 
+def _has_lora(adapter: str) -> bool:
+    return os.path.isfile(os.path.join(adapter, LORA_NAME, ADAPTER_CONFIG_NAME))
+
+
+def _load_with_lora(base: Any, adapter: str) -> Any:
+    model: Any = PeftModel.from_pretrained(base, adapter)
+    model.get_base_model().load_adapter(os.path.join(adapter, LORA_NAME), LORA_NAME)
+    # Loading the second adapter has deactivated the modules that were trained with the first; LoRA stays active.
+    model.set_adapter("default")
+    return model.eval()
+
+
 def _find_device(name: str | None) -> torch.device:
     """
     The device of this name, which is compared with those of this machine: torch only finds out when it is used.
@@ -101,11 +123,11 @@ def _find_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"--device {name} is not a device. {str(error).splitlines()[0]}") from error
+        raise ValueError(f"`device={name}` is not a device. {str(error).splitlines()[0]}") from error
     available = [cpu.type, *([accelerator.type] if accelerator is not None else [])]
     count = torch.accelerator.device_count() if accelerator is not None and device.type == accelerator.type else 1
     if device.type not in available or (device.index or 0) >= count:
-        raise ValueError(f"--device {name} is not available on this machine. Available: {', '.join(available)}.")
+        raise ValueError(f"`device={name}` is not available on this machine. Available: {', '.join(available)}.")
     return device
 
 

@@ -1,0 +1,110 @@
+"""Answers the rows of data files with a pipeline, in several processes, and continues after an interruption."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from accelerate import PartialState
+from tqdm.auto import tqdm
+from transformers import Pipeline
+
+from ..data import Example, Prediction
+from ..processes import in_main_process
+from .prediction_file import PredictionFile
+
+
+def predict(
+    pipe: Pipeline | Callable[[], Pipeline],
+    examples: Sequence[Example],
+    output_file: str | os.PathLike[str],
+    *,
+    batch_size: int = 8,
+    settings: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    show_progress: bool = False,
+    **generate_kwargs: Any,
+) -> list[Prediction]:
+    """
+    Generates the answers of a model to all examples, and writes them to a file of JSON lines, which
+    [`~peft_listen.data.read_predictions`] reads.
+
+    A run that was interrupted is continued by the same call, with the same answers as an uninterrupted one; see
+    [`PredictionFile`]. If the file is complete, nothing is generated. With several processes, such as those of
+    `accelerate launch`, each answers a part of the examples, so all of them have to call this function.
+
+    Args:
+        pipe ([`~transformers.Pipeline`] or `Callable`):
+            the pipeline "audio-text-to-text", or a function that loads it, which is called only if there is something to
+            generate.
+        examples (`Sequence[Example]`): rows as [`~peft_listen.data.read_examples`] returns them.
+        output_file (`str` or `os.PathLike`): the file to write.
+        batch_size (`int`, defaults to 8): number of rows in one call of `generate`.
+        settings (`Mapping[str, Any]`, *optional*):
+            what identifies the model, such as its name; values that JSON can represent. A file that was begun with other
+            settings is not continued. By default, the pipeline's `model.name_or_path`.
+        overwrite (`bool`, defaults to `False`): whether to start again if the file exists.
+        show_progress (`bool`, defaults to `False`): whether to show a progress bar on stderr.
+        generate_kwargs (`Any`): arguments of `generate`, such as `max_new_tokens`. Answers are greedy unless `do_sample`
+            is set.
+
+    Returns:
+        `list[Prediction]`: the examples with their answers.
+
+    Raises:
+        ValueError: if the file is from other settings or other examples, or `batch_size` is below 1.
+        OSError: if a clip cannot be read or the file cannot be written.
+
+    Example:
+
+    ```python
+    from peft_listen.data import read_examples
+    from peft_listen.evaluation import predict
+    from transformers import pipeline
+
+    pipe = pipeline("audio-text-to-text", model="my-adapter")
+    predictions = predict(pipe, read_examples("test.jsonl"), "predictions.jsonl", max_new_tokens=20)
+    ```
+    """
+    generate_kwargs = {"do_sample": False, **generate_kwargs}
+    if settings is None:
+        settings = {"model": pipe.model.name_or_path} if isinstance(pipe, Pipeline) else {}
+    file = PredictionFile(output_file, examples, {**settings, "generation": generate_kwargs}, batch_size)
+    state = PartialState()
+    in_main_process(lambda: file.prepare(overwrite))
+    if not file.is_finished:
+        finished = file.answers()
+        pending = [batch for batch in range(len(file.batches)) if batch not in finished]
+        mine = pending[state.process_index :: state.num_processes]
+        # Every process has looked at the parts before one of them writes another.
+        state.wait_for_everyone()
+        if mine:
+            pipe = pipe if isinstance(pipe, Pipeline) else pipe()
+            done = sum(len(file.batches[batch]) for batch in finished) if state.num_processes == 1 else 0
+            total = done + sum(len(file.batches[batch]) for batch in mine)
+            is_hidden = not (show_progress and state.is_main_process)
+            with tqdm(desc="Answering", unit="row", initial=done, total=total, disable=is_hidden) as progress:
+                for batch in mine:
+                    file.add(batch, answer_rows(pipe, file.batches[batch], **generate_kwargs))
+                    progress.update(len(file.batches[batch]))
+        state.wait_for_everyone()
+        in_main_process(file.finish)
+    return file.read()
+
+
+def answer_rows(pipe: Pipeline, rows: Sequence[Mapping[str, Any]], **generate_kwargs: Any) -> list[str]:
+    """
+    Generates the answers to some rows in one batch.
+
+    Args:
+        pipe ([`~transformers.Pipeline`]): the pipeline "audio-text-to-text".
+        rows (`Sequence[Mapping]`): rows with `audio` and `instruction`.
+        generate_kwargs (`Any`): arguments of `generate`.
+
+    Returns:
+        `list[str]`: the answers, without surrounding white space.
+    """
+    inputs = [{name: row[name] for name in ("audio", "instruction") if row[name] is not None} for row in rows]
+    outputs = pipe(inputs, batch_size=len(inputs), **generate_kwargs)
+    return [output[0]["generated_text"].strip() for output in outputs]

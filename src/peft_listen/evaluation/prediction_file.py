@@ -1,0 +1,205 @@
+"""A file of predictions that several processes write and that an interrupted run continues."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..audio.addresses import is_url
+from ..data import Example, Prediction, read_predictions
+from ..files import atomic_path, check_output_file
+from ..settings_record import SettingsRecord, fingerprint
+
+
+# Characters of one line of a part, beyond which it is not read.
+_MAX_LINE = 64 << 20
+
+
+class PredictionFile:
+    """
+    JSON lines of examples with their field `generated`, in the order of the examples.
+
+    The examples are divided into batches of `batch_size` in their order, so that each batch, and with it the rounding errors
+    of padding, is the same in every run. Until all are there, the answers to finished batches are in the folder
+    `PATH.parts`, in one file for each process that ran, and `PATH.settings.json` has the settings. A line that a killed
+    process has not finished does not count, so its batch is answered again.
+
+    Args:
+        path (`str` or `os.PathLike`): the file.
+        examples (`Sequence[Example]`): the examples, see [`~peft_listen.data.read_examples`].
+        settings (`Mapping[str, Any]`): what else determines the answers: the model, the settings of generation. Values that
+            JSON can represent.
+        batch_size (`int`, defaults to 8): examples per batch.
+
+    Raises:
+        ValueError: if `batch_size` is below 1 or there are no examples.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        examples: Sequence[Example],
+        settings: Mapping[str, Any],
+        batch_size: int = 8,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        if not examples:
+            raise ValueError("There are no examples to answer.")
+        self.path = Path(path)
+        self.batches = [list(examples[start : start + batch_size]) for start in range(0, len(examples), batch_size)]
+        self.settings = {
+            **settings,
+            "batch_size": batch_size,
+            "num_examples": len(examples),
+            "examples": fingerprint([dict(example) for example in examples]),
+        }
+        self._record = SettingsRecord(self.path.with_name(f"{self.path.name}.settings.json"))
+        self._parts = self.path.with_name(f"{self.path.name}.parts")
+        # A file of its own, so that nothing is appended to a line that a killed process has not finished.
+        self._part = self._parts / f"{uuid.uuid4().hex}.jsonl"
+
+    def prepare(self, overwrite: bool = False) -> None:
+        """
+        Checks what is there, and creates the folder of the parts. With several processes, only one calls this method.
+
+        Args:
+            overwrite (`bool`, defaults to `False`): start again instead of continuing or refusing.
+
+        Raises:
+            ValueError: if the file, or its parts, are from other settings; the message lists the differences.
+            OSError: if the file cannot be written.
+        """
+        if overwrite and not self.path.is_dir():
+            check_output_file(self.path)
+            self.path.unlink(missing_ok=True)
+            shutil.rmtree(self._parts, ignore_errors=True)
+            self._record.path.unlink(missing_ok=True)
+        check_output_file(self.path)
+        changes = self._record.changes(self.settings)
+        if changes is None and (self.path.exists() or self._parts.exists()):
+            existing = self.path if self.path.exists() else self._parts
+            raise ValueError(
+                f"{existing} exists, and {self._record.path.name}, which would tell how it was made, does not. Name another "
+                "file, or overwrite it (--overwrite)."
+            )
+        if changes:
+            state = "was made" if self.path.exists() else "was begun"
+            raise ValueError(
+                f"{self.path} {state} with other settings:\n  "
+                + "\n  ".join(changes)
+                + "\nUse these again, name another file, or overwrite it (--overwrite)."
+            )
+        if self.is_finished:
+            shutil.rmtree(self._parts, ignore_errors=True)  # a run that was killed at its end
+            return
+        if changes is None:
+            self._record.write(self.settings)
+        self._parts.mkdir(exist_ok=True)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the file is complete."""
+        return self.path.exists()
+
+    def answers(self) -> dict[int, list[str]]:
+        """Returns the answers to the finished batches by the number of the batch."""
+        finished: dict[int, list[str]] = {}
+        for path in sorted(self._parts.glob("*.jsonl")):
+            if not path.is_file() or path.is_symlink():
+                continue
+            with open(path, "rb") as file:
+                while line := file.readline(_MAX_LINE):
+                    batch, answers = self._parse(line)
+                    if batch is not None:
+                        finished.setdefault(batch, answers)
+        return finished
+
+    def _parse(self, line: bytes) -> tuple[int | None, list[str]]:
+        if not line.endswith(b"\n"):
+            return None, []
+        try:
+            fields = json.loads(line)
+            batch, answers = fields["batch"], fields["generated"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None, []
+        is_whole = (
+            type(batch) is int
+            and 0 <= batch < len(self.batches)
+            and isinstance(answers, list)
+            and len(answers) == len(self.batches[batch])
+            and all(isinstance(answer, str) for answer in answers)
+        )
+        return (batch, answers) if is_whole else (None, [])
+
+    def add(self, batch: int, answers: Sequence[str]) -> None:
+        """
+        Stores the answers to one batch.
+
+        Args:
+            batch (`int`): number of the batch.
+            answers (`Sequence[str]`): one answer per example.
+
+        Raises:
+            ValueError: if their number is not that of the examples.
+        """
+        if len(answers) != len(self.batches[batch]):
+            raise ValueError(
+                f"The batch {batch} has {len(self.batches[batch])} examples, and there are {len(answers)} answers."
+            )
+        line = json.dumps({"batch": batch, "generated": list(answers)}) + "\n"
+        with open(self._part, "a", encoding="utf-8") as file:
+            file.write(line)
+
+    def finish(self) -> None:
+        """
+        Writes the file from its parts, and removes these. With several processes, only one calls this method, after all
+        have added their batches.
+
+        Raises:
+            OSError: if a batch is missing, because processes do not share the folder, or the file cannot be written.
+        """
+        answers = self.answers()
+        missing = [batch for batch in range(len(self.batches)) if batch not in answers]
+        if missing:
+            raise OSError(
+                f"{len(missing)} of {len(self.batches)} batches have no answers in {self._parts}. Make sure that all "
+                "processes use the same folder, and run the command again: it continues with the missing ones."
+            )
+        with atomic_path(self.path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            for batch, examples in enumerate(self.batches):
+                for example, generated in zip(examples, answers[batch], strict=True):
+                    row = {**example, "audio": self._from_here(example["audio"]), "generated": generated}
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        shutil.rmtree(self._parts, ignore_errors=True)
+
+    def _from_here(self, audio: str | None) -> str | None:
+        """The path of a clip relative to the folder of this file, as `read_predictions` expects it."""
+        if audio is None or is_url(audio) or os.path.isabs(audio):
+            return audio
+        try:
+            return os.path.relpath(audio, self.path.parent)
+        except ValueError:  # another drive
+            return os.path.abspath(audio)
+
+    def read(self) -> list[Prediction]:
+        """
+        Reads the complete file.
+
+        Raises:
+            OSError: if it is not complete.
+            ValueError: if it was changed since.
+        """
+        predictions = read_predictions(self.path)
+        expected = sum(map(len, self.batches))
+        if len(predictions) != expected:
+            raise ValueError(
+                f"{self.path} has {len(predictions)} predictions, but {expected} were written. Restore it, or overwrite it "
+                "(--overwrite)."
+            )
+        return predictions

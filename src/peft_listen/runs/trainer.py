@@ -1,0 +1,127 @@
+"""A `Trainer` that mixes tasks, scores generated answers in evaluations, and saves only what is trained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from accelerate.utils import gather_object
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerState
+from transformers.trainer_utils import EvalLoopOutput
+
+from ..evaluation.collated_answers import answer_batches
+from ..metrics import MetricChoice, mean_quality, score_predictions
+from ..models.audio_listen import AudioListenForCausalLM
+from ..training import TaskMixture
+from .building import save_trained_base
+
+
+class RunTrainer(Trainer):
+    """
+    Trainer of a run.
+
+    An evaluation has, besides `eval_loss`, `eval_<task>_<metric>` for each value of the metrics of each task, and
+    `eval_mean_quality`, from 0 to 1, for the generated answers to `scored_rows`. `metric_for_best_model` may be any of them.
+
+    Args:
+        mixture ([`TaskMixture`]): order of the training rows.
+        scored_rows (`Sequence[Mapping]`): rows of the evaluation that are answered; may be empty.
+        metrics (`Mapping[str, Sequence[MetricChoice]]`): see [`~peft_listen.metrics.score_predictions`].
+        generate_kwargs (`Mapping[str, Any]`): arguments of `generate`.
+        args, kwargs (`Any`): of [`~transformers.Trainer`]; the collator is an [`AudioListenCollator`].
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        mixture: TaskMixture,
+        scored_rows: Sequence[Mapping[str, Any]],
+        metrics: Mapping[str, Sequence[MetricChoice]],
+        generate_kwargs: Mapping[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.mixture = mixture
+        self.scored_rows = scored_rows
+        self.metrics = metrics
+        self.generate_kwargs = generate_kwargs
+
+    def restore(self, state: TrainerState, checkpoint: str) -> None:
+        """
+        Restores the end of a training that was stopped: the best model, if it is to be kept, or the last one.
+
+        Args:
+            state ([`~transformers.TrainerState`]): the state in the last checkpoint.
+            checkpoint (`str`): the last checkpoint.
+        """
+        self.state = state
+        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._load_best_model()
+        else:
+            self._load_from_checkpoint(checkpoint)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler:
+        return self.mixture
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        output = super().evaluation_loop(*args, **kwargs)
+        if self.scored_rows and output.metrics is not None:
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            # Before the trainer passes them to the callbacks, among them early stopping.
+            output.metrics.update({f"{prefix}_{name}": value for name, value in self._scores().items()})
+        return output
+
+    def _scores(self) -> dict[str, float]:
+        index, count = self.args.process_index, self.args.world_size
+        numbers = range(len(self.scored_rows))[index::count]
+        collator: Any = self.data_collator
+        answers = answer_batches(
+            self.accelerator.unwrap_model(self.model),
+            collator,
+            [self.scored_rows[number] for number in numbers],
+            self.args.per_device_eval_batch_size,
+            **self.generate_kwargs,
+        )
+        pairs = list(zip(numbers, answers, strict=True))
+        if count > 1:
+            pairs = gather_object(pairs)
+        generated = dict(pairs)
+        predictions = [{**row, "generated": generated[number]} for number, row in enumerate(self.scored_rows)]
+        chosen = {
+            task: choices for task, choices in self.metrics.items() if any(r["task"] == task for r in predictions)
+        }
+        scores = score_predictions(predictions, chosen)
+        values = {
+            f"{task}_{name}": value
+            for task, score in scores.items()
+            for name, value in score.values.items()
+            if name == score.metric or not isinstance(value, int)  # no counts, such as that of substitutions
+        }
+        return {**values, "mean_quality": mean_quality(scores)}
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        if not isinstance(model, AudioListenForCausalLM):  # an adapter saves itself alone
+            return super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = output_dir or self.args.output_dir or ""
+            os.makedirs(folder, exist_ok=True)
+            save_trained_base(model, folder)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        if not isinstance(model, AudioListenForCausalLM):
+            return super()._issue_warnings_after_load(load_result)
+        # The frozen parts are not in the checkpoint.
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        if missing := sorted(trained.intersection(load_result.missing_keys)):
+            raise ValueError(f"The checkpoint lacks {', '.join(missing)}. Delete it, and run the command again.")
+
+    def _load_best_model(self) -> None:
+        if len(getattr(self.model, "peft_config", {})) > 1:
+            # `Trainer` would load the first of the adapters only.
+            self._load_from_checkpoint(self.state.best_model_checkpoint or "")
+        else:
+            super()._load_best_model()

@@ -1,0 +1,408 @@
+"""A training run: from data files and the names of models to a scored model, continued by the same call."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import parse_flag_from_env
+from torch import nn
+from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from ..data import Example, read_examples
+from ..evaluation import predict, save_scores
+from ..files import atomic_path
+from ..metrics import MetricChoice, TaskScore, score_predictions
+from ..metrics.scoring import check_metrics
+from ..metrics.tasks import parse_task_metrics
+from ..model_card import add_scores, write_model_card
+from ..models.audio_listen import AudioListenForCausalLM, AudioListenProcessor
+from ..pipelines.loading import load_pipeline
+from ..processes import in_main_process
+from ..publishing import check_can_be_published, publish
+from ..settings_record import SettingsRecord, checkpoint_fingerprint
+from ..training import AudioListenCollator, FeatureCache, ListenCallback, TaskMixture, create_listen_optimizer
+from ..training.mixture import parse_weights
+from .building import add_adapter, load_base, save_base, save_trained_base
+from .checkpoints import last_whole_checkpoint
+from .options import AdapterOptions, DataOptions, ListenOptions, ModelOptions, RunArguments
+from .settings import run_settings
+from .trainer import RunTrainer
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """
+    The result of a run.
+
+    Attributes:
+        model_dir (`pathlib.Path`): folder of the trained model, which `load_pipeline` loads.
+        log_history (`list[dict]`): the values that the trainer has logged.
+        scores (`dict[str, dict[str, TaskScore]]`): scores of each task, by the split (`"eval"`, `"test"`).
+        was_finished (`bool`): whether the run had been finished before.
+    """
+
+    model_dir: Path
+    log_history: list[dict[str, Any]]
+    scores: dict[str, dict[str, TaskScore]]
+    was_finished: bool = False
+
+
+@dataclass
+class TrainingRun:
+    """
+    A training run. What it writes, in `arguments.output_dir`:
+
+    - `settings.json`: what determines the result, so that the run is not continued with other settings;
+    - `base`: the base model, if it is built from parts: the projector and references to the frozen parts;
+    - `checkpoints`: those of the trainer;
+    - `model`: the trained adapter, which refers to the base model, or the base model if the projector alone is trained; with a
+      model card;
+    - `training.json`: the trainer's log, when the training is finished;
+    - `eval` and `test`: answers and scores of these splits;
+    - `result.json`: written last.
+
+    Args:
+        model ([`ModelOptions`]): the base model.
+        adapter ([`AdapterOptions`]): what is trained.
+        listen ([`ListenOptions`]): the pool of prompts.
+        data ([`DataOptions`]): data and scores.
+        arguments ([`RunArguments`]): arguments of the trainer.
+        callbacks (`Sequence[TrainerCallback]`, *optional*): further callbacks of the trainer.
+
+    Example:
+
+    ```python
+    from peft_listen.runs import AdapterOptions, DataOptions, ListenOptions, ModelOptions, RunArguments, TrainingRun
+
+    run = TrainingRun(
+        ModelOptions(model="my-base"),
+        AdapterOptions(adapter="listen"),
+        ListenOptions(listen_pool_size=64, listen_prompt_length=8),
+        DataOptions(train_data=["train.jsonl"], test_data=["test.jsonl"]),
+        RunArguments(output_dir="output", max_steps=60),
+    )
+    result = run.run()
+    ```
+    """
+
+    model: ModelOptions
+    adapter: AdapterOptions
+    listen: ListenOptions
+    data: DataOptions
+    arguments: RunArguments
+    callbacks: Sequence[TrainerCallback] = ()
+
+    def __post_init__(self) -> None:
+        _check(self.adapter, self.arguments)
+
+    def run(self) -> RunResult:
+        """
+        Trains, scores and saves, or continues with it. With several processes, all of them call this method.
+
+        Returns:
+            [`RunResult`]
+
+        Raises:
+            ValueError: if the folder has a run with other settings, and for data and options that do not fit; the message
+                says which.
+            OSError: if a model, a data file or a clip cannot be read, or a result cannot be written.
+        """
+        rows = {split: _read(files) for split, files in self._splits().items()}
+        metrics = parse_task_metrics(self.data.metrics)
+        _check_assigned(metrics, rows)
+        for split in ("eval", "test"):
+            if rows[split]:
+                # Tried first, since the training may take days.
+                check_metrics(rows[split], _of_tasks(metrics, rows[split]))
+        mixture = TaskMixture(
+            [row["task"] for row in rows["train"]],
+            self.data.temperature,
+            parse_weights(self.data.task_weights),
+            seed=self.arguments.seed if self.arguments.data_seed is None else self.arguments.data_seed,
+        )
+        self._check_settings(rows)
+        finished = self._result()
+        if finished is not None:
+            return finished
+        if self._log_history() is None:
+            self._train(rows, metrics, mixture)
+            _free_memory()
+        scores = {split: self._evaluate(split, rows[split], metrics) for split in ("eval", "test") if rows[split]}
+        self._finish(scores)
+        return RunResult(self.model_dir, self._log_history() or [], scores)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.arguments.output_dir or "output")
+
+    @property
+    def _checkpoints(self) -> Path:
+        # The whole path: the trainer stores that of the best checkpoint.
+        return (self._folder / "checkpoints").absolute()
+
+    @property
+    def model_dir(self) -> Path:
+        """Folder of the trained model."""
+        return self._folder / "model"
+
+    @property
+    def _base(self) -> str:
+        """Name of the base model. The adapter stores it, so that a folder has its whole path."""
+        if self.model.model is not None and not os.path.isdir(self.model.model):
+            return self.model.model
+        return os.path.abspath(self.model.model or self._folder / "base")
+
+    def _splits(self) -> dict[str, list[str]]:
+        return {"train": self.data.train_data, "eval": self.data.eval_data, "test": self.data.test_data}
+
+    @property
+    def _generation(self) -> dict[str, Any]:
+        return {"max_new_tokens": self.data.max_new_tokens, "num_beams": self.data.num_beams, "do_sample": False}
+
+    def _check_settings(self, rows: Mapping[str, Sequence[Example]]) -> None:
+        options = (self.model, self.adapter, self.listen, self.data)
+        settings = run_settings(options, self.arguments, rows)
+
+        def check() -> None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            record = SettingsRecord(self._folder / "settings.json")
+            changes = record.changes(settings)
+            if changes and not self._has_begun():
+                # For example, the name of a model was wrong.
+                shutil.rmtree(self._folder / "base", ignore_errors=True)
+                record.write(settings)
+            elif changes:
+                raise ValueError(
+                    f"{self._folder} has a run with other settings:\n  "
+                    + "\n  ".join(changes)
+                    + "\nUse these again to continue or to show it, or set another `output_dir`."
+                )
+            if changes is None:
+                if any(self._folder.iterdir()):
+                    raise ValueError(
+                        f"{self._folder} is not empty, and not the folder of a run (it has no settings.json). Set another "
+                        "`output_dir`."
+                    )
+                record.write(settings)
+
+        in_main_process(check)
+
+    def _has_begun(self) -> bool:
+        return (self._folder / "training.json").exists() or last_whole_checkpoint(self._checkpoints) is not None
+
+    def _train(
+        self, rows: Mapping[str, list[Example]], metrics: dict[str, list[MetricChoice]], mixture: TaskMixture
+    ) -> None:
+        arguments = self.arguments
+        in_main_process(lambda: save_base(self.model, self._folder / "base", arguments.seed))
+        base, processor = load_base(self._base, self.model)
+        cache = self._feature_cache(base, processor, rows)
+        model: Any = add_adapter(base, processor, self.adapter, self.listen, arguments.seed)
+        collator = AudioListenCollator(processor, feature_cache=cache)
+        collator.check_generation(model)
+        if arguments.push_to_hub:
+            check_can_be_published(model, arguments.hub_include)
+        trainer = RunTrainer(
+            model,
+            _trainer_arguments(arguments, self._checkpoints),
+            mixture=mixture,
+            scored_rows=_first_of_each_task(rows["eval"], self.data.eval_rows_per_task),
+            metrics=metrics,
+            generate_kwargs=self._generation,
+            train_dataset=rows["train"],
+            eval_dataset=rows["eval"] or None,
+            data_collator=collator,
+            optimizers=(self._optimizer(model), None),
+            callbacks=self._callbacks(),
+        )
+        trainer.train(
+            resume_from_checkpoint=in_main_process(lambda: last_whole_checkpoint(self._folder / "checkpoints"))
+        )
+        history = trainer.state.log_history
+        best = {"best_metric": trainer.state.best_metric, "best_step": trainer.state.best_global_step}
+
+        def save() -> None:
+            self._save(trainer.accelerator.unwrap_model(trainer.model), processor)
+            _write_json(self._folder / "training.json", {**best, "log_history": history})
+
+        in_main_process(save)
+
+    def _feature_cache(
+        self, base: AudioListenForCausalLM, processor: AudioListenProcessor, rows: Mapping[str, list[Example]]
+    ) -> FeatureCache | None:
+        if self.data.feature_cache is None:
+            return None
+        module: nn.Module = base
+        module.to(self.arguments.device)
+        cache = FeatureCache(self.data.feature_cache, base)
+        clips = [row["audio"] for split in ("train", "eval") for row in rows[split] if row["audio"] is not None]
+        cache.build(base, processor, list(dict.fromkeys(clips)))
+        return cache
+
+    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        arguments = self.arguments
+        return create_listen_optimizer(
+            model,
+            arguments,
+            value_learning_rate=arguments.value_learning_rate,
+            shared_value_learning_rate=arguments.shared_value_learning_rate,
+            key_learning_rate=arguments.key_learning_rate,
+        )
+
+    def _callbacks(self) -> list[TrainerCallback]:
+        callbacks = list(self.callbacks)
+        if self.adapter.has_listen:
+            callbacks.append(ListenCallback(init_keys_at_steps=self.listen.init_keys_at_steps))
+        if self.arguments.early_stopping_patience is not None:
+            callbacks.append(
+                EarlyStoppingCallback(self.arguments.early_stopping_patience, self.arguments.early_stopping_threshold)
+            )
+        return callbacks
+
+    def _save(self, model: Any, processor: AudioListenProcessor) -> None:
+        if self.adapter.adapter == "none":
+            save_trained_base(model, self.model_dir)
+            processor.save_pretrained(self.model_dir)
+            write_model_card(model, self.model_dir / "README.md", self.model_dir.name)
+        else:
+            model.save_pretrained(self.model_dir)
+
+    def _evaluate(
+        self, split: str, rows: list[Example], metrics: Mapping[str, list[MetricChoice]]
+    ) -> dict[str, TaskScore]:
+        folder = self._folder / split
+        in_main_process(lambda: folder.mkdir(exist_ok=True))
+        device = str(self.arguments.device)
+        predictions = predict(
+            lambda: load_pipeline(str(self.model_dir), self.model.dtype, device),
+            rows,
+            folder / "predictions.jsonl",
+            batch_size=self.arguments.per_device_eval_batch_size,
+            settings={"checkpoint": checkpoint_fingerprint(self.model_dir)},
+            show_progress=not self.arguments.disable_tqdm,
+            **self._generation,
+        )
+        scores = score_predictions(predictions, _of_tasks(metrics, rows))
+        in_main_process(
+            lambda: save_scores(scores, folder, {"model": str(self.model_dir), "data": self._splits()[split]})
+        )
+        return scores
+
+    def _finish(self, scores: Mapping[str, Mapping[str, TaskScore]]) -> None:
+        shown = scores.get("test") or scores.get("eval") or {}
+
+        def finish() -> None:
+            name = self.arguments.hub_model_id or self.model_dir.name
+            if shown:
+                add_scores(self.model_dir / "README.md", shown, name)
+            if self.arguments.push_to_hub:
+                self._publish(shown)
+            result = {split: {task: vars(score) for task, score in each.items()} for split, each in scores.items()}
+            _write_json(self._folder / "result.json", {"scores": result})
+
+        in_main_process(finish)
+
+    def _publish(self, scores: Mapping[str, TaskScore]) -> None:
+        from peft import PeftModel
+
+        base, processor = load_base(self._base, self.model)
+        model: Any = base
+        if self.adapter.adapter == "none":
+            model = AudioListenForCausalLM.from_pretrained(self.model_dir)
+        else:
+            model = PeftModel.from_pretrained(base, str(self.model_dir))
+        publish(
+            model,
+            processor,
+            self.arguments.hub_model_id or Path(self._folder).name,
+            include=self.arguments.hub_include,
+            private=self.arguments.hub_private_repo,
+            token=self.arguments.hub_token,
+            revision=self.arguments.hub_revision,
+            scores=scores,
+        )
+
+    def _log_history(self) -> list[dict[str, Any]] | None:
+        path = self._folder / "training.json"
+        return json.loads(path.read_text(encoding="utf-8"))["log_history"] if path.is_file() else None
+
+    def _result(self) -> RunResult | None:
+        path = self._folder / "result.json"
+        if not path.is_file():
+            return None
+        stored = json.loads(path.read_text(encoding="utf-8"))["scores"]
+        scores = {
+            split: {task: TaskScore(**values) for task, values in tasks.items()} for split, tasks in stored.items()
+        }
+        return RunResult(self.model_dir, self._log_history() or [], scores, was_finished=True)
+
+
+def _check(adapter: AdapterOptions, arguments: RunArguments) -> None:
+    if arguments.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP") or is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "A run keeps the whole model in each process: FSDP and DeepSpeed ZeRO-3 are not supported. Leave them out, or use "
+            "a script with `Trainer`, as in docs/train.md."
+        )
+    if adapter.adapter == "listen+lora" and arguments.push_to_hub:
+        raise ValueError(
+            "`push_to_hub` uploads one adapter beside its base model, and `adapter: listen+lora` has two. Leave out "
+            "`push_to_hub`, or train one of them."
+        )
+    if arguments.resume_from_checkpoint is not None:
+        raise ValueError("`resume_from_checkpoint` is not used: the same command resumes the run of its `output_dir`.")
+
+
+def _trainer_arguments(arguments: RunArguments, checkpoints: Path) -> RunArguments:
+    arguments = copy.copy(arguments)
+    # The trainer would upload checkpoints; the run uploads the model at its end.
+    arguments.push_to_hub = False
+    arguments.output_dir = str(checkpoints)
+    return arguments
+
+
+def _read(files: Sequence[str]) -> list[Example]:
+    return [example for path in files for example in read_examples(path)]
+
+
+def _first_of_each_task(rows: Sequence[Example], limit: int | None) -> list[Example]:
+    counts: dict[str, int] = {}
+    kept = []
+    for row in rows:
+        counts[row["task"]] = counts.get(row["task"], 0) + 1
+        if limit is None or counts[row["task"]] <= limit:
+            kept.append(row)
+    return kept
+
+
+def _check_assigned(metrics: Mapping[str, Any], rows: Mapping[str, Sequence[Example]]) -> None:
+    tasks = {row["task"] for each in rows.values() for row in each}
+    if unknown := sorted(metrics.keys() - tasks):
+        raise ValueError(
+            f"Metrics are set for the tasks {unknown}, which have no rows; the tasks are {sorted(tasks)}."
+        )
+
+
+def _of_tasks(metrics: Mapping[str, list[MetricChoice]], rows: Sequence[Example]) -> dict[str, list[MetricChoice]]:
+    tasks = {row["task"] for row in rows}
+    return {task: choices for task, choices in metrics.items() if task in tasks}
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()

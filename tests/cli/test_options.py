@@ -1,0 +1,104 @@
+"""Options of dataclasses: a YAML file gives values, arguments replace them, and everything else is refused by name."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from peft_listen_cli.options import make_parser, parse_options, read_yaml
+
+
+@dataclass
+class Options:
+    steps: int = field(default=10, metadata={"help": "Steps."})
+    rate: float = field(default=0.5, metadata={"help": "Rate."})
+    name: str | None = field(default=None, metadata={"help": "Name."})
+    kind: Literal["first", "no"] = field(default="first", metadata={"help": "Kind."})
+    fast: bool = field(default=False, metadata={"help": "Fast."})
+    tasks: list[str] = field(default_factory=list, metadata={"help": "Tasks."})
+
+
+def parse(*argv, yaml=None, folder=None):
+    parser = make_parser([Options], "test", "A test.")
+    parser.add_argument("--config")
+    if yaml is not None:
+        (folder / "c.yaml").write_text(yaml, encoding="utf-8")
+        argv = (*argv, "--config", str(folder / "c.yaml"))
+    return parse_options(parser, argv)[0]
+
+
+def test_values_of_the_file_are_converted_and_arguments_replace_them(tmp_path):
+    yaml = "steps: 1e2\nrate: 3e-4\nname: 12\nkind: 'no'\nfast: true\ntasks: [a, 7]\n"
+    yaml = yaml.replace("1e2", "1.0e+2")
+    assert parse(yaml=yaml, folder=tmp_path) == Options(100, 3e-4, "12", "no", True, ["a", "7"])
+    assert parse("--steps", "3", "--tasks", "b", yaml=yaml, folder=tmp_path).steps == 3
+    assert parse(yaml="name: null", folder=tmp_path) == Options()
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("step: 3", "`step` is not an option. Did you mean steps"),
+        ("steps: many", "`steps`: expected an integer, got 'many'"),
+        ("steps: 1.5", "`steps`: expected an integer, got 1.5"),
+        ("steps: true", "`steps`: expected an integer, got true"),
+        ("steps: [1]", "`steps`: expected an integer, got a list"),
+        ("steps: {a: 1}", "`steps`: expected an integer, got a mapping"),
+        ("steps: null", "`steps`: expected a value, got null"),
+        ("kind: second", "`kind`: expected one of first, no, got 'second'"),
+        ("kind: no", "YAML reads yes, no, on and off as true and false"),
+        ("fast: 3.5", "`fast`: expected true or false"),
+        ("tasks: a", "`tasks`: expected a list"),
+        ("tasks: [[a]]", "`tasks`: expected a text"),
+        ("steps: x\nrate: y", "(?s)`steps`.*`rate`"),
+        ("steps: 1\nsteps: 2", "the key 'steps' occurs more than once"),
+        ("steps: &a 1\nrate: *a", "aliases are not supported"),
+        ("name: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("- steps", "expected one mapping"),
+        ("1: 2", "expected one mapping"),
+        ("", "expected one mapping"),
+        ("steps: [", "is not a YAML file"),
+        ("[" * 5000, "is not a YAML file"),
+        ("env:\n  PATH: x", "`env` is not an option"),
+        ("config: other.yaml\nhelp: true", "(?s)`help` is not an option"),
+    ],
+)
+def test_files_with_something_else_are_refused(tmp_path, yaml, message):
+    with pytest.raises(ValueError, match=message):
+        parse(yaml=yaml, folder=tmp_path)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.yaml: no such file"):
+        read_yaml(tmp_path / "none.yaml")
+    with pytest.raises(OSError, match="not a regular file"):
+        read_yaml(tmp_path)
+    (tmp_path / "big.yaml").write_text("# " + "x" * (1 << 20))
+    with pytest.raises(ValueError, match="more than 1048576 bytes"):
+        read_yaml(tmp_path / "big.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"name: \xe9")
+    with pytest.raises(ValueError, match="not a YAML file"):
+        read_yaml(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--stepz", "3"], "unrecognized arguments: --stepz 3. Did you mean --steps?"),
+        (["--ste", "3"], "unrecognized arguments"),  # no abbreviations, which a new option would make ambiguous
+        (["--steps", "x"], "invalid int value: 'x'"),
+    ],
+)
+def test_wrong_arguments_exit_with_2(argv, message, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        parse(*argv)
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_shows_every_default(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    shown = capsys.readouterr().out
+    for default in ("10", "0.5", "first", "False"):
+        assert f"(default: {default})" in shown

@@ -1,0 +1,186 @@
+"""`peft-listen predict` and `peft-listen evaluate`: answers that survive a kill, and scores of each task."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import peft_listen_cli
+from peft_listen.data import read_predictions
+from peft_listen_cli import main
+
+
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(Path(peft_listen_cli.__file__).parents[1]),
+    "OMP_NUM_THREADS": "1",
+    "ACCELERATE_USE_CPU": "true",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, examples):
+    path = tmp_path_factory.mktemp("data") / "test.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in examples), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def predict(composite_folder, data):
+    return ["predict", str(composite_folder), data, "--batch-size", "2", "--max-new-tokens", "3", "--device", "cpu"]
+
+
+def test_answers_are_written_once_and_reported(predict, tmp_path, capsys):
+    output = str(tmp_path / "p.jsonl")
+    assert main([*predict, "-o", output]) == 0
+    assert capsys.readouterr().out == f"{output}: 4 answers\n"
+    modified = os.stat(output).st_mtime_ns
+    assert main([*predict, "-o", output, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"output": output, "num_rows": 4}
+    assert os.stat(output).st_mtime_ns == modified
+    assert main([*predict, "-o", output, "--num-beams", "2"]) == 2
+    assert "generation.num_beams: 1 before, 2 now" in capsys.readouterr().err
+
+
+def test_options_of_a_file(predict, tmp_path, capsys):
+    (tmp_path / "options.yaml").write_text(f"output: {tmp_path}/from_file.jsonl\nmax_new_tokens: 50\n")
+    assert main([*predict, "--config", str(tmp_path / "options.yaml")]) == 0
+    settings = json.loads((tmp_path / "from_file.jsonl.settings.json").read_text())
+    assert settings["generation"]["max_new_tokens"] == 3
+    (tmp_path / "options.yaml").write_text("max_tokens: 50\n")
+    assert main([*predict, "--config", str(tmp_path / "options.yaml")]) == 2
+    assert "`max_tokens` is not an option. Did you mean max_new_tokens" in capsys.readouterr().err
+
+
+def test_a_model_that_was_trained_again_is_noticed(predict, tmp_path, make_adapted, capsys):
+    make_adapted("listen").save_pretrained(tmp_path / "adapter")
+    predict[1] = str(tmp_path / "adapter")
+    arguments = [*predict, "-o", str(tmp_path / "p.jsonl")]
+    assert main(arguments) == 0
+    model = make_adapted("listen")
+    for parameter in model.parameters():
+        parameter.data += 0.01 * parameter.requires_grad
+    model.save_pretrained(tmp_path / "adapter")
+    assert main(arguments) == 2
+    assert "checkpoint: " in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 0
+
+
+def test_a_missing_model_or_folder_exits_with_2(predict, tmp_path, capsys):
+    assert main([*predict, "-o", str(tmp_path / "no" / "p.jsonl")]) == 2
+    assert "the folder" in capsys.readouterr().err
+    predict[1] = str(tmp_path / "no_model")
+    assert main([*predict, "-o", str(tmp_path / "p.jsonl")]) == 2
+    assert "cannot be loaded" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit_info:
+        main([*predict, "--batch-size", "many"])
+    assert exit_info.value.code == 2
+    assert main([*predict, "--batch-size", "0"]) == 2
+    assert "`batch_size` must be at least 1" in capsys.readouterr().err
+
+
+def run_and_kill(command, is_time):
+    """Starts a command and kills it as soon as a condition holds."""
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not is_time() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors
+
+
+def test_a_killed_run_continues_with_equal_answers(composite_folder, data, examples, tmp_path):
+    rows = [{**examples[index % 4], "instruction": f"What is it, {index}?"} for index in range(60)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["predict", str(composite_folder), str(path), "--batch-size", "2", "--max-new-tokens", "30"]
+    arguments += ["--device", "cpu"]
+    parts = tmp_path / "killed.jsonl.parts"
+    output = ["-o", str(tmp_path / "killed.jsonl")]
+    run_and_kill(
+        [sys.executable, "-m", "peft_listen_cli", *arguments, *output],
+        lambda: parts.exists() and any(path.stat().st_size > 200 for path in parts.iterdir()),
+    )
+    assert parts.exists() and not (tmp_path / "killed.jsonl").exists()
+    assert main([*arguments, *output]) == 0
+    assert main([*arguments, "-o", str(tmp_path / "whole.jsonl")]) == 0
+    assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert not parts.exists()
+
+
+@pytest.mark.slow  # three processes import torch
+def test_two_processes_share_the_rows(predict, tmp_path):
+    assert main([*predict, "-o", str(tmp_path / "one.jsonl"), "--batch-size", "1"]) == 0
+    # `--cpu` would start one process; `--multi_gpu` starts two, and the variable keeps them on the CPU.
+    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    options += ["--dynamo_backend", "no", "--main_process_port", "0", "--module"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, "peft_listen_cli", *predict]
+    command += ["-o", str(tmp_path / "two.jsonl"), "--batch-size", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("4 answers") == 1
+    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+    refused = subprocess.run(
+        [*command, "--num-beams", "2"], capture_output=True, text=True, check=False, env=ENVIRONMENT
+    )
+    assert refused.returncode == 1 and "num_beams: 1 before, 2 now" in refused.stderr
+
+
+def test_each_task_is_scored_by_its_metric(predict, tmp_path, capsys):
+    arguments = ["evaluate", *predict[1:], "--output-dir", str(tmp_path / "e")]
+    assert main([*arguments, "--metrics", "sounds=accuracy:labels=dog|no"]) == 0
+    table = capsys.readouterr().out
+    assert "| asr | 2 | wer (lower is better) |" in table and "| sounds | 2 | accuracy (higher is better) |" in table
+    assert (tmp_path / "e" / "scores.md").read_text() == table
+    scores = json.loads((tmp_path / "e" / "scores.json").read_text())
+    assert scores["tasks"]["asr"]["metric"] == "wer" and scores["data"] == [predict[2]]
+
+    predictions = tmp_path / "e" / "predictions.jsonl"
+    rows = [{**row, "generated": row["answer"]} for row in read_predictions(predictions)]
+    perfect = tmp_path / "perfect.jsonl"
+    perfect.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["evaluate", str(perfect), "--output-dir", str(tmp_path / "f"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["mean_quality"] == 1 and result["tasks"]["asr"]["value"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["DATA", "DATA"], "is a file of predictions, which contains the answers"),
+        (["no_model"], "also name the data file"),
+        (["no_model", "DATA", "--metrics", "asr"], "expected TASK=METRIC"),
+        (["no_model", "DATA", "--metrics", "speech=wer"], "which have no rows"),
+        (["no_model", "DATA", "--metrics", "asr=eer"], "takes numbers"),
+        (["DATA"], "the fields ['generated'] are missing"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_before_the_model_is_loaded(arguments, message, data, tmp_path, capsys):
+    arguments = [data if argument == "DATA" else argument for argument in arguments]
+    assert main(["evaluate", *arguments, "--output-dir", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_console_without_utf_8_loses_nothing(tmp_path, monkeypatch):
+    row = {"audio": None, "instruction": "Übersetze", "answer": "你好", "task": "übersetzen", "generated": "你好"}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
+
+    def printed(*arguments):
+        # What Python makes of PYTHONIOENCODING=ascii.
+        console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr(sys, "stdout", console)
+        assert main(["evaluate", str(tmp_path / "p.jsonl"), "--output-dir", str(tmp_path), *arguments]) == 0
+        console.flush()
+        return console.buffer.getvalue().decode("ascii")
+
+    assert "| \\xfcbersetzen | 1 |" in printed()
+    assert json.loads(printed("--json"))["tasks"]["übersetzen"]["value"] == 1
+    assert "übersetzen" in (tmp_path / "scores.md").read_text(encoding="utf-8")

@@ -1,0 +1,151 @@
+"""`peft-listen train`: options of a file, exit codes, and a run that survives a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import peft_listen_cli
+from peft_listen_cli import main
+from tests import small_models
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, examples):
+    """A YAML file for a run of 12 steps."""
+    folder = tmp_path_factory.mktemp("train")
+    small_models.make_chat_model(sound=False).save_pretrained(folder / "base")
+    small_models.make_chat_processor(sound=False).save_pretrained(folder / "base")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples), encoding="utf-8")
+    (folder / "config.yaml").write_text(
+        f"""
+model: {folder}/base
+train_data: [{folder}/rows.jsonl]
+test_data: [{folder}/rows.jsonl]
+listen_pool_size: 6
+listen_prompt_length: 2
+max_steps: 12
+max_new_tokens: 3
+save_steps: 2
+logging_steps: 1
+per_device_train_batch_size: 2
+use_cpu: true
+disable_tqdm: true
+"""
+    )
+    return str(folder / "config.yaml")
+
+
+def weights(folder):
+    return load_file(Path(folder) / "model" / "adapter_model.safetensors")
+
+
+def test_a_killed_run_is_resumed_with_equal_weights(config, tmp_path, capsys):
+    killed, whole = str(tmp_path / "killed"), str(tmp_path / "whole")
+    source = str(Path(peft_listen_cli.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "peft_listen_cli", "train", config, "--output-dir", killed]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while not Path(killed, "checkpoints", "checkpoint-4").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not Path(killed, "training.json").exists()
+
+    assert main(["train", config, "--output-dir", killed]) == 0
+    assert main(["train", config, "--output-dir", whole]) == 0
+    expected, found = weights(whole), weights(killed)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=0)
+    results = [json.loads(Path(run, "result.json").read_text()) for run in (killed, whole)]
+    assert results[0] == results[1]
+    answers = [Path(run, "test", "predictions.jsonl").read_text() for run in (killed, whole)]
+    assert answers[0] == answers[1]
+    log = json.loads(Path(killed, "training.json").read_text())["log_history"]
+    assert [row["step"] for row in log if "loss" in row] == list(range(1, 13))
+
+    # A finished run is shown, and other options for its folder are refused.
+    capsys.readouterr()
+    assert main(["train", config, "--output-dir", killed]) == 0
+    shown = capsys.readouterr().out
+    assert "The run was finished before." in shown and "| asr | 2 | wer (lower is better) |" in shown
+    assert main(["train", config, "--output-dir", killed, "--learning-rate", "1e-2"]) == 2
+    assert "learning_rate: 0.0003 before, 0.01 now" in capsys.readouterr().err
+    assert (
+        main(["predict", f"{killed}/model", str(Path(config).parent / "rows.jsonl"), "-o", str(tmp_path / "p")]) == 0
+    )
+
+
+@pytest.mark.slow  # three processes import torch
+def test_two_processes_train_and_score(config, tmp_path):
+    source = str(Path(peft_listen_cli.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    options += ["--dynamo_backend", "no", "--main_process_port", "0", "--module", "peft_listen_cli", "train", config]
+    options += ["--output-dir", str(tmp_path / "run"), "--eval-data", str(Path(config).parent / "rows.jsonl")]
+    options += ["--eval-strategy", "steps", "--eval-steps", "6", "--max-steps", "6", "--ddp-backend", "gloo"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("The run is finished.") == 1
+    log = json.loads((tmp_path / "run" / "training.json").read_text())["log_history"]
+    (evaluation,) = [row for row in log if "eval_loss" in row]
+    scores = json.loads((tmp_path / "run" / "result.json").read_text())["scores"]["eval"]
+    # The processes share the answers in training, and again those of the saved model.
+    assert evaluation["eval_asr_cer"] == pytest.approx(scores["asr"]["values"]["cer"])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("learning_rat: 1", "`learning_rat` is not an option. Did you mean learning_rate"),
+        ("lora_r: high", "`lora_r`: expected an integer, got 'high'"),
+        ("adapter: prompt", "`adapter`: expected one of listen, lora, listen+lora, none, got 'prompt'"),
+        ("eval_strategy: no", "YAML reads yes, no, on and off as true and false"),
+        ("llm: gpt2", "Leave out one of the two"),
+        ("temperature: 0.5", "`temperature` must be at least 1"),
+        ("listen_selector: best", "best"),
+        ("train_data: [none.jsonl]", "none.jsonl: no such data file"),
+        ("early_stopping_patience: 2", "eval"),
+        ("deepspeed: {stage: [}", "is not a YAML file"),
+    ],
+)
+def test_options_that_are_not_possible_exit_with_2(config, tmp_path, line, message, capsys):
+    name = line.partition(":")[0]
+    kept = [each for each in Path(config).read_text().splitlines() if not each.startswith(f"{name}:")]
+    (tmp_path / "config.yaml").write_text("\n".join([*kept, line, f"output_dir: {tmp_path}/run"]))
+    assert main(["train", str(tmp_path / "config.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert "peft-listen: error: " in error and message in error
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_without_a_model_or_a_file_the_exit_code_is_2(capsys):
+    assert main(["train"]) == 2
+    assert "There is no base model" in capsys.readouterr().err
+    assert main(["train", "none.yaml"]) == 2
+    assert "none.yaml: no such file" in capsys.readouterr().err
+
+
+def test_help_explains_every_option_with_its_default(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["train", "--help"])
+    assert exit_info.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in (
+        "--listen-pool-size LISTEN_POOL_SIZE Number of key-value pairs in the pool (default: 400).",
+        "--lora-r LORA_R LoRA: rank. (default: 8)",
+        "(default: 0.0003)",
+        "--temperature",
+    ):
+        assert text in shown

@@ -1,0 +1,143 @@
+"""Predictions are continued where they stopped, and never mixed with those of other settings."""
+
+import json
+
+import pytest
+
+from peft_listen.data import read_examples, read_predictions
+from peft_listen.evaluation import predict
+from peft_listen.evaluation.prediction import answer_rows
+from peft_listen.evaluation.prediction_file import PredictionFile
+
+
+@pytest.fixture
+def rows(examples):
+    return [*examples, {**examples[0], "audio": None, "metric": "wer"}]
+
+
+class Counter:
+    """A pipeline that counts its calls, and fails after some of them."""
+
+    def __init__(self, pipe, limit=100):
+        self.pipe, self.limit, self.batches = pipe, limit, []
+
+    def load(self):
+        return self
+
+    def __call__(self, inputs, **kwargs):
+        if len(self.batches) == self.limit:
+            raise OSError("interrupted")
+        self.batches.append(len(inputs))
+        return self.pipe(inputs, **kwargs)
+
+
+def run(pipe, rows, path, **changes):
+    settings = {"settings": {"model": "small"}, "batch_size": 2, "max_new_tokens": 4, **changes}
+    return predict(lambda: pipe, rows, path, **settings)
+
+
+def test_the_answers_are_those_of_the_pipeline(pipe, rows, tmp_path):
+    predictions = run(pipe, rows, tmp_path / "out.jsonl")
+    expected = []
+    for start in (0, 2, 4):
+        expected += answer_rows(pipe, rows[start : start + 2], max_new_tokens=4, do_sample=False)
+    assert [row["generated"] for row in predictions] == expected
+    for row, prediction in zip(rows, predictions, strict=True):
+        assert {name: prediction[name] for name in row} == row
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "out.jsonl.settings.json"]
+
+
+def test_an_interrupted_run_answers_only_the_missing_batches(pipe, rows, tmp_path):
+    whole = run(pipe, rows, tmp_path / "whole.jsonl")
+    path = tmp_path / "out.jsonl"
+    with pytest.raises(OSError, match="interrupted"):
+        run(Counter(pipe, limit=2), rows, path)
+    assert not path.exists()
+    (part,) = (tmp_path / "out.jsonl.parts").iterdir()
+    # A killed process leaves half a line.
+    lines = part.read_text().splitlines(keepends=True)
+    part.write_text(lines[0] + lines[1][:20])
+    counter = Counter(pipe)
+    assert run(counter, rows, path) == whole
+    assert counter.batches == [2, 1]
+    assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"batch": 9, "generated": ["a", "b"]}',
+        '{"batch": 0, "generated": ["a"]}',
+        '{"batch": true, "generated": ["a", "b"]}',
+        '{"batch": 0, "generated": ["a", 1]}',
+        '{"batch": 0}',
+        "[" * 5000,
+        "no JSON",
+    ],
+)
+def test_lines_of_another_form_do_not_count(rows, tmp_path, line):
+    file = PredictionFile(tmp_path / "out.jsonl", rows, {}, batch_size=2)
+    file.prepare()
+    (tmp_path / "out.jsonl.parts" / "x.jsonl").write_text(line + "\n")
+    file.add(1, ["c", "d"])
+    assert file.answers() == {1: ["c", "d"]}
+    with pytest.raises(OSError, match="2 of 3 batches have no answers"):
+        file.finish()
+
+
+def test_a_complete_file_is_not_made_again(pipe, rows, tmp_path):
+    first = run(pipe, rows, tmp_path / "out.jsonl")
+    assert run(None, rows, tmp_path / "out.jsonl") == first  # the pipeline is not even loaded
+
+
+def test_other_settings_are_refused_with_the_differences(pipe, rows, tmp_path):
+    path = tmp_path / "out.jsonl"
+    run(pipe, rows, path)
+    with pytest.raises(ValueError, match=r"(?s)was made with other settings:\n  batch_size: 2 before, 3 now"):
+        run(pipe, rows, path, batch_size=3)
+    with pytest.raises(ValueError, match="generation.max_new_tokens: 4 before, 5 now"):
+        run(pipe, rows, path, max_new_tokens=5)
+    with pytest.raises(ValueError, match="examples: .*\n  num_examples: 5 before, 4 now"):
+        run(pipe, rows[:4], path)
+    again = run(pipe, rows, path, max_new_tokens=2, overwrite=True)
+    assert again == read_predictions(path) and len(again) == 5
+
+
+def test_a_file_of_another_origin_is_not_replaced(pipe, rows, tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_text("mine")
+    with pytest.raises(ValueError, match="exists, and out.jsonl.settings.json, which would tell"):
+        run(pipe, rows, path)
+    assert path.read_text() == "mine"
+
+
+def test_a_damaged_record_or_file_is_named(pipe, rows, tmp_path):
+    path = tmp_path / "out.jsonl"
+    run(pipe, rows, path)
+    whole = path.read_text()
+    path.write_text("".join(whole.splitlines(keepends=True)[:3]))
+    with pytest.raises(ValueError, match="has 3 predictions, but 5 were written"):
+        run(pipe, rows, path)
+    (tmp_path / "out.jsonl.settings.json").write_text("[1]")
+    with pytest.raises(ValueError, match="is not a record of settings: it contains a list"):
+        run(pipe, rows, path)
+
+
+def test_clips_are_found_from_the_folder_of_the_output(pipe, clips, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "clip.wav").write_bytes(open(clips[0], "rb").read())
+    row = {"audio": "clip.wav", "instruction": "What?", "answer": "x", "task": "t"}
+    (tmp_path / "data" / "rows.jsonl").write_text(json.dumps(row))
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run(pipe, read_examples("data/rows.jsonl"), "out/predictions.jsonl")
+    assert json.loads((tmp_path / "out" / "predictions.jsonl").read_text())["audio"] == "../data/clip.wav"
+    monkeypatch.chdir(tmp_path / "out")
+    (prediction,) = read_predictions("predictions.jsonl")
+    run(pipe, [prediction], "again.jsonl")
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [([], 2), ([{"audio": None}], 0)])
+def test_nothing_to_answer_is_refused(tmp_path, rows, batch_size):
+    with pytest.raises(ValueError, match=r"no examples|at least 1"):
+        PredictionFile(tmp_path / "out.jsonl", rows, {}, batch_size)

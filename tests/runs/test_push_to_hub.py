@@ -1,0 +1,41 @@
+"""A run with `push_to_hub` uploads the model once, at its end, with its scores."""
+
+import shutil
+
+import pytest
+
+from tests import small_models
+
+
+RUN = """
+import json
+from peft_listen.models.audio_listen.configuration_audio_listen import QFORMER_DEFAULTS
+from peft_listen_cli import main
+
+QFORMER_DEFAULTS.update({qformer})
+row = {{"audio": "clip.wav", "instruction": "What?", "answer": "dog", "task": "sounds"}}
+open("rows.jsonl", "w").write(json.dumps(row))
+command = ["train", "--speech", "openai/whisper", "--llm", "some/llama", "--train-data", "rows.jsonl", "--use-cpu"]
+command += ["--test-data", "rows.jsonl", "--max-steps", "2", "--save-steps", "1", "--listen-pool-size", "6"]
+command += ["--listen-prompt-length", "2", "--listen-ignore-template", "false", "--max-new-tokens", "3"]
+assert main([*command, "--push-to-hub", "--hub-model-id", "me/trained"]) == 0
+"""
+ASK = """
+from peft_listen_cli import main
+
+assert main(["ask", "clip.wav", "What?", "--model", "me/trained", "--max-new-tokens", "3"]) == 0
+"""
+
+
+@pytest.mark.slow  # two processes import torch
+def test_the_model_is_uploaded_with_its_scores(hub, published_parts, clips, tmp_path):
+    hub.add_folder("openai/whisper", published_parts["speech"])
+    hub.add_folder("some/llama", published_parts["llm"])
+    shutil.copy(clips[0], tmp_path / "clip.wav")
+    hub.run(RUN.format(qformer=small_models.QFORMER), tmp_path)
+    files = hub.files("me/trained")
+    assert {"adapter_model.safetensors", "adapter_config.json", "config.json", "README.md"} <= files.keys()
+    card = files["README.md"].decode()
+    assert "## Scores" in card and "| sounds | 1 | exact_match |" in card and "model-index" in card
+    assert len(hub.repositories["me/trained"].commits) <= 2  # not one for each checkpoint
+    hub.run(ASK, tmp_path)

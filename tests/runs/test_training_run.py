@@ -1,0 +1,273 @@
+"""A run trains, scores and saves; an interrupted one gives the same result; other settings are refused."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from peft_listen.data import read_examples
+from peft_listen.evaluation.collated_answers import answer_batches
+from peft_listen.evaluation.prediction import answer_rows
+from peft_listen.pipelines.loading import load_pipeline
+from peft_listen.runs import DataOptions, ModelOptions, RunArguments
+from peft_listen.runs.building import load_base, lora_targets
+from peft_listen.runs.checkpoints import last_whole_checkpoint
+from peft_listen.training import AudioListenCollator
+
+
+class Interrupt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def losses(result):
+    return [row["loss"] for row in result.log_history if "loss" in row]
+
+
+def weights(folder):
+    found = {path.relative_to(folder): load_file(path) for path in Path(folder).rglob("*.safetensors")}
+    return {(str(path), name): tensor for path, each in found.items() for name, tensor in each.items()}
+
+
+def test_a_run_trains_scores_and_saves(make_run, data_file, tmp_path):
+    run = make_run(eval_data=[data_file], test_data=[data_file], eval_strategy="steps", eval_steps=2)
+    result = run.run()
+    assert len(losses(result)) == 4 and not result.was_finished
+    evaluations = [row for row in result.log_history if "eval_loss" in row]
+    assert [row["step"] for row in evaluations] == [2, 4]
+    assert evaluations[0].keys() >= {"eval_asr_wer", "eval_asr_cer", "eval_sounds_exact_match", "eval_mean_quality"}
+    # The model in training answers as the saved one.
+    assert evaluations[-1]["eval_asr_wer"] == pytest.approx(result.scores["eval"]["asr"].value)
+    assert result.scores["test"]["asr"] == result.scores["eval"]["asr"]
+    stored = json.loads((tmp_path / "run" / "test" / "scores.json").read_text())
+    assert stored["tasks"]["asr"]["value"] == result.scores["test"]["asr"].value
+
+    card = ModelCard.load(tmp_path / "run" / "model" / "README.md")
+    assert "## Scores" in card.text and "| asr | 2 | wer |" in card.text
+    assert {each.metric_type for each in card.data.eval_results} == {"wer", "exact_match"}
+    assert make_run(
+        eval_data=[data_file], test_data=[data_file], eval_strategy="steps", eval_steps=2
+    ).run() == replace(result, was_finished=True)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        pytest.param("listen", marks=pytest.mark.slow),
+        pytest.param("lora", marks=pytest.mark.slow),
+        "listen+lora",
+        "none",
+    ],
+)
+def test_each_adapter_is_trained_saved_and_resumed(make_run, tmp_path, adapter, data_file):
+    options = {"adapter": adapter, "lora_dropout": 0.0, "weight_decay": 0.1, "test_data": [data_file]}
+    whole = make_run(output_dir=str(tmp_path / "whole"), **options).run()
+    with pytest.raises(KeyboardInterrupt):
+        make_run([Interrupt(3)], **options).run()
+    resumed = make_run(**options).run()
+    assert losses(resumed) == pytest.approx(losses(whole), abs=1e-6)
+    expected, found = weights(whole.model_dir), weights(resumed.model_dir)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=0)
+    assert any("lora_A" in name for _, name in found) == ("lora" in adapter)
+    assert any("values" in name for _, name in found) == ("listen" in adapter)
+    assert any("multi_modal_projector" in name for _, name in found)
+    # The base model of these tests is saved as a whole, so a trained one is too.
+    assert any("speech_tower" in name for _, name in found) == (adapter == "none")
+    assert resumed.scores == whole.scores
+    pipe = load_pipeline(str(resumed.model_dir), device="cpu")
+    rows = read_examples(data_file)
+    collator = AudioListenCollator(pipe.processor)
+    generation = {"max_new_tokens": 3, "do_sample": False}
+    assert answer_rows(pipe, rows, **generation) == answer_batches(pipe.model, collator, rows, 4, **generation)
+
+
+def test_both_adapters_are_active_in_the_loaded_model(make_run, data_file):
+    result = make_run(adapter="listen+lora", max_steps=2, learning_rate=0.05).run()
+    both = load_pipeline(str(result.model_dir), device="cpu")
+    shutil.rmtree(result.model_dir / "lora")
+    alone = load_pipeline(str(result.model_dir), device="cpu")
+    batch = AudioListenCollator(both.processor)(read_examples(data_file))
+    with torch.no_grad():
+        losses = [float(pipe.model(**batch).loss) for pipe in (both, alone)]
+    assert abs(losses[0] - losses[1]) > 1e-4
+
+
+def test_the_best_model_is_kept_and_training_stops_early(make_run, data_file):
+    # No answer of this model is right, so the first evaluation stays the best.
+    options = {"eval_data": [data_file], "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "max_steps": 9}
+    early = {"early_stopping_patience": 2, "metric_for_best_model": "mean_quality", "save_total_limit": 1}
+    result = make_run(**options, **early, learning_rate=0.02, warmup_steps=0).run()
+    evaluations = [row for row in result.log_history if "eval_loss" in row]
+    assert [row["step"] for row in evaluations] == [1, 2, 3]
+    pipe = load_pipeline(str(result.model_dir), device="cpu")
+    batch = AudioListenCollator(pipe.processor)(read_examples(data_file))
+    with torch.no_grad():
+        loss = float(pipe.model(**batch).loss)
+    assert loss == pytest.approx(evaluations[0]["eval_loss"], abs=0.1)
+    assert abs(loss - evaluations[-1]["eval_loss"]) > 0.2
+
+    # Killed after the stop, before the model was saved: the training stays stopped.
+    before = weights(result.model_dir)
+    for name in ("training.json", "result.json"):
+        (result.model_dir.parent / name).unlink()
+    shutil.rmtree(result.model_dir)
+    shutil.rmtree(result.model_dir.parent / "eval")
+    again = make_run(**options, **early, learning_rate=0.02, warmup_steps=0).run()
+    assert [row["step"] for row in again.log_history if "eval_loss" in row] == [1, 2, 3]
+    after = weights(again.model_dir)
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    assert again.scores == result.scores
+
+
+def test_the_event_files_of_tensorboard_are_in_the_folder(make_run, tmp_path):
+    pytest.importorskip("tensorboard", reason="the integration is optional")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    make_run(max_steps=2, report_to=["tensorboard"]).run()
+    (event_file,) = (tmp_path / "run" / "checkpoints").rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(event_file))
+    events.Reload()
+    assert len(events.Scalars("train/live_prompts")) == len(events.Scalars("train/loss")) == 2
+
+
+def test_before_the_first_checkpoint_the_settings_may_be_corrected(make_run, tmp_path):
+    with pytest.raises(OSError, match="cannot be loaded"):
+        make_run(model="wrong-name").run()
+    assert make_run(max_steps=1).run().model_dir.is_dir()
+
+
+def test_features_of_a_cache_give_the_same_losses(make_run, data_file, tmp_path):
+    options = {"eval_data": [data_file], "eval_strategy": "steps", "eval_steps": 4, "eval_rows_per_task": 1}
+    plain = make_run(output_dir=str(tmp_path / "plain"), **options).run()
+    cached = make_run(feature_cache=str(tmp_path / "features"), **options).run()
+    assert losses(cached) == pytest.approx(losses(plain), abs=1e-4)
+    assert list((tmp_path / "features").rglob("*.safetensors"))
+    assert cached.scores == plain.scores
+
+
+def test_a_base_is_built_from_parts(make_run, published_parts, tmp_path, monkeypatch):
+    from peft_listen.models.audio_listen.configuration_audio_listen import QFORMER_DEFAULTS
+    from tests.small_models import QFORMER
+
+    for name, value in QFORMER.items():
+        monkeypatch.setitem(QFORMER_DEFAULTS, name, value)
+    parts = {name: str(path) for name, path in published_parts.items()}
+    result = make_run(model=None, **parts, listen_ignore_template=False, max_steps=1).run()
+    assert not [name for path, name in weights(tmp_path / "run" / "base") if "language_model" in name]
+    assert load_pipeline(str(result.model_dir), device="cpu").model.config.sound_config is not None
+
+
+def test_other_settings_are_refused_with_the_differences(make_run, data_file, tmp_path):
+    make_run(max_steps=1).run()
+    with pytest.raises(ValueError) as error:
+        make_run(max_steps=1, learning_rate=1e-2, lora_r=4, listen_pool_size=7).run()
+    message = str(error.value)
+    assert "has a run with other settings" in message
+    assert "learning_rate: 0.0003 before, 0.01 now" in message and "lora_r: 8 before, 4 now" in message
+    assert "listen_pool_size: 6 before, 7 now" in message and message.count(" before, ") == 3
+    # What does not change the result may change.
+    assert make_run(max_steps=1, logging_steps=5, report_to=[]).run().was_finished
+    rows = Path(data_file).read_text().splitlines()
+    (tmp_path / "fewer.jsonl").write_text("\n".join(rows[:2]))
+    with pytest.raises(ValueError, match=r"rows\.train: \"4 rows, .*\" before, \"2 rows, .*\" now"):
+        make_run(max_steps=1, train_data=[str(tmp_path / "fewer.jsonl")]).run()
+
+
+def test_a_folder_of_something_else_is_refused(make_run, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty, and not the folder of a run"):
+        make_run().run()
+
+
+def test_a_half_written_checkpoint_is_removed(tmp_path):
+    for step, state in ((2, {"global_step": 2}), (4, None), (6, "{")):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state is not None:
+            text = json.dumps(state) if isinstance(state, dict) else state
+            (folder / "trainer_state.json").write_text(text)
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+    assert last_whole_checkpoint(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"adapter": "listen+lora", "push_to_hub": True}, "has two"),
+        ({"resume_from_checkpoint": "x"}, "`resume_from_checkpoint` is not used"),
+        ({"push_to_hub": True}, "Only parts on the Hub can be published"),
+        (
+            {"lora_target_modules": ["query"], "adapter": "lora"},
+            r"\['query'\], which the language model does not have",
+        ),
+        ({"metrics": ["speech=wer"]}, "which have no rows"),
+        ({"task_weights": ["speech=2"]}, "which have no rows"),
+        ({"listen_prompt_length": 9}, "exceeds the size of the pool"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(make_run, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_run(**changes).run()
+
+
+def test_sharded_models_are_refused(make_run, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="FSDP and DeepSpeed ZeRO-3 are not supported"):
+        make_run()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (lambda: ModelOptions(), "`speech`, `llm` missing"),
+        (lambda: ModelOptions(llm="a"), "`speech` missing"),
+        (lambda: ModelOptions(model="a", llm="b"), "Leave out one of the two"),
+        (lambda: DataOptions(), "no training data"),
+        (lambda: DataOptions(train_data=["a"], metrics=["wer"]), "expected TASK=METRIC"),
+        (lambda: DataOptions(train_data=["a"], task_weights=["a"]), "expected TASK=WEIGHT"),
+        (lambda: DataOptions(train_data=["a"], num_beams=0), "`num_beams` must be at least 1"),
+        (lambda: RunArguments(remove_unused_columns=True), "must be false"),
+        (lambda: RunArguments(early_stopping_patience=0), "must be at least 1"),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        options()
+
+
+def test_error_rates_are_better_if_lower():
+    def is_better_if_greater(name):
+        return RunArguments(metric_for_best_model=name).greater_is_better
+
+    assert [is_better_if_greater(name) for name in ("asr_wer", "loss", "mean_quality", "sv_accuracy", "cer")] == [
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
+
+
+def test_an_adapter_is_not_a_base(make_adapted, base_folder, tmp_path):
+    make_adapted("lora").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="which is an adapter"):
+        load_base(str(tmp_path), ModelOptions(model="x"))
+    with pytest.raises(OSError, match="base model 'none' cannot be loaded"):
+        load_base("none", ModelOptions(model="x"))
+    base, _ = load_base(base_folder, ModelOptions(model="x"))
+    assert len(lora_targets(base, ["q_proj", "v_proj"])) == 4
+    assert len(lora_targets(base, ["all-linear"])) == 14
