@@ -66,10 +66,10 @@ TASKS = tuple(INSTRUCTIONS)
 
 VOICES = {
     "train": {
-        "woman": ["Andrea", "Annie", "f1", "f2", "f3", "f4"],
-        "man": ["Diogo", "Henrique", "Michael", "m1", "m2", "m3", "m6"],
+        "woman": ["Alicia", "Andrea", "Annie", "f1", "f2", "f3", "f4", "shelby", "steph"],
+        "man": ["Diogo", "Henrique", "Hugo", "Michael", "john", "m1", "m2", "m3", "m6", "max", "robert", "sandro"],
     },
-    "validation": {"woman": ["aunty"], "man": ["m7"]},
+    "validation": {"woman": ["anika", "aunty"], "man": ["Mike", "m7"]},
     "test": {"woman": ["f5", "linda"], "man": ["m5", "m8"]},
 }
 
@@ -87,6 +87,20 @@ CARRIERS = {
         "Please feed the {}.",
         "We took a picture of the {}.",
         "Have you seen the {}?",
+        "She drew a {} for me.",
+        "That {} is very old.",
+        "They called the {} twice.",
+        "Every {} needs water.",
+        "Once a {} came here.",
+        "He told us about a {}.",
+        "What does the {} eat?",
+        "The big {} was tired.",
+        "You can hear a {} outside.",
+        "Our {} stayed at home.",
+        "Is that really a {}?",
+        "Keep away from the {}.",
+        "A {} crossed the road.",
+        "The children saw a {}.",
     ],
     "validation": ["This is the {} of my sister.", "Did you hear the {}?"],
     "test": ["There goes the {} with its friend.", "I think the {} is hungry.", "Nobody remembers the {}."],
@@ -241,7 +255,7 @@ def render_clip(clip: Clip, synthesizer: EspeakSynthesizer) -> np.ndarray:
 def make_dataset(
     output_dir: str | Path,
     seed: int = 0,
-    train_per_task: int = 240,
+    train_per_task: int = 400,
     validation_per_task: int = 12,
     test_per_task: int = 16,
 ) -> Path:
@@ -285,7 +299,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Generate the demo's dataset of speech and sounds.")
     parser.add_argument("output_dir", type=Path, help="folder of the dataset")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train-per-task", type=int, default=240, metavar="COUNT")
+    parser.add_argument("--train-per-task", type=int, default=400, metavar="COUNT")
     parser.add_argument("--validation-per-task", type=int, default=12, metavar="COUNT")
     parser.add_argument("--test-per-task", type=int, default=16, metavar="COUNT")
     print(make_dataset(**vars(parser.parse_args())))

@@ -1,7 +1,7 @@
 """Runs the whole demo: two small models, a dataset, training, and answers in a new process.
 
     python -m demo.run [--folder .demo] [--speech SPEECH] [--llm LLM] [--sound SOUND] [--steps N] [--batch-size N]
-                       [--learning-rate RATE] [--seed SEED]
+                       [--learning-rate RATE] [--audio-scale SCALE] [--seed SEED]
 
 Each stage is a separate command, printed before it runs. What a stage made with the same arguments is reused.
 """
@@ -83,6 +83,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--learning-rate", type=float, default=defaults.LEARNING_RATE, help="of the training (default: %(default)s)"
     )
     parser.add_argument(
+        "--audio-scale",
+        type=float,
+        default=defaults.AUDIO_SCALE,
+        help="initial scale of the embeddings of audio, relative to those of text (default: %(default)s)",
+    )
+    parser.add_argument(
         "--seed", type=int, default=defaults.SEED, help="of projector and training (default: %(default)s)"
     )
     return parser
@@ -123,6 +129,7 @@ def main() -> None:
             "sound": arguments.sound,
             "speech_chunk_multiple": SPEECH_CHUNK_MULTIPLE,
             "chatml": arguments.llm is None,
+            "audio_scale": arguments.audio_scale,
             "seed": arguments.seed,
         },
         products=("config.json", "processor_config.json"),

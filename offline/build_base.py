@@ -35,6 +35,7 @@ def build_base(
     seed: int = 0,
     projector_dropout: float = 0.0,
     speech_chunk_multiple: int = 30,
+    audio_scale: float = 1.0,
 ) -> None:
     """
     Writes model and processor to a folder. A complete folder is not changed.
@@ -50,6 +51,8 @@ def build_base(
         projector_dropout (`float`, defaults to 0.0): dropout in the projector, in training.
         speech_chunk_multiple (`int`, defaults to 30): seconds of which the length of encoded speech is a multiple; see
             [`AudioListenConfig`].
+        audio_scale (`float`, defaults to 1.0): initial scale of the embeddings of audio; see
+            [`AudioListenForCausalLM.from_sub_models_pretrained`].
     """
     output_dir = Path(output_dir)
     if (output_dir / "processor_config.json").is_file():
@@ -68,6 +71,7 @@ def build_base(
         sound=sound,
         llm=llm,
         tokenizer=processor.tokenizer,
+        audio_scale=audio_scale,
         speech_chunk_multiple=speech_chunk_multiple,
         qformer_config={
             **PROJECTOR,
@@ -93,6 +97,9 @@ def main() -> None:
         default=30,
         help="encode speech at multiples of so many seconds (default: 30)",
     )
+    parser.add_argument(
+        "--audio-scale", type=float, default=1.0, help="initial scale of the embeddings of audio (default: 1)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the projector's initial weights (default: 0)")
     arguments = parser.parse_args()
     build_base(
@@ -103,6 +110,7 @@ def main() -> None:
         text_template=CHATML_TEMPLATE if arguments.chatml else None,
         seed=arguments.seed,
         speech_chunk_multiple=arguments.speech_chunk_multiple,
+        audio_scale=arguments.audio_scale,
     )
 
 

@@ -17,6 +17,8 @@ RemedyName = Literal[
     "shared_prompts",
     "smaller_pool",
     "projector",
+    "slower_projector",
+    "smaller_key_loss",
     "wording",
     "fixed_length",
     "longer_training",
@@ -64,6 +66,10 @@ REMEDIES: dict[RemedyName, Remedy] = {
     ),
     "smaller_pool": Remedy("use a smaller pool (pool_size)"),
     "projector": Remedy("check the training of the projector", lambda config: bool(config.get("modules_to_save"))),
+    "slower_projector": Remedy(
+        "lower the learning rate of the projector", lambda config: bool(config.get("modules_to_save"))
+    ),
+    "smaller_key_loss": Remedy("lower key_loss_weight", lambda config: config.get("key_loss_weight") not in (0, None)),
     "wording": Remedy("check that the instructions name the task"),
     "fixed_length": Remedy(
         "train with as many prompts as in generation (stochastic_prompt_length=False)",

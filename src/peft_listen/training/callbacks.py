@@ -185,7 +185,8 @@ class ListenCallback(LogValuesCallback):
         self._prompt_length = record.indices.shape[1]
 
     def _warn_of_collapse(self, measures: dict[str, float]) -> None:
-        for measure, message in collapse_warnings(measures, self.collapse_threshold).items():
+        config = vars(self._pool.config)
+        for measure, message in collapse_warnings(measures, self.collapse_threshold, config).items():
             if measure not in self._warned:
                 self._warned.add(measure)
                 warnings.warn(message, UserWarning, stacklevel=2)

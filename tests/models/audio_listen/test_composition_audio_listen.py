@@ -68,6 +68,24 @@ def test_the_vocabulary_grows_by_the_audio_token_only(model, processor, publishe
     processor.check_config(model.config)
 
 
+@pytest.mark.parametrize("audio_scale", [1.0, 8.0])
+def test_the_embeddings_of_a_new_projector_have_the_scale_that_is_asked_for(published_parts, audio_scale) -> None:
+    model = AudioListenForCausalLM.from_sub_models_pretrained(
+        **published_parts, qformer_config=QFORMER, audio_scale=audio_scale
+    )
+    frames = torch.randn(64, 51, model.config.speech_config.hidden_size, generator=torch.Generator().manual_seed(0))
+    sound = torch.randn(64, 51, model.config.sound_config.hidden_size, generator=torch.Generator().manual_seed(1))
+    embeddings = model.model.multi_modal_projector(frames, sound)
+    text = model.get_input_embeddings().weight.detach()
+    assert embeddings.detach().pow(2).mean() / text.pow(2).mean() == pytest.approx(audio_scale**2, rel=0.5)
+
+
+@pytest.mark.parametrize("audio_scale", [0, -1.0, float("nan"), float("inf")])
+def test_a_scale_that_is_not_positive_is_refused(published_parts, audio_scale) -> None:
+    with pytest.raises(ValueError, match="`audio_scale` must be a positive number"):
+        AudioListenForCausalLM.from_sub_models_pretrained(**published_parts, audio_scale=audio_scale)
+
+
 def test_a_vocabulary_with_spare_rows_is_not_enlarged(published_parts, make_llm, make_tokenizer) -> None:
     llm = make_llm("llama")
     llm.resize_token_embeddings(320, mean_resizing=False)

@@ -1,6 +1,7 @@
 """AudioListen: a causal language model with audio input."""
 
 import copy
+import math
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -807,6 +808,7 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
         sound: Source | BeatsModel | None = None,
         tokenizer: Source | PreTrainedTokenizerBase | None = None,
         audio_token: str = AUDIO_TOKEN,
+        audio_scale: float = 1.0,
         dtype: torch.dtype | str | None = None,
         speech_kwargs: dict[str, Any] | None = None,
         sound_kwargs: dict[str, Any] | None = None,
@@ -830,6 +832,10 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
                 `generation_config.eos_token_id` with a warning if it is missing there.
             audio_token (`str`, *optional*, defaults to `"<|audio|>"`):
                 Placeholder for audio in the text.
+            audio_scale (`float`, *optional*, defaults to 1.0):
+                Initial root mean square of the projector's embeddings, relative to that of the language model's input
+                embeddings. The layers of a language model add larger vectors to their inputs, so larger embeddings are kept
+                through more of them; `docs/train.md` has an example of the effect.
             dtype (`torch.dtype` or `"auto"`, *optional*):
                 Data type of the language model and the encoders. The projector stays in float32. Defaults to the data type
                 of the language model's checkpoint (`"auto"`), but to float32 on a machine without an accelerator, where
@@ -842,7 +848,8 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
 
         Raises:
             `OSError`: if a part is not found.
-            `ValueError`: if a part is of the wrong kind, or the language model does not support input embeddings.
+            `ValueError`: if a part is of the wrong kind, the language model does not support input embeddings, or
+                `audio_scale` is not a positive number.
 
         Example:
 
@@ -851,6 +858,8 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
         ...     speech="openai/whisper-large-v2", sound="BEATs_iter3_plus_AS2M.pt", llm="Qwen/Qwen2.5-7B-Instruct"
         ... )
         ```"""
+        if not 0 < audio_scale < math.inf:
+            raise ValueError(f"`audio_scale` must be a positive number, got {audio_scale!r}. It is 1.0 by default.")
         speech_kwargs, sound_kwargs, llm_kwargs = speech_kwargs or {}, sound_kwargs or {}, llm_kwargs or {}
         dtype = default_dtype(llm, llm_kwargs) if dtype is None else dtype
         language_model = LANGUAGE_MODEL.load(llm, **{"dtype": dtype, **llm_kwargs})
@@ -869,6 +878,7 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
         config = AudioListenConfig(**config_kwargs)
         config.dtype = language_model.dtype
         model = cls._assemble(config, speech_tower, sound_tower, language_model)
+        model.model.multi_modal_projector.scale_to(audio_scale * embedding_scale(language_model))
         model.generation_config = audio_generation_config(language_model.generation_config, audio_token_id)
         end = find_answer_end(tokenizer, audio_chat_template(audio_token, text_template(tokenizer)))
         stop_at_answer_end(end, model.generation_config, tokenizer)
