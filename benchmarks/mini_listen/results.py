@@ -41,6 +41,11 @@ def page(study: Study, plots: list[str] | None = None) -> str:
     Returns:
         `str`: the page.
     """
+    if not study.stored:
+        return (
+            "No run of this form is stored yet. `python -m benchmarks.mini_listen.run --list --form "
+            f"{study.base.form}` lists its runs."
+        )
     parts = [compared(study)]
     for title, content in sections(study):
         if content:

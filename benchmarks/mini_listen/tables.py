@@ -234,16 +234,17 @@ def trained_tasks_table(study: Study, group: str) -> str:
 
 def missing_table(study: Study) -> str:
     """The seeds without a stored run, by group and experiment; a sentence if there are none."""
-    rows = []
+    labels: dict[tuple[str, str], list[str]] = {}
     for group, experiments in study.groups.items():
         for experiment in experiments:
             if experiment.missing_options:
-                rows.append([group, experiment.label, f"needs {', '.join(experiment.missing_options)}"])
+                labels.setdefault((group, _not_run(experiment)), []).append(experiment.label)
             elif seeds := study.missing(experiment.label):
-                rows.append([group, experiment.label, f"seeds {', '.join(map(str, seeds))}"])
-    if not rows:
+                labels.setdefault((group, f"seeds {', '.join(map(str, seeds))}"), []).append(experiment.label)
+    if not labels:
         return "All runs are stored."
-    return markdown_table(("group", "experiment", "missing"), rows)
+    rows = ([group, state, "; ".join(names)] for (group, state), names in labels.items())
+    return markdown_table(("group", "missing", "experiments"), rows)
 
 
 def _not_run(experiment: Experiment) -> str:

@@ -18,12 +18,15 @@ from tests.benchmarks.mini_listen.stored_runs import BASE, make_run, make_study
 METHODS = {CONNECTOR: 0.2, LORA: lambda task, seed: 0.5 + 0.01 * seed, DPS: 0.6}
 
 
-def test_a_page_without_any_run_says_what_is_missing() -> None:
-    text = page(make_study({}, single=None))
-    assert "0 stored runs" in text
-    assert "| methods | LoRA, r = 8 | seeds 0, 1, 2, 3, 4, 5 |" in text
+def test_a_page_says_what_is_missing() -> None:
+    text = page(make_study({LORA: 0.5}, seeds=2, single=None))
+    assert "2 stored runs" in text
+    assert "| methods | seeds 2, 3, 4, 5 | LoRA, r = 8 |" in text
+    assert "| single_tasks | seeds 0 | LoRA on asr; LoRA on en2zh; " in text
     assert "skills of the frozen language model were not measured" in text
-    assert "**Not decided.** Runs are missing: " in text
+    assert "**Not decided.** Runs are missing: DPS" in text
+    empty = page(make_study({}, single=None))
+    assert empty.startswith("No run of this form is stored yet.") and "--form small` lists its runs." in empty
 
 
 def test_the_table_of_methods_by_hand() -> None:
