@@ -90,8 +90,12 @@ class Study:
         return {task: statistics.fmean(run["test"][task]["score"] for run in runs.values()) for task in TASKS}
 
     def losses(self, label: str, name: str = "validation_loss") -> list[float]:
-        """Mean loss over the tasks of each stored run."""
-        return [statistics.fmean(run[name].values()) for run in self.runs(label).values()]
+        """Mean loss of each stored run, see [`mean_loss`]."""
+        return [self.mean_loss(run[name]) for run in self.runs(label).values()]
+
+    def mean_loss(self, losses: Mapping[str, float]) -> float:
+        """Mean over the tasks whose skill the frozen language model has."""
+        return statistics.fmean(losses[task] for task in self.tasks)
 
     def single_task_scores(self, task: str) -> list[float]:
         """Scores of the stored runs on one task alone."""
@@ -166,7 +170,7 @@ class Study:
 
     def loss_difference(self, ours: str, theirs: str) -> float | None:
         """Difference of the mean validation losses over the common seeds; `None` without a common seed."""
-        return self._difference(ours, theirs, lambda run: statistics.fmean(run["validation_loss"].values()))
+        return self._difference(ours, theirs, lambda run: self.mean_loss(run["validation_loss"]))
 
     def _mean_score(self, run: Run) -> float:
         return 100 * statistics.fmean(run["test"][task]["score"] for task in self.tasks)

@@ -7,6 +7,7 @@ With embeddings of size 576, a pool of 400 keys and values has as many parameter
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -166,7 +167,9 @@ def routed(
 def _without_choice(base: AudioListenForCausalLM, **config: Any) -> Adapted:
     """A pool in which the queries decide nothing."""
     listen_config = ListenConfig(key_loss_weight=0.0, modules_to_save=[PROJECTOR], task_type="CAUSAL_LM", **config)
-    model = get_peft_model(base, listen_config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*keys of the .* selector are not trained")
+        model = get_peft_model(base, listen_config)
     find_listen_layer(model).pool_of().keys.requires_grad_(False)
     # All rows select the same prompts by design, so the warnings of collapse are off.
     return Adapted(model, [ListenCallback(collapse_threshold=2.0)])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,16 +96,16 @@ def compared(study: Study) -> str:
         "1 for the best run on the task alone. Validation and test have wordings of the instructions that are not in "
         "training."
     )
-    ours, theirs = (study.runs(label) for label in (DPS, LORA))
+    ours, theirs = (
+        [run["seconds_per_step"] for run in study.runs(label).values() if run["seconds_per_step"] is not None]
+        for label in (DPS, LORA)
+    )
     if ours and theirs:
-        cost = [
-            sum(run["training_seconds"] / run["settings"]["steps"] for run in runs.values()) / len(runs)
-            for runs in (ours, theirs)
-        ]
+        cost = statistics.fmean(ours) / statistics.fmean(theirs)
         ratio = study.experiment(LORA_EQUAL_COMPUTE).settings.steps / base.steps
         text += (
-            f" A step of DPS took {cost[0] / cost[1]:.2f} times as long as one of LoRA; *{LORA_EQUAL_COMPUTE}* has "
-            f"{ratio:.2f} times the steps."
+            f" A step of DPS took {cost:.2f} times as long as one of LoRA; *{LORA_EQUAL_COMPUTE}* has {ratio:.2f} times "
+            "the steps."
         )
     return text
 

@@ -111,12 +111,10 @@ def run(
     stored = read_results(results_dir)
     if settings.name in stored:
         return stored[settings.name]
-    start = time.perf_counter()
     adapted, collator = adapt(settings, material)
     examples = read_split(material.data_dir, "train", settings.tasks, settings.train_per_task)
     checkpoints = work_dir / settings.name
-    log = train(adapted, collator, examples, settings, checkpoints, device)
-    training_seconds = time.perf_counter() - start
+    log, seconds_per_step = train(adapted, collator, examples, settings, checkpoints, device)
 
     adapted.model.to(device)  # a trainer that had nothing left to do has not moved it
     evaluator = Evaluator(
@@ -130,7 +128,7 @@ def run(
         "settings_hash": settings.hash,
         "settings": settings.as_json(),
         "adapter_parameters": adapted.num_adapter_parameters(),
-        "training_seconds": round(training_seconds),
+        "seconds_per_step": None if seconds_per_step is None else round(seconds_per_step, 4),
         "versions": library_versions(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),

@@ -57,7 +57,7 @@ def methods_table(study: Study) -> str:
                     spread(study.losses(experiment.label, name))
                     for name in ("validation_loss", "validation_loss_training_wordings", "train_loss")
                 ),
-                f"{_seconds_per_step(runs.values()):.2f}",
+                _seconds_per_step(runs.values()),
             ]
         )
     return markdown_table(header, rows)
@@ -156,9 +156,9 @@ def stage0_table(study: Study) -> str:
         if not runs:
             lines.append((float("inf"), [label, "", _not_run(experiment), *[""] * 5]))
             continue
-        loss = statistics.fmean(runs[0]["validation_loss"].values())
+        loss = study.mean_loss(runs[0]["validation_loss"])
         score = 100 * statistics.fmean(runs[0]["test"][task]["score"] for task in study.tasks)
-        known = statistics.fmean(runs[0]["validation_loss_training_wordings"].values())
+        known = study.mean_loss(runs[0]["validation_loss_training_wordings"])
         lines.append(
             (
                 loss,
@@ -170,7 +170,7 @@ def stage0_table(study: Study) -> str:
                     "" if lora is None else f"{loss - lora:+.3f}",
                     f"{known:.3f}",
                     f"{score:.1f}",
-                    f"{_seconds_per_step(runs):.2f}",
+                    _seconds_per_step(runs),
                 ],
             )
         )
@@ -200,9 +200,7 @@ def prompt_lengths_table(study: Study) -> str:
         for run in study.runs(experiment.label).values():
             losses = run["losses_by_prompt_length"]
             header = header or ["validation loss at k =", *losses]
-            rows.append(
-                [experiment.label, *(f"{statistics.fmean(by_task.values()):.3f}" for by_task in losses.values())]
-            )
+            rows.append([experiment.label, *(f"{study.mean_loss(by_task):.3f}" for by_task in losses.values())])
     return markdown_table(header, rows) if rows else ""
 
 
@@ -256,5 +254,6 @@ def _parameters(runs: Iterable[Run]) -> str:
     return next((f"{run['adapter_parameters']:,}".replace(",", " ") for run in runs), "")
 
 
-def _seconds_per_step(runs: Iterable[Run]) -> float:
-    return statistics.fmean(run["training_seconds"] / run["settings"]["steps"] for run in runs)
+def _seconds_per_step(runs: Iterable[Run]) -> str:
+    seconds = [run["seconds_per_step"] for run in runs if run["seconds_per_step"] is not None]
+    return f"{statistics.fmean(seconds):.2f}" if seconds else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -117,7 +118,7 @@ def train(
     settings: RunSettings,
     work_dir: Path,
     device: str = "cpu",
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], float | None]:
     """
     Trains a model, starting from the last checkpoint in `work_dir` if there is one.
 
@@ -130,12 +131,17 @@ def train(
         device (`str`, defaults to `"cpu"`): `"cpu"` or `"cuda"`.
 
     Returns:
-        `list[dict]`: the Trainer's log history.
+        `tuple[list[dict], float | None]`: the Trainer's log history, and the seconds per step of the steps that were made
+        in this call; `None` if there were none.
     """
     trainer = make_trainer(adapted, collator, examples, settings, work_dir, device)
     work_dir.mkdir(parents=True, exist_ok=True)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work_dir)))
-    return trainer.state.log_history
+    checkpoint = get_last_checkpoint(str(work_dir))
+    steps = settings.steps - (0 if checkpoint is None else int(checkpoint.rpartition("-")[2]))
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.perf_counter() - start
+    return trainer.state.log_history, seconds / steps if steps > 0 else None
 
 
 def make_trainer(

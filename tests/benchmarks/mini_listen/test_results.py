@@ -47,6 +47,7 @@ def test_tasks_whose_skill_is_missing_are_reported_apart() -> None:
     assert header.endswith("| acap | asr \\* |")
     assert "| **no** |" in tables.skills_table(study)
     assert "60 test clips for each of 11 tasks;" in page(study)
+    assert study.mean_loss({**dict.fromkeys(TASKS, 1.0), "asr": 100.0}) == 1.0
 
 
 def test_what_was_not_won_is_listed() -> None:
@@ -118,6 +119,7 @@ def test_the_command_writes_the_page_of_a_form_from_its_folder(
     assert text.startswith(f"before\n{begin}\n\n300 steps of 8 clips in float32") and text.endswith(f"{end}\nafter\n")
     assert "![small balance](plots/small_balance.svg)" in text
     assert f"{len(study.stored)} stored runs, on cpu." in text
+    assert "A step of DPS took 1.25 times as long as one of LoRA; *LoRA, r = 8, equal compute* has 1.35 times" in text
     assert capsys.readouterr().out.strip() in text
     with pytest.raises(ValueError, match="has no place for the results of full. Add the lines <!-- full: begin -->"):
         write_between_markers(file, "full", "")

@@ -121,7 +121,7 @@ def test_every_method_stores_a_result(results, settings):
         assert 0 <= result["test"]["sv"]["eer"] <= 1
         assert result["settings_hash"] == settings_of_method.hash
         assert ("selections" in result) == (method == "listen")
-        assert result["device"] == "cpu"
+        assert result["device"] == "cpu" and result["seconds_per_step"] > 0
         assert any("train_loss" in row for row in result["log"])
         assert not (results / "work" / settings_of_method.name).exists()
 
@@ -246,6 +246,11 @@ def test_a_run_that_another_process_performs_is_skipped(command, settings, tmp_p
     assert "running in another process" in capsys.readouterr().out
     folder = tmp_path / "results" / "tiny"
     assert sorted(path.name for path in folder.iterdir()) == ["few--projector--seed0.json", "test_examples.jsonl"]
+    capsys.readouterr()
+    assert command("--list") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["lora", "3", "steps", "seeds", "0", "(missing)"] in lines
+    assert ["projector", "3", "steps", "seeds", "0"] in lines
     assert command("--only", "lora", "--seeds", "0") == 0
     assert len(read_results(folder)) == 2
 
@@ -265,16 +270,6 @@ def test_a_run_that_fails_does_not_stop_the_others(command, tmp_path, monkeypatc
 
 def _broken(base, processor, seed, rank):
     return 1 / 0
-
-
-def test_the_list_says_what_is_stored(command, capsys):
-    assert command("--list") == 0
-    assert "seeds 0 (missing)" in capsys.readouterr().out
-    command("--only", "projector")
-    capsys.readouterr()
-    command("--list", "--only", "projector")
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "projector" in line]
-    assert line.split()[-2:] == ["seeds", "0"]
 
 
 @pytest.mark.parametrize(
@@ -319,6 +314,7 @@ def test_an_interrupted_run_gives_the_result_of_an_uninterrupted_one(
     (checkpoint,) = (tmp_path / "work" / listen.name).glob("checkpoint-*")
     assert checkpoint.name == "checkpoint-3"
     resumed = run(listen, material, tmp_path / "work", tmp_path / "results", "run.json")
+    assert resumed["seconds_per_step"] is None  # no step was left
     assert resumed["validation_loss"] == pytest.approx(read(results, listen)["validation_loss"], rel=1e-4)
 
 
