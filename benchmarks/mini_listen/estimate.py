@@ -89,7 +89,10 @@ def estimate(
             evaluator.answers(batches)
             evaluation = (time.perf_counter() - start) * len(material.test) / len(batches)
             print(f"answers to all test clips, by a model that hardly learned: {evaluation:.0f} s", flush=True)
-    total = sum(one.settings.steps * per_step[_kind(one)] + evaluation for one in planned)
+    total = sum(
+        one.settings.steps * per_step[_kind(one)] + evaluation * len(one.settings.evaluated_tasks) / len(TASKS)
+        for one in planned
+    )
     return f"all {len(planned)} runs, one after another: about {total / 3600:.1f} hours"
 
 

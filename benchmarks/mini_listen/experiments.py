@@ -154,7 +154,7 @@ def methods(base: RunSettings) -> Iterator[Experiment]:
     deep = ALL_DEEP_LAYERS if EQUAL_SOFT_PROMPT == DEEP_SOFT_PROMPT else DEEP_LAYERS
     yield Experiment(CONNECTOR, _tuned(base, "projector", "lora"), FEW_SEEDS)
     yield Experiment(LORA, _lora(base), SEEDS)
-    yield Experiment(DPS, replace(_tuned(base, "listen", **CANDIDATE), prompt_lengths=SWEEP), SEEDS)
+    yield Experiment(DPS, _tuned(base, "listen", **CANDIDATE), SEEDS)
     yield Experiment(LORA_EQUAL_COMPUTE, _lora(base, steps=round(EQUAL_COMPUTE * base.steps)), FEW_SEEDS)
     yield Experiment(SOFT_PROMPT, _tuned(base, "soft_prompt", prompt_length=length), SEEDS)
     yield Experiment(DEEP_SOFT_PROMPT, _tuned(base, "soft_prompt", prompt_length=length, value_layers=deep), SEEDS)
@@ -182,7 +182,8 @@ def single_tasks(base: RunSettings) -> Iterator[Experiment]:
     for factor in (1, 4):
         for task in TASKS:
             steps = max(1, round(factor * rows))
-            yield Experiment(single_task_label(task, factor), _lora(base, tasks=(task,), steps=steps))
+            only = {"tasks": (task,), "evaluated_tasks": (task,)}
+            yield Experiment(single_task_label(task, factor), _lora(base, steps=steps, **only))
 
 
 def single_task_label(task: str, factor: int) -> str:
@@ -237,10 +238,7 @@ def pool_sizes(base: RunSettings) -> Iterator[Experiment]:
     for number, tasks in ((6, six), (len(TASKS), TASKS)):
         for size in (2, 5, 10):
             settings = _tuned(base, "listen", **{**CANDIDATE, "pool_size": size * groups})
-            settings = replace(settings, tasks=tasks)
-            # Of all sizes, that of the candidate on all tasks is the run of the table of methods.
-            same = tasks == TASKS and settings.options == CANDIDATE
-            yield Experiment(f"P = {size * groups}, {number} tasks", _sweep(settings) if same else settings)
+            yield Experiment(f"P = {size * groups}, {number} tasks", replace(settings, tasks=tasks))
 
 
 @register_group

@@ -120,10 +120,15 @@ def run(
     evaluator = Evaluator(
         adapted.model, material.processor, collator, evaluation_batch_size, settings.precision, adapted.router
     )
-    answers, records = evaluator.answers(material.test)
-    scores = clip_scores(material.test, answers)
-    further = further_metrics(material.test, answers)
-    further["sv"] = {"eer": _equal_error_rate(evaluator, [row for row in material.test if row["task"] == "sv"])}
+    train_rows, validation_rows, test_rows = (
+        [row for row in rows if row["task"] in settings.evaluated_tasks]
+        for rows in (material.train, material.validation, material.test)
+    )
+    answers, records = evaluator.answers(test_rows)
+    scores = clip_scores(test_rows, answers)
+    further = further_metrics(test_rows, answers)
+    if verification := [row for row in test_rows if row["task"] == "sv"]:
+        further["sv"] = {"eer": _equal_error_rate(evaluator, verification)}
     result = {
         "settings_hash": settings.hash,
         "settings": settings.as_json(),
@@ -132,15 +137,15 @@ def run(
         "versions": library_versions(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "train_loss": evaluator.losses(material.train),
-        "validation_loss": evaluator.losses(material.validation),
-        "validation_loss_training_wordings": evaluator.losses(reworded(material.validation, "train")),
+        "train_loss": evaluator.losses(train_rows),
+        "validation_loss": evaluator.losses(validation_rows),
+        "validation_loss_training_wordings": evaluator.losses(reworded(validation_rows, "train")),
         "test": {task: {"score": sum(row) / len(row), **further.get(task, {})} for task, row in scores.items()},
-        "test_size": len(material.test),
+        "test_size": len(test_rows),
     }
     selections = None
     if settings.method == "listen":
-        tasks, instructions = ([example[name] for example in material.test] for name in ("task", "instruction"))
+        tasks, instructions = ([example[name] for example in test_rows] for name in ("task", "instruction"))
         selections = SelectionRecords.from_records(records, adapted.model, tasks, instructions)
         # A description instead of the name of a local folder.
         config = {
@@ -149,9 +154,9 @@ def run(
         }
         selections = replace(selections, config=config)
         result["selections"] = summarize(selections).to_dict()
-        result["losses_by_prompt_length"] = _losses_by_prompt_length(adapted, evaluator, settings, material.validation)
+        result["losses_by_prompt_length"] = _losses_by_prompt_length(adapted, evaluator, settings, validation_rows)
     result["log"] = log
-    result["answers"] = answers_by_task(material.test, answers)
+    result["answers"] = answers_by_task(test_rows, answers)
     result["clip_scores"] = scores
     write_result(results_dir, file_name, result, selections)
     shutil.rmtree(checkpoints, ignore_errors=True)

@@ -71,7 +71,8 @@ class RunSettings:
         learning_rate (`float`, defaults to 5e-4): learning rate of the projector, of LoRA and of the keys.
         value_learning_rate (`float`, defaults to 5e-3): learning rate of soft prompts, and of the pool's values unless the
             method scales it.
-        tasks (`tuple[str, ...]`): tasks to train on; all tasks are evaluated.
+        tasks (`tuple[str, ...]`): tasks to train on.
+        evaluated_tasks (`tuple[str, ...]`): tasks to evaluate, in the order of `TASKS`.
         train_per_task, validation_per_task, test_per_task (`int`): examples of each task.
         precision (`str`, defaults to `"float32"`): precision of training and evaluation.
         prompt_lengths (`tuple[int, ...]`): additional prompt lengths at which the trained pool is evaluated.
@@ -86,6 +87,7 @@ class RunSettings:
     learning_rate: float = 5e-4
     value_learning_rate: float = 5e-3
     tasks: tuple[str, ...] = TASKS
+    evaluated_tasks: tuple[str, ...] = TASKS
     train_per_task: int = 800
     validation_per_task: int = 30
     test_per_task: int = 60

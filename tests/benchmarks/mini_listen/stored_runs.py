@@ -13,7 +13,8 @@ BASE = RunSettings.of_form(FORMS["small"])
 
 def make_run(settings: RunSettings, scores: dict[str, float], loss: float = 1.0, clips: int = 20) -> dict[str, Any]:
     """Content of a result file in which every clip of a task has the same score."""
-    losses = dict.fromkeys(TASKS, loss)
+    scores = {task: scores[task] for task in settings.evaluated_tasks}
+    losses = dict.fromkeys(scores, loss)
     return {
         "settings_hash": settings.hash,
         "settings": settings.as_json(),

@@ -102,6 +102,7 @@ def test_a_run_on_one_task_sees_the_rows_that_a_run_on_all_sees() -> None:
     for base in BASES:
         alone = list(GROUPS["single_tasks"](base))
         assert [one.settings.tasks for one in alone] == 2 * [(task,) for task in TASKS]
+        assert all(one.settings.evaluated_tasks == one.settings.tasks for one in alone)
         rows = [one.settings.steps * base.batch_size for one in alone]
         together = base.steps * base.batch_size / len(TASKS)
         assert rows == [together] * len(TASKS) + [4 * together] * len(TASKS)
