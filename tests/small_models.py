@@ -71,6 +71,7 @@ LISTEN_VARIANTS: dict[str, dict[str, Any]] = {
     "grouped": {"selector": "grouped"},
     "hybrid": {"selector": "hybrid"},
     "residual": {"selector": "residual"},
+    "deep values": {"shared_prompt_mode": "add", "value_layers": [0, 1]},
 }
 
 # For the tokenizer with a chat template and for models that fit it.

@@ -115,7 +115,8 @@ def parameter_groups(
         id(parameter): "added_values" if kind == "values" and pool.config.adds_shared_prompts else kind
         for pool in model.modules()
         if isinstance(pool, PromptPool)
-        for kind, parameter in pool.named_parameters()
+        for name, parameter in pool.named_parameters()
+        for kind in [name.removeprefix("deep_")]  # vectors at deeper layers, of values and of shared prompts
     }
     groups: dict[str, dict[str, Any]] = {
         kind: {"params": [], "lr": rate, "weight_decay": 0.0} for kind, rate in rates.items()

@@ -50,7 +50,16 @@ def test_training_with_a_stochastic_prompt_length_does_not_recompile_for_other_l
     assert counter.frame_count <= GRAPHS
 
 
-def test_generation_with_a_static_cache_decodes_in_one_graph(build, attach, tokens):
+def test_deep_values_are_added_in_compiled_passes(build, attach, tokens):
+    model = attach(build(), value_layers=[1], stochastic_prompt_length=False)
+    compiled = torch.compile(model, backend="eager")
+    for length in (6, 8):
+        input_ids = tokens(2, length)
+        torch.testing.assert_close(compiled(input_ids).logits, model(input_ids).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value_layers", [None, [0, 1]])
+def test_generation_with_a_static_cache_decodes_in_one_graph(value_layers, build, attach, tokens):
     graphs = []
 
     def backend(graph, inputs):  # a function, since `generate` copies its configuration
@@ -59,7 +68,7 @@ def test_generation_with_a_static_cache_decodes_in_one_graph(build, attach, toke
 
     compile_config = CompileConfig(backend=backend, mode=None, fullgraph=True)
     compile_config._compile_all_devices = True
-    model = attach(build())
+    model = attach(build(), value_layers=value_layers)
     settings = {"do_sample": False, "max_new_tokens": 6, "max_cache_len": 40}
     for length, k in ((6, 4), (7, 4), (9, 2)):
         model.set_prompt_length(k)

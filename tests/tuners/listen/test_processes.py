@@ -24,10 +24,12 @@ rank = torch.distributed.get_rank()
 base, attach = conftest.build.__wrapped__()(), conftest.attach.__wrapped__()
 found = {{}}
 for name, case in test_processes.CASES.items():
-    model = attach(base, center_queries=True, query_mean_momentum=0.5).train()
+    settings = test_processes.SETTINGS.get(name, {{}})
+    model = attach(base, center_queries=True, query_mean_momentum=0.5, **settings).train()
     case(rank, model, DistributedDataParallel)
     pool = model.base_model.layer.pool_of()
     found |= {{f"{{name}}.mean": pool.query_mean, f"{{name}}.step": torch.tensor(pool.step)}}
+    found |= {{f"{{name}}.{{key}}": tensor.clone() for key, tensor in pool.named_buffers()}}
     torch.distributed.barrier()  # a collective that one process alone has begun would be found here
 save_file(found, {folder!r} + f"/rank{{rank}}.safetensors")
 """
@@ -92,12 +94,26 @@ def joined(rank, model, wrapper):
             optimizer.step()
 
 
+def without_broadcast(rank, model, wrapper):
+    # Without the broadcast of buffers, after which those of all processes are those of the first.
+    called, optimizer = wrapper(model, broadcast_buffers=False), optimizer_of(model)
+    for step in range(2):
+        passes(called, [10 * step + 5 * rank])
+        optimizer.step()
+
+
 CASES = {
     "each alone": each_alone,
     "one process only": one_process_only,
     "micro-batches": other_numbers_of_micro_batches,
     "further pass": a_further_pass_of_one_process,
     "join": joined,
+    "deep": without_broadcast,
+    "text": without_broadcast,
+}
+SETTINGS = {
+    "deep": {"value_layers": [0, 1], "init_weights": True, "stochastic_prompt_length": False},
+    "text": {"query_layer": 1, "query_text": "last", "query_pooling": "modality_mean"},
 }
 
 
@@ -155,3 +171,23 @@ def test_processes_that_end_earlier_do_not_keep_the_others_waiting(found):
     assert [int(rank["join.step"]) for rank in found] == [2, 4]
     for rank in found:
         assert rank["join.mean"].isfinite().all() and rank["join.mean"].abs().max() > 0
+
+
+def test_scales_of_deep_values_are_the_mean_over_the_processes(found, build, attach):
+    scales = []
+    for rank in range(2):
+        model = attach(build(), center_queries=True, **SETTINGS["deep"]).train()
+        passes(model, [5 * rank])
+        scales.append(model.base_model.layer.pool_of().deep_scales)
+    assert not torch.allclose(*scales)
+    for rank in found:
+        torch.testing.assert_close(rank["deep.deep_scales"], (scales[0] + scales[1]) / 2)
+
+
+def test_the_means_of_both_halves_of_a_query_are_of_all_processes(found, build):
+    base, states = build(), []
+    for step in ([0, 5], [10, 15]):
+        outputs = base(input_ids=torch.cat([rows(number)[:, :3] for number in step]), output_hidden_states=True)
+        states.append(outputs.hidden_states[1][:, -1].mean(dim=0).detach())
+    for rank in found:
+        torch.testing.assert_close(rank["text.text_query_means"][0], torch.lerp(*states, 0.5), atol=1e-5, rtol=1e-5)

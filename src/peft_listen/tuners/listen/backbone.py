@@ -6,6 +6,9 @@ import inspect
 
 from torch import nn
 
+from .config import ListenConfig
+from .initialization import embedding_size, hidden_size
+
 
 def find_backbone(model: nn.Module, path: str | None = None) -> tuple[str, nn.Module]:
     """
@@ -51,6 +54,73 @@ def find_backbone(model: nn.Module, path: str | None = None) -> tuple[str, nn.Mo
             "ids. LISTEN does not support it."
         )
     return path, backbone
+
+
+def find_decoder_layers(backbone: nn.Module) -> nn.ModuleList:
+    """
+    Finds the layers of a decoder: its list of as many modules as the configuration has `num_hidden_layers`, each of which
+    takes `hidden_states`.
+
+    Args:
+        backbone (`nn.Module`): the decoder.
+
+    Returns:
+        `nn.ModuleList`: the layers, in their order.
+
+    Raises:
+        ValueError: if there is no such list, or more than one; the message names the decoder.
+    """
+    name, config = type(backbone).__name__, getattr(backbone, "config", None)
+    get_text_config = getattr(config, "get_text_config", None)
+    count = getattr(config if get_text_config is None else get_text_config(decoder=True), "num_hidden_layers", None)
+    found = [
+        child
+        for child in backbone.children()
+        if isinstance(child, nn.ModuleList)
+        and len(child) == count
+        and all("hidden_states" in inspect.signature(layer.forward).parameters for layer in child)
+    ]
+    if len(found) != 1:
+        raise ValueError(
+            f"LISTEN found no decoder layers in {name}: it has {len(found)} lists of `num_hidden_layers`={count} layers that "
+            "take `hidden_states`, and needs one. Leave `value_layers` and `query_layer` out for this model."
+        )
+    return found[0]
+
+
+def check_layers(config: ListenConfig, backbone: nn.Module) -> None:
+    """
+    Checks that a decoder has the layers that an adapter needs, if it needs any.
+
+    Args:
+        config ([`ListenConfig`]): of the adapter.
+        backbone (`nn.Module`): the decoder.
+
+    Raises:
+        ValueError: if its layers are not found, for a layer that it does not have, and for a query from its layers if they
+            have another width than its embeddings; the message names the decoder.
+    """
+    if not config.value_layers and not config.query_layer:
+        return
+    name, count = type(backbone).__name__, len(find_decoder_layers(backbone))
+    missing = [number for number in config.value_layers or () if number >= count]
+    if missing:
+        raise ValueError(
+            f"{name} has {count} layers, numbered from 0 to {count - 1}, and `value_layers` contains {missing[0]}. Use layers "
+            "that it has."
+        )
+    if config.query_layer > count:
+        raise ValueError(
+            f"{name} has {count} layers, and `query_layer`={config.query_layer} is the number of layers that the query has "
+            f"passed. Set at most {count}."
+        )
+    embedding = backbone.get_input_embeddings()  # type: ignore[operator]
+    sizes = embedding_size(embedding, backbone.config), hidden_size(backbone.config)
+    if config.query_layer and sizes[0] != sizes[1]:
+        raise ValueError(
+            f"The embeddings of {name} have size {sizes[0]}, its layers have size {sizes[1]}, and the keys are compared with "
+            "both. Set `query_layer=0` for this model."
+        )
 
 
 def _decoder_of(model: nn.Module) -> tuple[str, nn.Module]:

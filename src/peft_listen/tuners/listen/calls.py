@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from .deep_values import DeepPrompts, PendingDeepValues
 from .placement import PromptPlacement
 from .query import NO_GROUPS, TokenGroups
 
@@ -30,7 +31,7 @@ class SelectionRecord:
         scores (`torch.FloatTensor` of shape `(batch_size, k)`): the selector's score of each.
         weights (`torch.FloatTensor` of shape `(batch_size, k)`, *optional*): factors of the values, if any.
         query (`torch.FloatTensor` of shape `(batch_size, embedding_size)`):
-            mean of the prompt's input embeddings, before centering.
+            mean of the prompt's input embeddings, before centering; with `query_layer`, the sum of the query's halves.
     """
 
     indices: torch.Tensor
@@ -56,6 +57,7 @@ class LanguageModelCall:
         num_items_in_batch (`int` or `torch.Tensor`, *optional*): supervised tokens of the whole optimizer step.
         key_loss_per_row (`torch.FloatTensor` of shape `(batch_size,)`, *optional*): set by a prefill in training.
         placement ([`PromptPlacement`], *optional*): position of the prompts in the backbone's input.
+        deep ([`PendingDeepValues`], *optional*): the deep values that the layers have yet to add.
         returns_tuple (`bool`): whether the backbone's caller requested a tuple.
         continues_generate (`bool`): whether it continues the sequences of the running `generate`.
         is_backbone_only (`bool`): whether the backbone was called without the language model around it.
@@ -68,6 +70,7 @@ class LanguageModelCall:
     num_items_in_batch: Any = None
     key_loss_per_row: torch.Tensor | None = None
     placement: PromptPlacement | None = None
+    deep: PendingDeepValues | None = None
     returns_tuple: bool = False
     is_backbone_only: bool = False
     continues_generate: bool = False
@@ -93,6 +96,7 @@ class GenerateCall:
             Positions of the query. Positions after `length` are generated tokens and never part of the query.
         prompts (`torch.FloatTensor` of shape `(batch_size, k, embedding_size)`, *optional*):
             The prompts, once they are selected; `generate` without a cache repeats the prefill for each token.
+        deep ([`DeepPrompts`], *optional*): the deep values of these prompts.
         prompts_are_inserted (`bool`):
             Whether the inputs of `generate` already contain the prompts, in which case the hooks do not change them.
         placement ([`PromptPlacement`], *optional*):
@@ -104,6 +108,7 @@ class GenerateCall:
 
     query_mask: torch.Tensor | None = None
     prompts: torch.Tensor | None = None
+    deep: DeepPrompts | None = None
     prompts_are_inserted: bool = False
     placement: PromptPlacement | None = None
     marked_caches: list[Any] = field(default_factory=list)

@@ -17,7 +17,7 @@ class ListenConfig(PeftConfig):
 
     A pool of `pool_size` learnable key-value pairs is added to a frozen decoder. For every input, the best-matching keys
     are selected, and their values are prepended as soft prompts. The trainable parameters are exactly
-    `(2 * pool_size + num_shared_prompts) * embedding_size`.
+    `(2 * pool_size + num_shared_prompts) * embedding_size`, without `value_layers`.
 
     The defaults are a form that learns in few steps: a fixed number of prompts, and shared prompts that are added to the
     selected ones. Fields marked *(ours)* are choices of this library where the paper gives no details, or remedies for
@@ -65,6 +65,16 @@ class ListenConfig(PeftConfig):
         query_ignored_token_ids (`list[int]`, *optional*):
             Tokens excluded from the query: those of the chat template, which are the same in every input; see
             [`~peft_listen.training.chat_template_token_ids`]. *(ours)*
+        query_layer (`int`, defaults to 0):
+            Number of layers of the frozen decoder that the text of the query has passed, in a forward pass of the text alone,
+            without audio and prompts. At 0, it is the mean of the embeddings. A running mean is subtracted from the text half
+            and the audio half each, both are scaled to unit length, and added. Needs `query_pooling="modality_mean"`.
+            *(ours; its effect was not measured yet)*
+        query_text (`"mean"` or `"last"`, defaults to `"mean"`):
+            Whether the text half is the mean over the text's positions, or its last position. `"last"` needs a
+            `query_layer`. *(ours)*
+        query_audio_weight (`float`, defaults to 1.0):
+            Factor of the audio half, with a `query_layer`. At 0, the text alone is the query. *(ours)*
         num_shared_prompts (`int`, *optional*):
             Number of prompts that every input gets in addition to its selected ones. They are not in the pool, and add
             `num_shared_prompts * embedding_size` parameters. Defaults to the largest number of selected prompts if they
@@ -74,6 +84,12 @@ class ListenConfig(PeftConfig):
             prompts learn what inputs have in common, and the values, which are then initialized with zeros, learn the
             differences. Needs at least as many shared prompts as prompts can be selected. `"prepend"` puts the shared
             prompts before the selected ones. *(ours)*
+        value_layers (`list[int]`, *optional*):
+            Decoder layers, numbered from 0, at whose inputs the prompts get further trained vectors: one for each value of
+            the pool and, where shared prompts are added, one for each of these. They are initially zero, follow the
+            selection of the values, and are scaled to the hidden states of the layer. Adds `len(value_layers) * (pool_size
+            + num_shared_prompts) * hidden_size` parameters, without `num_shared_prompts` where shared prompts are
+            prepended. *(ours, after deep prompt tuning, https://arxiv.org/abs/2110.07602; its effect was not measured yet)*
         init_weights (`bool`, `"vocab"` or `"normal"`, defaults to `True`):
             `True` or `"vocab"`: keys and values are initialized with embeddings of random ordinary tokens. `"normal"`:
             normally distributed with the standard deviation of the embeddings. `False`: random and deliberately large,
@@ -135,6 +151,15 @@ class ListenConfig(PeftConfig):
     query_ignored_token_ids: list[int] | None = field(
         default=None, metadata={"help": "Tokens excluded from the query, such as those of the chat template."}
     )
+    query_layer: int = field(
+        default=0, metadata={"help": "Number of decoder layers that the text of the query has passed; 0 for none."}
+    )
+    query_text: Literal["mean", "last"] = field(
+        default="mean", metadata={"help": "Mean over the text's positions, or its last position, after these layers."}
+    )
+    query_audio_weight: float = field(
+        default=1.0, metadata={"help": "Factor of the audio in a query whose text has passed layers."}
+    )
     num_shared_prompts: int = field(
         default=None,  # type: ignore[assignment]
         metadata={
@@ -145,6 +170,10 @@ class ListenConfig(PeftConfig):
     shared_prompt_mode: Literal["prepend", "add"] = field(
         default="add",
         metadata={"help": "Whether the shared prompts are added to the selected ones, or put before them."},
+    )
+    value_layers: list[int] | None = field(
+        default=None,
+        metadata={"help": "Decoder layers, from 0, at whose inputs the prompts get further trained vectors."},
     )
     init_weights: bool | Literal["vocab", "normal"] = field(
         default=True,
@@ -212,6 +241,7 @@ class ListenConfig(PeftConfig):
             raise ValueError("`standardize_queries=True` divides the centered query. Set `center_queries=True` too.")
         if self.query_pooling not in ("mean", "modality_mean"):
             raise ValueError(f"`query_pooling` must be 'mean' or 'modality_mean', got {self.query_pooling!r}.")
+        self._check_query_layer()
         if self.query_ignored_token_ids is not None:
             self.query_ignored_token_ids = sorted(set(self.query_ignored_token_ids))
         if self.shared_prompt_mode not in ("prepend", "add"):
@@ -226,6 +256,8 @@ class ListenConfig(PeftConfig):
         # After training, `set_prompt_length` may have set more prompts than there are shared ones.
         if not self._is_saved:
             self.check_enough_shared_prompts()
+        if self.value_layers is not None:
+            self.value_layers = sorted(set(self.value_layers)) or None
         if self.init_weights not in (True, False, "vocab", "normal"):
             raise ValueError(f"`init_weights` must be True, False, 'vocab' or 'normal', got {self.init_weights!r}.")
         if not is_integer(self.seed) or self.seed < 0:
@@ -281,11 +313,38 @@ class ListenConfig(PeftConfig):
             raise ValueError(
                 f"`query_ignored_token_ids` must contain token ids, got {self.query_ignored_token_ids!r}."
             )
+        if self.value_layers is not None and not (
+            isinstance(self.value_layers, (list, tuple, set))
+            and all(is_integer(layer) and layer >= 0 for layer in self.value_layers)
+        ):
+            raise ValueError(
+                f"`value_layers` must be a list of numbers of decoder layers, from 0, got {self.value_layers!r}."
+            )
         if self.modules_to_save is not None and not (
             isinstance(self.modules_to_save, (list, tuple, set))
             and all(isinstance(name, str) for name in self.modules_to_save)
         ):
             raise ValueError(f"`modules_to_save` must be a list of module names, got {self.modules_to_save!r}.")
+
+    def _check_query_layer(self) -> None:
+        if not is_integer(self.query_layer) or self.query_layer < 0:
+            raise ValueError(f"`query_layer` must be an integer of at least 0, got {self.query_layer!r}.")
+        if self.query_text not in ("mean", "last"):
+            raise ValueError(f"`query_text` must be 'mean' or 'last', got {self.query_text!r}.")
+        if not is_number(self.query_audio_weight) or not 0 <= self.query_audio_weight < math.inf:
+            raise ValueError(
+                f"`query_audio_weight` must be a finite number of at least 0, got {self.query_audio_weight!r}."
+            )
+        if self.query_layer == 0 and (self.query_text != "mean" or self.query_audio_weight != 1.0):
+            raise ValueError(
+                f"`query_text`={self.query_text!r} and `query_audio_weight`={self.query_audio_weight!r} have an effect only "
+                "with a `query_layer` of at least 1. Set it, or leave them out."
+            )
+        if self.query_layer > 0 and self.query_pooling != "modality_mean":
+            raise ValueError(
+                f"`query_layer`={self.query_layer} reads the text without the audio, so it needs "
+                f"`query_pooling='modality_mean'`, got {self.query_pooling!r}."
+            )
 
     def check_enough_shared_prompts(self) -> None:
         """Raises a `ValueError` if shared prompts are added to the selected ones, and there are fewer of them."""

@@ -21,6 +21,7 @@ from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEME
 from .calls import GenerateCall, repeat_rows
 from .hooks import CACHE_ATTRIBUTE, PromptHooks, has_generate
 from .placement import PromptPlacement
+from .pool import PoolOutput
 from .query import leading_padding
 from .validation import check_cache_matches_adapter
 
@@ -176,7 +177,7 @@ class PromptGeneration:
         elif is_static:
             call, generate_call = self._with_prompts(call, generate_call)
         elif is_chunked:
-            generate_call.prompts = self._prompts_for_chunks(call, generate_call)
+            self._select_for_chunks(call, generate_call)
         with self._hooks.generating(generate_call):
             output = original(**call)
         if generate_call.prompts_are_inserted and not generate_call.has_begun:
@@ -259,18 +260,19 @@ class PromptGeneration:
             return torch.ones_like(input_ids)
         return (input_ids != pad).long()
 
-    def _select(self, inputs: dict[str, Any], generate_call: GenerateCall) -> tuple[dict[str, Any], torch.Tensor]:
+    def _select(self, inputs: dict[str, Any], generate_call: GenerateCall) -> tuple[dict[str, Any], PoolOutput]:
         backbone_call, groups = self._hooks.backbone_inputs(**inputs)
         embeds = backbone_call["inputs_embeds"]
         query_mask = generate_call.query_mask_for(*embeds.shape[:2])
         mask = backbone_call.get("attention_mask")
         output = self._hooks.layer.select(embeds, mask, query_mask=query_mask, groups=groups)
-        return backbone_call, output.prompts
+        return backbone_call, output
 
     def _with_prompts(self, call: dict[str, Any], generate_call: GenerateCall) -> tuple[dict[str, Any], GenerateCall]:
         """Selects the prompts, and inserts them into the initial embeddings of `generate`."""
         inputs = self._model_inputs(call)
-        backbone_call, prompts = self._select(inputs, generate_call)
+        backbone_call, output = self._select(inputs, generate_call)
+        prompts = output.prompts
         length = backbone_call["inputs_embeds"].shape[1]
         placement = self._hooks.insert(backbone_call, prompts)
         others = [
@@ -296,7 +298,7 @@ class PromptGeneration:
         self._check_cache_size(call, prompts.shape[1], length)
         self._hooks.position_limit.check(prompts.shape[1], 0, length, inputs.get("attention_mask"))
         placement = placement.repeat_rows(batch_size)
-        return call, GenerateCall(prompts=prompts, prompts_are_inserted=True, placement=placement)
+        return call, GenerateCall(prompts=prompts, deep=output.deep, prompts_are_inserted=True, placement=placement)
 
     def _copies(self, call: dict[str, Any]) -> int:
         return max(self._setting(call, name) or 1 for name in ("num_beams", "num_return_sequences"))
@@ -373,7 +375,7 @@ class PromptGeneration:
         self._check_cache_size(call, prompt_length, length)
         return call, GenerateCall(prompts_are_inserted=True)
 
-    def _prompts_for_chunks(self, call: dict[str, Any], generate_call: GenerateCall) -> torch.Tensor:
+    def _select_for_chunks(self, call: dict[str, Any], generate_call: GenerateCall) -> None:
         """Selects prompts for the whole input, since the backbone gets it in chunks."""
         inputs = self._model_inputs(call)
         chunk_size = self._setting(call, "prefill_chunk_size")
@@ -384,5 +386,6 @@ class PromptGeneration:
                 f"of `prefill_chunk_size`={chunk_size}: its prompts would not be directly before its text. Use larger "
                 "chunks, or a batch of rows of similar length."
             )
-        _, prompts = self._select(inputs, generate_call)
-        return repeat_rows(prompts, len(prompts) * self._copies(call))
+        _, output = self._select(inputs, generate_call)
+        generate_call.prompts = repeat_rows(output.prompts, len(output.prompts) * self._copies(call))
+        generate_call.deep = output.deep

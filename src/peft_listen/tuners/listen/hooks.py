@@ -9,6 +9,9 @@
 4. After the backbone: strip the prompts; logits and hidden states then have the input's length.
 5. After the causal language model, in training: add the key loss to the loss.
 
+With deep values, hooks on some layers of the backbone add vectors at the prompts' positions between 2 and 4; see
+`deep_value_hooks.py`.
+
 These steps share their state in one [`LanguageModelCall`], which only the calling thread can access.
 
 `torch.compile` does not trace the hooks; it compiles the code between them, where the prompts only change a dynamic
@@ -31,13 +34,17 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from .backbone import find_decoder_layers
 from .calls import GenerateCall, LanguageModelCall, repeat_rows
+from .deep_value_hooks import DeepValueHooks
+from .deep_values import DeepPrompts
 from .key_loss import add_key_loss
 from .layer import ListenLayer
 from .placement import PromptPlacement, positions_from_mask
 from .pool import PoolOutput
 from .position_limit import PositionLimit
 from .query import NO_GROUPS, TokenGroups, placeholder_token_ids, token_positions
+from .text_reader import TextReader
 from .validation import check_cache_matches_adapter, check_supported
 
 
@@ -80,6 +87,7 @@ class PromptHooks:
         self.position_limit = PositionLimit(backbone)
         # Labels of a classification head do not show where the prompt ends.
         self._labels_are_answers = has_generate(language_model)
+        self._deep_values: DeepValueHooks | None = None
         self._warned_without_labels = False
         self._calls_to_check_for_padding = 16
         self._handles: list[RemovableHandle] = [
@@ -94,6 +102,20 @@ class PromptHooks:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        if self._deep_values is not None:
+            self._deep_values.remove()
+
+    def update_layers(self) -> None:
+        """Sets hooks on the decoder layers for which a pool has deep values, and gives a reader to those that read text."""
+        pools = [self.layer.pool_of(name) for name in self.layer.listen_pools]
+        for pool in pools:
+            if pool.text_query is not None and pool.text_query.reader is None:
+                pool.text_query.reader = TextReader(self.backbone, find_decoder_layers(self.backbone))
+        if self._deep_values is None and any(pool.deep is not None for pool in pools):
+            embedding = self.backbone.get_input_embeddings()  # type: ignore[operator]
+            self._deep_values = DeepValueHooks(self.layer, find_decoder_layers(self.backbone), embedding)
+        if self._deep_values is not None:
+            self._deep_values.update()
 
     @contextmanager
     def generating(self, call: GenerateCall) -> Iterator[None]:
@@ -307,7 +329,11 @@ class PromptHooks:
         cache = arguments.get(self.cache_name)
         generate_call = thread.generate_call if thread.call.continues_generate else None
         if generate_call is not None and generate_call.prompts_are_inserted:
-            thread.call.placement, generate_call.placement = generate_call.placement, None
+            placement = thread.call.placement = generate_call.placement
+            if placement is not None:  # the prefill
+                generate_call.placement = None
+                batch_size = arguments["inputs_embeds"].shape[0]
+                self._begin_deep_values(thread.call, generate_call.deep, placement, batch_size)
             return None
         past_length = 0 if cache is None else int(cache.get_seq_length())
         is_on = self.layer.active_pool is not None
@@ -339,9 +365,10 @@ class PromptHooks:
     def _prefill(self, arguments: dict[str, Any], call: LanguageModelCall, generate_call: GenerateCall | None) -> None:
         inputs_embeds = self._embed(arguments)
         attention_mask = arguments.get("attention_mask")
-        prompts = self._prompts_for(inputs_embeds, attention_mask, call, generate_call)
+        prompts, deep = self._prompts_for(inputs_embeds, attention_mask, call, generate_call)
         self.position_limit.check(prompts.shape[1], 0, inputs_embeds.shape[1], attention_mask)
         call.placement = self.insert(arguments, prompts)
+        self._begin_deep_values(call, deep, call.placement, inputs_embeds.shape[0])
         # Outputs are stripped by name. If the caller requested a tuple, the output is converted back afterwards.
         return_dict = arguments.get("return_dict")
         default = getattr(self.backbone.config, "return_dict", True)
@@ -355,18 +382,25 @@ class PromptHooks:
         attention_mask: torch.Tensor | None,
         call: LanguageModelCall,
         generate_call: GenerateCall | None,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, DeepPrompts | None]:
         batch_size, length = inputs_embeds.shape[:2]
         if generate_call is None:
             labels = call.labels if self._labels_are_answers else None
             output = self.layer.select(inputs_embeds, attention_mask, labels, call.query_mask, call.groups)
             call.key_loss_per_row = self.layer.thread.key_loss_per_row = output.key_loss_per_row
-            return output.prompts
+            return output.prompts, output.deep
         if generate_call.prompts is None:
             query_mask = generate_call.query_mask_for(batch_size, length)
             output = self.layer.select(inputs_embeds, attention_mask, query_mask=query_mask, groups=call.groups)
-            generate_call.prompts = output.prompts
-        return repeat_rows(generate_call.prompts, batch_size)
+            generate_call.prompts, generate_call.deep = output.prompts, output.deep
+        return repeat_rows(generate_call.prompts, batch_size), generate_call.deep
+
+    def _begin_deep_values(
+        self, call: LanguageModelCall, deep: DeepPrompts | None, placement: PromptPlacement, batch_size: int
+    ) -> None:
+        if deep is not None and self._deep_values is not None:
+            deep = deep._replace(vectors=repeat_rows(deep.vectors, batch_size))
+            call.deep = self._deep_values.begin(deep, placement)
 
     def insert(self, arguments: dict[str, Any], prompts: torch.Tensor) -> PromptPlacement:
         """
@@ -435,6 +469,7 @@ class PromptHooks:
         call = thread.call
         if call is None:
             return output
+        call.deep = None
         if call.is_backbone_only:
             thread.call = None
         placement, call.placement = call.placement, None

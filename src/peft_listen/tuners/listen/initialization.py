@@ -19,16 +19,35 @@ def embedding_size(embedding: nn.Module, model_config: object) -> int:
         ValueError: if neither has it.
     """
     size = getattr(embedding, "embedding_dim", None)
-    if size is None:
-        get_text_config = getattr(model_config, "get_text_config", None)
-        text_config = model_config if get_text_config is None else get_text_config(decoder=True)
-        size = getattr(text_config, "hidden_size", None)
+    size = _hidden_size(model_config) if size is None else size
     if size is None:
         raise ValueError(
             f"Cannot determine the embedding size of {type(embedding).__name__}: it has no `embedding_dim`, and the model's "
             "configuration has no `hidden_size`. Set `embedding_dim` on the embedding module."
         )
     return int(size)
+
+
+def hidden_size(model_config: object) -> int:
+    """Width of the decoder's layers, which is not that of the embeddings in a decoder that projects them.
+
+    Raises:
+        ValueError: if the configuration does not have it.
+    """
+    size = _hidden_size(model_config)
+    if size is None:
+        raise ValueError(
+            f"Cannot determine the width of the decoder's layers: its configuration, {type(model_config).__name__}, has no "
+            "`hidden_size`. Set it."
+        )
+    return size
+
+
+def _hidden_size(model_config: object) -> int | None:
+    get_text_config = getattr(model_config, "get_text_config", None)
+    text_config = model_config if get_text_config is None else get_text_config(decoder=True)
+    size = getattr(text_config, "hidden_size", None)
+    return None if size is None else int(size)
 
 
 @torch.no_grad()

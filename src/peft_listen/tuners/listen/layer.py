@@ -13,10 +13,12 @@ from torch import nn
 
 from .calls import SelectionRecord, ThreadState
 from .config import ListenConfig, check_prompt_length
+from .deep_values import DeepValues
 from .initialization import initial_pool
 from .pool import PoolOutput, PromptPool
 from .prompt_length import warn_of_other_lengths_in_training, warn_of_untrained_length
 from .query import NO_GROUPS, TokenGroups
+from .text_query import TextQuery
 
 
 class Attachment(Protocol):
@@ -34,6 +36,10 @@ class BackboneHooks(Attachment, Protocol):
 
     def selection_for(self, **inputs: Any) -> PoolOutput:
         """The selection for these inputs of the language model, without running the backbone."""
+        ...
+
+    def update_layers(self) -> None:
+        """Connects the pools with the decoder layers that they need."""
         ...
 
 
@@ -70,6 +76,11 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         weight: torch.Tensor = embedding.weight  # type: ignore[assignment]
         device = torch.device("cpu") if weight.device.type == "meta" else weight.device
         pool = PromptPool(config, initial_pool(config, embedding, model_config), device)
+        if config.value_layers:
+            pool.deep = DeepValues(pool, config, model_config, device)
+        if config.query_layer:
+            pool.text_query = TextQuery(pool, config, pool.keys.shape[-1], device)
+            pool.query_mean.zero_()  # the initial one is that of embeddings
         pool.requires_grad_(trainable)
         pool.train(self.training)
         self.listen_pools[adapter_name] = pool
@@ -100,6 +111,12 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         for attachment in (self.hooks, self.generation, self.query_loading):
             if attachment is not None:
                 attachment.remove()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Deletes the pool of an adapter, and activates another one if it was active."""
+        super().delete_adapter(adapter_name)
+        if self.hooks is not None:
+            self.hooks.update_layers()
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Activates an adapter. Only one can be active, because the prompts of several pools have no defined order.

@@ -12,7 +12,7 @@ from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from .backbone import find_backbone
+from .backbone import check_layers, find_backbone
 from .calls import SelectionRecord
 from .checkpoints import (
     QueryLoading,
@@ -77,7 +77,8 @@ class ListenModel(BaseTuner):
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         assert isinstance(peft_config, ListenConfig)
-        name, _ = find_backbone(model, peft_config.backbone)
+        name, backbone = find_backbone(model, peft_config.backbone)
+        check_layers(peft_config, backbone)
         attached = next((path for path, module in model.named_modules() if isinstance(module, ListenLayer)), None)
         if attached is not None and attached != f"{name}.{LAYER_NAME}":
             raise ValueError(
@@ -113,6 +114,8 @@ class ListenModel(BaseTuner):
             layer.query_loading = QueryLoading(self.model)
             if has_generate(self.model):
                 layer.generation = PromptGeneration(hooks)
+        if layer.hooks is not None:
+            layer.hooks.update_layers()
         if not peft_config.inference_mode:
             warn_of_other_lengths_in_training(peft_config)
         selector = layer.pool_of(adapter_name).selector

@@ -78,6 +78,27 @@ class PromptPlacement:
         prompts = first + torch.arange(self.prompt_length, device=position_ids.device, dtype=position_ids.dtype)
         return self._insert(shifted, prompts)
 
+    def last_prompts(self, sequence: torch.Tensor, count: int) -> torch.Tensor:
+        """The last `count` prompts of each row of `(batch_size, k + length, d)`, `(batch_size, count, d)`."""
+        start = self.prompt_length - count
+        if self.offset is None:
+            return sequence[:, start : self.prompt_length]
+        return _gather(sequence, self._indices(start, sequence.device))
+
+    def add_to_last_prompts(self, sequence: torch.Tensor, addition: torch.Tensor) -> torch.Tensor:
+        """Adds `(batch_size, count, d)` to the last `count` prompts of each row of `(batch_size, k + length, d)`."""
+        start = self.prompt_length - addition.shape[1]
+        changed = self.last_prompts(sequence, addition.shape[1]) + addition.to(sequence)
+        if self.offset is None:
+            return torch.cat([sequence[:, :start], changed, sequence[:, self.prompt_length :]], dim=1)
+        index = self._indices(start, sequence.device)
+        return sequence.scatter(1, index.unsqueeze(-1).expand_as(changed), changed)
+
+    def _indices(self, start: int, device: torch.device) -> torch.Tensor:
+        """Positions of the prompts from `start` on, `(batch_size, k - start)`."""
+        assert self.offset is not None
+        return self.offset.to(device) + torch.arange(start, self.prompt_length, device=device)
+
     def strip(self, sequence: torch.Tensor) -> torch.Tensor:
         """`(batch_size, k + length, ...)` back to `(batch_size, length, ...)`."""
         if self.offset is None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from . import running_statistics
 from .config import ListenConfig
+from .deep_values import DeepPrompts, DeepValues
 from .initialization import InitialPool
 from .prompt_length import train_prompt_length
 from .query import NO_GROUPS, TokenGroups, mean_query, prompt_positions
@@ -19,6 +20,7 @@ from .selectors import Selection, get_selector
 from .selectors.base import check_initial_keys, check_selection
 from .steps import StepObserver
 from .synchronization import reading_is_free
+from .text_query import TextQuery
 
 
 class PoolOutput(NamedTuple):
@@ -30,14 +32,17 @@ class PoolOutput(NamedTuple):
             the shared prompts, then the selected ones in the selector's order, in the pool's dtype. Where shared prompts
             are added, of shape `(batch_size, k, embedding_size)`.
         selection ([`Selection`])
-        query (`torch.FloatTensor` of shape `(batch_size, embedding_size)`): float32, before centering.
+        query (`torch.FloatTensor` of shape `(batch_size, embedding_size)`): float32, before centering (of the sum of its
+            halves, with `query_layer`).
         key_loss_per_row (`torch.FloatTensor` of shape `(batch_size,)`, *optional*): in training only.
+        deep ([`DeepPrompts`], *optional*): deep values of the prompts, for adapters that have them.
     """
 
     prompts: torch.Tensor
     selection: Selection
     query: torch.Tensor
     key_loss_per_row: torch.Tensor | None
+    deep: DeepPrompts | None
 
 
 class PromptPool(nn.Module):
@@ -58,6 +63,8 @@ class PromptPool(nn.Module):
         recent_queries (`torch.FloatTensor` of shape `(num_queries, embedding_size)`, *optional*): queries for a pending
             initialization of the keys; see [`remember_queries`].
         saved_step (`torch.LongTensor`, a scalar): [`step`] for checkpoints; written in training, read after loading.
+        text_query ([`TextQuery`], *optional*): query from a hidden layer, for a configuration with `query_layer`.
+        deep ([`DeepValues`], *optional*): the prompts' vectors at deeper layers, for a configuration with `value_layers`.
     """
 
     keys: nn.Parameter
@@ -76,6 +83,8 @@ class PromptPool(nn.Module):
         self.values = nn.Parameter(initial.values.to(device))
         shared_values = nn.Parameter(initial.shared_values.to(device)) if config.num_shared_prompts > 0 else None
         self.register_parameter("shared_values", shared_values)
+        self.deep: DeepValues | None = None
+        self.text_query: TextQuery | None = None
         self.register_buffer("query_mean", initial.query_mean.to(device))
         variance = torch.ones_like(initial.query_mean, device=device) if config.standardize_queries else None
         self.register_buffer("query_variance", variance)
@@ -131,6 +140,8 @@ class PromptPool(nn.Module):
         if is_loaded:
             self._step_is_read_from = None
             self._is_checked = False
+            if self.deep is not None:
+                self.deep.forget_scales()
             if self._observer is not None:
                 self._observer.forget_values()
             self.check_finite("loaded")
@@ -209,6 +220,8 @@ class PromptPool(nn.Module):
         """Adds the queries that other processes have seen in this step. All processes must call it."""
         if running_statistics.is_distributed():
             self._sums.reduce(running_statistics.all_processes(), self.query_mean)
+            if self.text_query is not None:
+                self.text_query.reduce(running_statistics.all_processes())
 
     def _reduce_in_backward(self, prompts: torch.Tensor) -> None:
         """Adds the queries of other processes at the end of the backward pass, if they reduce their gradients in it. The
@@ -221,6 +234,10 @@ class PromptPool(nn.Module):
             found = groups or running_statistics.groups_of_backward(self.values)
             if found:
                 self._sums.reduce(found, self.query_mean)
+                if self.text_query is not None:
+                    self.text_query.reduce(found)
+                if self.deep is not None:
+                    self.deep.reduce_scales(found)
 
         # At the end, when every process has begun the reductions of its gradients: collectives must be in the same order
         # in all processes.
@@ -240,6 +257,8 @@ class PromptPool(nn.Module):
             return
         rate = max(1.0 / steps_seen, 1.0 - self.config.query_mean_momentum)
         running_statistics.update(self.query_mean, statistics.mean, rate, statistics.num_rows)
+        if self.text_query is not None:
+            self.text_query.end_step(rate)
         # In the first step, the distances are measured from the initial mean, to which no query has contributed.
         if self.query_variance is not None and steps_seen > 1:
             rate = max(1.0 / (steps_seen - 1), rate)
@@ -288,10 +307,16 @@ class PromptPool(nn.Module):
         )
         if is_training_step and labels is not None:
             self._warn_without_prompt(without_prompt)
+        text = None
+        if self.text_query is not None:
+            text = self.text_query.read(inputs_embeds, positions, attention_mask, labels, query_mask, groups)
         keys, values = self.keys.to(device), self.values.to(device)
         # In half precision, rounded similarities would select other prompts.
         with torch.autocast(device_type=device.type, enabled=False):
-            query = mean_query(inputs_embeds, positions, groups.modality)
+            if self.text_query is None or text is None:
+                query = mean_query(inputs_embeds, positions, groups.modality)
+            else:
+                query = self.text_query.combine(text, inputs_embeds, positions, groups, is_training_step)
             normalized = self.normalize_query(query)
             selection = self.selector.select(normalized, keys.float(), k)
             check_selection(selection, self.selector, batch_size, k, keys, with_range=reading_is_free(device))
@@ -300,6 +325,7 @@ class PromptPool(nn.Module):
                 prompts = prompts * selection.weights.unsqueeze(-1)
             if self.shared_values is not None:
                 prompts = self._with_shared_prompts(self.shared_values.to(device), prompts)
+            deep = None if self.deep is None else self.deep.select(selection, is_training_step)
             key_loss = None
             if is_training_step:
                 self._sums.add(query.detach(), self.query_mean.to(query))
@@ -312,7 +338,7 @@ class PromptPool(nn.Module):
                 prompts = prompts + keys[:0].sum()
             if is_training_step:
                 self._reduce_in_backward(prompts)
-        return PoolOutput(prompts, selection, query, key_loss)
+        return PoolOutput(prompts, selection, query, key_loss, deep)
 
     def normalize_query(self, query: torch.Tensor) -> torch.Tensor:
         """The query after centering and scaling, as configured, `(num_queries, embedding_size)`."""
@@ -413,7 +439,7 @@ class PromptPool(nn.Module):
         self.recent_queries = None
 
     def cast_parameters(self, dtype: torch.dtype) -> None:
-        """Casts keys, values and shared prompts. Running statistics keep their dtype, float32."""
+        """Casts keys, values, shared prompts and deep values. Running statistics keep their dtype, float32."""
         for parameter in self.parameters():
             parameter.data = parameter.data.to(dtype)
 

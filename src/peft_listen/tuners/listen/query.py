@@ -163,10 +163,10 @@ def mean_query(
         `torch.FloatTensor` of shape `(batch_size, embedding_size)`.
     """
     if modality is None:
-        return _masked_mean(inputs_embeds, positions)
+        return masked_mean(inputs_embeds, positions)
     modality = modality.to(positions.device)
     modality_positions, text_positions = positions & modality, positions & ~modality
-    other, text = _masked_mean(inputs_embeds, modality_positions), _masked_mean(inputs_embeds, text_positions)
+    other, text = masked_mean(inputs_embeds, modality_positions), masked_mean(inputs_embeds, text_positions)
     norm = torch.linalg.vector_norm(text, dim=-1, keepdim=True)
     both = (text + F.normalize(other, dim=-1) * norm) / 2
     has_other = modality_positions.any(dim=-1, keepdim=True)
@@ -174,7 +174,9 @@ def mean_query(
     return torch.where(has_other & has_text, both, torch.where(has_other, other, text))
 
 
-def _masked_mean(inputs_embeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def masked_mean(inputs_embeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Mean of `(batch_size, sequence_length, d)` over the positions `(batch_size, sequence_length)` of each row, float32; 0
+    for a row without any."""
     # Other embeddings are replaced by zero instead of multiplied by zero, which would propagate NaN.
     embeds = inputs_embeds.float().masked_fill(~positions.unsqueeze(-1), 0.0)
     return embeds.sum(dim=1) / positions.sum(dim=-1, keepdim=True).clamp_min(1)
