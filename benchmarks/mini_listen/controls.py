@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,7 +63,11 @@ def take_routes(model: nn.Module) -> None:
         _of_call.set(kwargs.pop("routes", None))
         return args, kwargs
 
+    def forget(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        _of_call.set(None)
+
     model.register_forward_pre_hook(take, with_kwargs=True)
+    model.register_forward_hook(forget, always_call=True)
 
 
 class RouteCollator:
@@ -82,6 +87,12 @@ class RouteCollator:
         self._collator = collator
         self._route = route
 
+    def check_generation(self, model: nn.Module) -> None:
+        """As in the other collator; see [`AudioListenCollator.check_generation`]."""
+        check = getattr(self._collator, "check_generation", None)
+        if check is not None:
+            check(model)
+
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         routes = torch.tensor([self._route(row) for row in rows])
         return {**self._collator(rows), "routes": routes}
@@ -94,8 +105,9 @@ def task_route(tasks: Sequence[str]) -> Callable[[Mapping[str, Any]], int]:
 
 
 def clip_route(row: Mapping[str, Any]) -> int:
-    """A row's route by its clip, the same in every run: a hash of the address `row["audio"]`."""
-    return int.from_bytes(hashlib.sha256(str(row["audio"]).encode()).digest()[:8], "big") % MODULUS
+    """A row's route by its clip: a hash of the file's name and folder in `row["audio"]`, which are the same on all machines."""
+    clip = "/".join(Path(row["audio"]).parts[-2:])
+    return int.from_bytes(hashlib.sha256(clip.encode()).digest()[:8], "big") % MODULUS
 
 
 class _RoutedSelector(Selector):

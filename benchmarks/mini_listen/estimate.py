@@ -82,7 +82,7 @@ def estimate(
         if not evaluation:
             adapted.model.to(device)
             evaluator = Evaluator(
-                adapted.model, material.processor, collator, evaluation_batch_size, settings.precision, adapted.router
+                adapted.model, material.processor, collator, evaluation_batch_size, settings.precision
             )
             batches = first_of_each_task(material.test, TASKS, min(evaluation_batch_size, settings.test_per_task))
             start = time.perf_counter()

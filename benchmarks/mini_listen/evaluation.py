@@ -14,7 +14,7 @@ from peft_listen import AudioListenProcessor
 from peft_listen.metrics import get_metric
 from peft_listen.tuners.listen import SelectionRecord, find_listen_layer
 
-from .routing import Router
+from .controls import routing
 from .settings import TASKS, Precision
 
 
@@ -57,7 +57,6 @@ class Evaluator:
         collator (`Callable`): collator with the cache of encoder outputs.
         batch_size (`int`, defaults to 32): examples per batch.
         precision (`str`, defaults to `"float32"`): `"float32"`, or `"bf16"` for bfloat16 autocast.
-        router ([`Router`], *optional*): what selects the prompts of a control; the collator is then a [`RoutedCollator`].
     """
 
     def __init__(
@@ -67,7 +66,6 @@ class Evaluator:
         collator: Any,
         batch_size: int = 32,
         precision: Precision = "float32",
-        router: Router | None = None,
     ) -> None:
         self.model = model.eval()
         self.device = next(model.parameters()).device
@@ -75,7 +73,6 @@ class Evaluator:
         self.collator = collator
         self.batch_size = batch_size
         self.precision = precision
-        self.router = router
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -127,17 +124,16 @@ class Evaluator:
                 padded = self.processor.tokenizer.pad(
                     {"input_ids": [prompt.tolist() for prompt in prompts]}, padding_side="left", return_tensors="pt"
                 ).to(self.device)
-                if self.router is not None:
-                    self.router.take(batch)
                 audio = {name: value for name, value in batch.items() if "features" in name}
-                sequences = self.model.generate(
-                    input_ids=padded["input_ids"],
-                    attention_mask=padded["attention_mask"],
-                    **audio,
-                    max_new_tokens=MAX_NEW_TOKENS,
-                    do_sample=False,
-                    pad_token_id=self.processor.tokenizer.pad_token_id,
-                )
+                with routing(batch.get("routes")):
+                    sequences = self.model.generate(
+                        input_ids=padded["input_ids"],
+                        attention_mask=padded["attention_mask"],
+                        **audio,
+                        max_new_tokens=MAX_NEW_TOKENS,
+                        do_sample=False,
+                        pad_token_id=self.processor.tokenizer.pad_token_id,
+                    )
                 new = sequences[:, padded["input_ids"].shape[1] :]
                 texts = self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
                 answers.extend(text.strip() for text in texts)

@@ -10,7 +10,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -20,7 +20,8 @@ from peft_listen import AudioListenForCausalLM, AudioListenProcessor, ListenConf
 from peft_listen.training import ListenCallback, chat_template_token_ids
 from peft_listen.tuners.listen import find_listen_layer
 
-from .routing import Router, Rule
+from .controls import clip_route, register_controls, take_routes, task_route
+from .settings import TASKS
 
 
 PROJECTOR = "multi_modal_projector"
@@ -37,13 +38,13 @@ class Adapted:
         model (`torch.nn.Module`): the base model with its adapter.
         callbacks (`list[TrainerCallback]`, defaults to `[]`): callbacks of its trainer.
         value_rate (`float`, defaults to 1.0): learning rate of the pool's values, relative to that of soft prompts.
-        router ([`Router`], *optional*): what selects the prompts, in a control.
+        route (`Callable`, *optional*): number of a row, by which a control selects its prompts; see `controls.py`.
     """
 
     model: torch.nn.Module
     callbacks: list[TrainerCallback] = field(default_factory=list)
     value_rate: float = 1.0
-    router: Router | None = None
+    route: Callable[[Mapping[str, Any]], int] | None = None
 
     def num_adapter_parameters(self) -> int:
         """Number of trainable parameters outside the projector."""
@@ -130,38 +131,39 @@ def routed(
     base: AudioListenForCausalLM,
     processor: AudioListenProcessor,
     seed: int,
-    rule: Rule,
+    rule: Literal["task", "random"],
     prompt_length: int = 38,
     prompts_per_position: int = 2,
     value_rate: float = 1.0,
     **config: Any,
 ) -> Adapted:
     """
-    A control: prompts are selected by a given rule, see [`Router`]. The keys have no effect and are not trained.
+    A control: a rule selects the prompts, see `controls.py`. The keys have no effect and are not trained.
 
     Args:
         base ([`AudioListenForCausalLM`]): the base model.
         processor ([`AudioListenProcessor`]): its processor.
         seed (`int`): seed of the initialization.
-        rule (`str`): `"task"` or `"random"`.
+        rule (`str`): `"task"`, the prompts of the row's task; `"random"`, those of a fixed hash of the clip.
         prompt_length (`int`, defaults to 38): number of prompts; as many shared prompts are added to them.
         prompts_per_position (`int`, defaults to 2): prompts of the pool for each position.
         value_rate (`float`, defaults to 1.0): learning rate of the values, relative to that of soft prompts.
         config: other options of [`ListenConfig`].
     """
-    router = Router(rule, prompt_length, prompts_per_position)
+    register_controls()
+    selector, route = {"task": ("task_known", task_route(TASKS)), "random": ("random_routing", clip_route)}[rule]
     adapted = _without_choice(
         base,
         pool_size=prompts_per_position * prompt_length,
         prompt_length=prompt_length,
-        selector="mini_listen_routed",
+        selector=selector,
         selector_kwargs={"num_groups": prompt_length},
         num_shared_prompts=prompt_length,
         seed=seed,
         **config,
     )
-    router.attach(adapted.model)
-    return replace(adapted, value_rate=value_rate, router=router)
+    take_routes(adapted.model.get_base_model())
+    return replace(adapted, value_rate=value_rate, route=route)
 
 
 def _without_choice(base: AudioListenForCausalLM, **config: Any) -> Adapted:

@@ -33,6 +33,7 @@ from peft_listen.analysis import SelectionRecords, summarize
 from peft_listen.metrics import get_metric
 from peft_listen.training import AudioListenCollator, FeatureCache
 
+from .controls import RouteCollator
 from .evaluation import Evaluator, clip_scores, further_metrics
 from .instructions import reworded
 from .methods import METHODS, Adapted
@@ -45,7 +46,6 @@ from .planning import (
     results_folder,
     settings_of,
 )
-from .routing import RoutedCollator
 from .settings import FORMS, TASKS, RunSettings
 from .storage import Run, answers_by_task, read_results, write_result, write_test_examples
 from .training import build_features, first_of_each_task, read_split, train
@@ -79,7 +79,7 @@ def adapt(settings: RunSettings, material: Material) -> tuple[Adapted, Any]:
     base = AudioListenForCausalLM.from_pretrained(material.base_dir)
     adapted = METHODS[settings.method](base, material.processor, settings.seed, **settings.options)
     collator: Any = AudioListenCollator(material.processor, feature_cache=material.features)
-    return adapted, collator if adapted.router is None else RoutedCollator(collator, adapted.router)
+    return adapted, collator if adapted.route is None else RouteCollator(collator, adapted.route)
 
 
 def run(
@@ -117,9 +117,7 @@ def run(
     log, seconds_per_step = train(adapted, collator, examples, settings, checkpoints, device)
 
     adapted.model.to(device)  # a trainer that had nothing left to do has not moved it
-    evaluator = Evaluator(
-        adapted.model, material.processor, collator, evaluation_batch_size, settings.precision, adapted.router
-    )
+    evaluator = Evaluator(adapted.model, material.processor, collator, evaluation_batch_size, settings.precision)
     train_rows, validation_rows, test_rows = (
         [row for row in rows if row["task"] in settings.evaluated_tasks]
         for rows in (material.train, material.validation, material.test)

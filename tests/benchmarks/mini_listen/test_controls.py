@@ -66,6 +66,7 @@ def test_a_clip_has_the_same_prompts_always_and_every_prompt_is_selected_equally
     assert counts.min() > 20 and counts.max() < 60  # 40 on average
     assert len(indices.unique(dim=0)) > 50  # of 81 combinations
     assert clip_route(ROWS[0]) == 415013952  # in every process
+    assert clip_route({"audio": f"/elsewhere/{ROWS[0]['audio']}"}) == 415013952  # and on every machine
 
 
 def test_tasks_do_not_share_their_clips_prompts():
