@@ -49,8 +49,8 @@ def routing(routes: torch.Tensor | None) -> Iterator[None]:
 
 def take_routes(model: nn.Module) -> None:
     """
-    Makes a model accept `routes` as an argument, for the selectors of this file. A call without them has those of the
-    [`routing`] block around it, if any.
+    Makes a model accept `routes` as an argument, for the selectors of this file. In a [`routing`] block, those of the block
+    are used.
 
     Args:
         model (`nn.Module`): the model under a `PeftModel`: `model.get_base_model()`.
@@ -63,11 +63,7 @@ def take_routes(model: nn.Module) -> None:
         _of_call.set(kwargs.pop("routes", None))
         return args, kwargs
 
-    def forget(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        _of_call.set(None)
-
     model.register_forward_pre_hook(take, with_kwargs=True)
-    model.register_forward_hook(forget, always_call=True)
 
 
 class RouteCollator:
@@ -165,8 +161,9 @@ def register_controls() -> None:
 
 
 def _routes(batch_size: int) -> torch.Tensor:
-    routes = _of_call.get()
-    routes = _of_block.get() if routes is None else routes
+    # Those of a call stay after it, because `selection_for` selects after the model's forward pass was stopped.
+    routes = _of_block.get()
+    routes = _of_call.get() if routes is None else routes
     if routes is None:
         raise ValueError(
             "This selector needs the routes of the rows. Pass `routes` to the model, after `take_routes(model)`, or call it "

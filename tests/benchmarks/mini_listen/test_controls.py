@@ -89,6 +89,12 @@ def test_the_model_takes_the_routes_of_a_batch(model):
     assert output.selection.indices[:, 0].tolist() == [1, 1, 0]
 
 
+def test_the_routes_of_a_block_replace_those_of_an_earlier_call(model):
+    input_ids = torch.randint(3, 60, (2, 6))
+    model.eval()(input_ids=input_ids, routes=torch.tensor([0, 0]))
+    assert selected("task_known", [2, 1])[:, 0].tolist() == [2, 1]
+
+
 @pytest.mark.parametrize(
     "settings", [{}, {"num_beams": 2}, {"cache_implementation": "static", "disable_compile": True}]
 )
