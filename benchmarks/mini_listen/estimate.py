@@ -7,19 +7,16 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
 from .evaluation import Evaluator
+from .material import Material, adapt
 from .planning import PlannedRun
 from .settings import TASKS
 from .training import first_of_each_task, make_trainer, read_split
-
-
-if TYPE_CHECKING:
-    from .run import Material
 
 
 WARM_UP_STEPS, TIMED_STEPS = 5, 20
@@ -59,8 +56,6 @@ def estimate(
     Returns:
         `str`: the hours that all runs take one after another. Runs at the same time slow each other down.
     """
-    from .run import adapt
-
     per_step: dict[str, float] = {}
     evaluation = 0.0
     for one in planned:

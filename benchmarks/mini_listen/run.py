@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,14 @@ import torch
 from filelock import FileLock, Timeout
 
 from benchmarks.versions import library_versions
-from peft_listen import AudioListenForCausalLM, AudioListenProcessor
 from peft_listen.analysis import SelectionRecords, summarize
 from peft_listen.metrics import get_metric
-from peft_listen.training import AudioListenCollator, FeatureCache
 
-from .controls import RouteCollator
+from .estimate import estimate
 from .evaluation import Evaluator, clip_scores, further_metrics
 from .instructions import reworded
-from .methods import METHODS, Adapted
+from .material import Material, adapt, prepare
+from .methods import Adapted
 from .planning import (
     PlannedRun,
     add_selection,
@@ -46,40 +45,9 @@ from .planning import (
     results_folder,
     settings_of,
 )
-from .settings import FORMS, TASKS, RunSettings
+from .settings import FORMS, RunSettings
 from .storage import Run, answers_by_task, read_results, write_result, write_test_examples
-from .training import build_features, first_of_each_task, read_split, train
-
-
-@dataclass
-class Material:
-    """
-    Data and models that all runs share.
-
-    Args:
-        base_dir (`Path`): folder of the base model.
-        data_dir (`Path`): folder of the dataset.
-        processor ([`AudioListenProcessor`]): processor of the base model.
-        features ([`FeatureCache`]): encoder outputs of all clips.
-        train, validation, test (`list[dict]`): examples that every run is evaluated on, task by task.
-    """
-
-    base_dir: Path
-    data_dir: Path
-    processor: AudioListenProcessor
-    features: FeatureCache
-    train: list[dict[str, Any]]
-    validation: list[dict[str, Any]]
-    test: list[dict[str, Any]]
-
-
-def adapt(settings: RunSettings, material: Material) -> tuple[Adapted, Any]:
-    """The base model with the adapter of a run, and the collator of its batches."""
-    torch.manual_seed(settings.seed)
-    base = AudioListenForCausalLM.from_pretrained(material.base_dir)
-    adapted = METHODS[settings.method](base, material.processor, settings.seed, **settings.options)
-    collator: Any = AudioListenCollator(material.processor, feature_cache=material.features)
-    return adapted, collator if adapted.route is None else RouteCollator(collator, adapted.route)
+from .training import read_split, train
 
 
 def run(
@@ -179,32 +147,6 @@ def _losses_by_prompt_length(
             with adapted.model.base_model.use_prompt_length(k):
                 losses[str(k)] = evaluator.losses(examples)
     return losses
-
-
-def prepare(folder: Path, base_dir: Path, data_dir: Path, sizes: dict[str, int], device: str = "cpu") -> Material:
-    """
-    Loads the processor, computes the encoder outputs of all clips, and reads the examples to evaluate on.
-
-    Args:
-        folder (`Path`): receives the folder `features`.
-        base_dir (`Path`): folder of the base model.
-        data_dir (`Path`): folder of the dataset.
-        sizes (`dict[str, int]`): number of examples per task, by split.
-        device (`str`, defaults to `"cpu"`): where to compute the encoder outputs.
-
-    Returns:
-        [`Material`]: what all runs share.
-    """
-    processor = AudioListenProcessor.from_pretrained(base_dir)
-    model = AudioListenForCausalLM.from_pretrained(base_dir)
-    splits = {split: read_split(data_dir, split, TASKS, count) for split, count in sizes.items()}
-    everything = [row for rows in splits.values() for row in rows]
-    features = build_features(model, processor, everything, folder / "features", device)
-    # The training loss is measured on as many clips as the validation loss. Answers of one task have similar lengths, so
-    # batches of one task end early.
-    evaluated = {**splits, "train": first_of_each_task(splits["train"], TASKS, sizes["validation"])}
-    sorted_rows = {split: sorted(rows, key=lambda row: TASKS.index(row["task"])) for split, rows in evaluated.items()}
-    return Material(base_dir, data_dir, processor, features, **sorted_rows)
 
 
 def perform(arguments: argparse.Namespace, missing: list[PlannedRun], material: Material) -> list[str]:
@@ -353,8 +295,6 @@ def main() -> None:
         return
     material = make_material(arguments)
     if arguments.estimate:
-        from .estimate import estimate
-
         print(estimate(missing, material, arguments.device, arguments.evaluation_batch_size))
     elif arguments.processes == 1:
         sys.exit(_exit_status(perform(arguments, missing, material)))

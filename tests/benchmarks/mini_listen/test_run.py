@@ -16,10 +16,11 @@ from benchmarks.mini_listen.estimate import estimate
 from benchmarks.mini_listen.evaluation import clip_scores, further_metrics
 from benchmarks.mini_listen.experiments import GROUPED, GROUPS, Experiment
 from benchmarks.mini_listen.instructions import INSTRUCTIONS, reworded, wordings_of
+from benchmarks.mini_listen.material import prepare
 from benchmarks.mini_listen.methods import METHODS
 from benchmarks.mini_listen.planning import PlannedRun
 from benchmarks.mini_listen.questions import FRAMES
-from benchmarks.mini_listen.run import in_processes, prepare, run
+from benchmarks.mini_listen.run import in_processes, run
 from benchmarks.mini_listen.settings import TASKS, Form, RunSettings
 from benchmarks.mini_listen.storage import read_results, selections_path, to_json, write_result, write_test_examples
 from benchmarks.mini_listen.training import mixture, read_split
