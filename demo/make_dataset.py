@@ -156,9 +156,9 @@ class Clip:
     speech: dict[str, Any]
     seed: int
 
-    def row(self) -> dict[str, Any]:
+    def rows(self) -> list[dict[str, Any]]:
         """Its row in the data file."""
-        return {"audio": self.path, "instruction": self.instruction, "answer": self.answer, "task": self.task}
+        return [{"audio": self.path, "instruction": self.instruction, "answer": self.answer, "task": self.task}]
 
 
 def plan_clips(task: str, split: str, count: int, seed: int = 0) -> list[Clip]:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -18,17 +19,18 @@ from peft_listen.files import atomic_path
 
 SAMPLING_RATE = 16_000
 SPLITS = ("train", "validation", "test")
+PART_SIZE = 400  # clips that one renderer makes in sequence
 
 
 class PlannedClip(Protocol):
-    """One example before its audio is rendered."""
+    """One clip before its audio is rendered."""
 
     @property
     def path(self) -> str:
         """Path of its audio relative to the dataset's folder, below `audio/`."""
 
-    def row(self) -> dict[str, Any]:
-        """Its row in the data file."""
+    def rows(self) -> list[dict[str, Any]]:
+        """Its rows in the data file: one, or one for each task that is asked about it."""
 
 
 ClipType = TypeVar("ClipType", bound=PlannedClip)
@@ -39,11 +41,12 @@ def write_dataset(
     plans: Mapping[tuple[str, str], Sequence[ClipType]],
     request: dict[str, Any],
     make_renderer: Callable[[], Callable[[ClipType], np.ndarray]],
+    threads: int = 1,
 ) -> Path:
     """
     Writes the WAV files of a dataset and its `train.jsonl`, `validation.jsonl` and `test.jsonl`, or reuses them.
 
-    In each `.jsonl` file the tasks alternate. The audio is mono, 16-bit PCM, 16 kHz.
+    In each `.jsonl` file the kinds of clips alternate. The audio is mono, 16-bit PCM, 16 kHz.
 
     The folder appears only when it is complete, with a `manifest.json` that holds the request and a hash of the content. A
     folder whose manifest and content match is not changed. If the manifest differs or the content was modified, the data
@@ -52,12 +55,13 @@ def write_dataset(
 
     Args:
         output_dir (`str` or `Path`): folder of the dataset.
-        plans (`Mapping[tuple[str, str], Sequence[PlannedClip]]`): clips by split and task; all tasks of a split have the same
+        plans (`Mapping[tuple[str, str], Sequence[PlannedClip]]`): clips by split and kind; all kinds of a split have the same
             number of clips.
         request (`dict`): everything that the bytes of the dataset depend on, see [`describe_request`].
         make_renderer (`Callable`): returns a function that renders a clip as float samples of shape `(num_samples,)`, within
-            -1 and 1, at 16 kHz. It is called once for each split and task, because each part can be generated
-            independently.
+            -1 and 1, at 16 kHz. It is called once for each part, of up to 400 clips of one split and kind, because the
+            parts are generated independently.
+        threads (`int`, defaults to 1): threads that generate parts at the same time. The result does not depend on it.
 
     Returns:
         `Path`: the folder.
@@ -83,9 +87,7 @@ def write_dataset(
         shutil.rmtree(unfinished)
     unfinished.mkdir(parents=True, exist_ok=True)
     write_file(unfinished / "request.json", _to_json(request, indent=2))
-    with tqdm(total=sum(map(len, plans.values())), desc="generating clips", unit="clip") as progress:
-        for (split, task), clips in plans.items():
-            _make_part(unfinished, f"{split}-{task}.jsonl", clips, make_renderer, progress)
+    _render_parts(unfinished, plans, make_renderer, threads)
     return _finish(unfinished, output_dir, request, plans)
 
 
@@ -136,36 +138,60 @@ def write_file(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-def _make_part(
+def _render_parts(
     folder: Path,
-    name: str,
+    plans: Mapping[tuple[str, str], Sequence[ClipType]],
+    make_renderer: Callable[[], Callable[[ClipType], np.ndarray]],
+    threads: int,
+) -> None:
+    """Writes the clips of all parts that are not complete."""
+    parts = [
+        (folder / f"{split}-{kind}-{start}.complete", clips[start : start + PART_SIZE])
+        for (split, kind), clips in plans.items()
+        for start in range(0, len(clips), PART_SIZE)
+    ]
+    missing = [part for part in parts if not part[0].is_file()]
+    done = sum(len(clips) for _, clips in parts) - sum(len(clips) for _, clips in missing)
+    with tqdm(total=sum(map(len, plans.values())), initial=done, desc="generating clips", unit="clip") as progress:
+        with ThreadPoolExecutor(threads) as executor:
+            running = [
+                executor.submit(_render_part, folder, marker, clips, make_renderer, progress)
+                for marker, clips in missing
+            ]
+            try:
+                for future in as_completed(running):
+                    future.result()
+            finally:
+                executor.shutdown(cancel_futures=True)  # after an error, the parts that have not begun are left out
+
+
+def _render_part(
+    folder: Path,
+    marker: Path,
     clips: Sequence[ClipType],
     make_renderer: Callable[[], Callable[[ClipType], np.ndarray]],
     progress: tqdm,
 ) -> None:
-    if (folder / name).is_file():
-        progress.update(len(clips))
-        return
     render = make_renderer()
     for clip in clips:
         write_file(folder / clip.path, _to_wav(render(clip)))
         progress.update()
-    write_file(folder / name, b"".join(_to_json(clip.row()) for clip in clips))
+    write_file(marker, b"")
 
 
 def _finish(
-    unfinished: Path, output_dir: Path, request: dict[str, Any], plans: Mapping[tuple[str, str], Sequence[Any]]
+    unfinished: Path, output_dir: Path, request: dict[str, Any], plans: Mapping[tuple[str, str], Sequence[ClipType]]
 ) -> Path:
     for split in SPLITS:
-        parts = [unfinished / f"{split}-{task}.jsonl" for planned_split, task in plans if planned_split == split]
-        lines = zip(*(part.read_bytes().splitlines(keepends=True) for part in parts), strict=True)
-        write_file(unfinished / f"{split}.jsonl", b"".join(line for together in lines for line in together))
+        together = zip(*(clips for (planned, _), clips in plans.items() if planned == split), strict=True)
+        lines = [_to_json(row) for clips in together for clip in clips for row in clip.rows()]
+        write_file(unfinished / f"{split}.jsonl", b"".join(lines))
     for leftover in unfinished.rglob(".*.tmp"):  # of a process that was killed while it wrote a file
         leftover.unlink()
     manifest = {**request, "sha256": _content_hash(unfinished)}
     write_file(unfinished / "manifest.json", _to_json(manifest, indent=2))
-    for name in ["request.json", *(f"{split}-{task}.jsonl" for split, task in plans)]:
-        (unfinished / name).unlink()
+    for leftover in [unfinished / "request.json", *unfinished.glob("*.complete")]:
+        leftover.unlink()
     if output_dir.exists() and _content_hash(output_dir) == manifest["sha256"]:
         # Other code generated the same bytes, so the audio files are kept for processes that read them.
         os.replace(unfinished / "manifest.json", output_dir / "manifest.json")

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from benchmarks.mini_listen import results
+from benchmarks.mini_listen.experiments import LORA
+from benchmarks.mini_listen.plots import plot
 from benchmarks.speed import decoder
 from peft_listen import AudioListenForCausalLM
 from peft_listen.evaluation import predict, save_scores
 from peft_listen.metrics import score_predictions
 from peft_listen.settings_record import SettingsRecord
+from tests.benchmarks.mini_listen.stored_runs import make_study
 from tests.device_nodes import make_null_device
 
 
@@ -52,16 +54,7 @@ def written(tmp_path, make_adapted, composite_folder, monkeypatch):
     """Writers of the package and of the benchmarks by the file that they write; each is given its folder."""
 
     def save_plots(folder):
-        lines = [("LoRA", [{"log": [{"step": 1, "loss": 1.0}]}])]
-        monkeypatch.setattr(
-            results, "GROUPS", {"methods": lambda settings: [type("Experiment", (), {"label": "LoRA"})]}
-        )
-        monkeypatch.setattr(results, "settings_of", lambda arguments: None)
-        monkeypatch.setattr(results, "reference_of", lambda experiments: experiments[0])
-        monkeypatch.setattr(results, "read_results", lambda folder: None)
-        monkeypatch.setattr(results, "load_runs", lambda experiment, stored: lines[0][1])
-        monkeypatch.setattr(results, "_draw_scores", lambda axes, lines: None)
-        results.plot(type("Arguments", (), {"results": None}), folder)
+        plot(make_study({LORA: 0.5}, single=None), folder)
 
     def measure(folder):
         arguments = ["decoder", "--device", "cpu", "--size", "small", "--layers", "1", "--output"]
@@ -101,7 +94,7 @@ def written(tmp_path, make_adapted, composite_folder, monkeypatch):
             "config.json",
             lambda folder: AudioListenForCausalLM.from_pretrained(composite_folder).save_pretrained(folder),
         ),
-        "plots": ("methods_training_loss.svg", save_plots),
+        "plots": ("small_training_loss.svg", save_plots),
         "measurements": ("decoder.json", measure),
         "answers": ("predictions.jsonl", answer),
         "scores": ("scores.json", score),

@@ -89,7 +89,10 @@ class LabeledClip:
 
 
 def train_beats(
-    data_dir: str | Path, checkpoint_path: str | Path, settings: BeatsTraining | None = None
+    data_dir: str | Path,
+    checkpoint_path: str | Path,
+    settings: BeatsTraining | None = None,
+    device: str = "cpu",
 ) -> dict[str, float]:
     """
     Trains the encoder and writes it in the original format, `{"cfg", "model", "label_dict"}`, or reuses it.
@@ -101,8 +104,9 @@ def train_beats(
         data_dir (`str` or `Path`): folder that [`make_data`] wrote.
         checkpoint_path (`str` or `Path`): file to write, e.g. for
             `AudioListenForCausalLM.from_sub_models_pretrained(sound=...)`.
-        settings ([`BeatsTraining`], *optional*): settings of the training. The same settings, library versions and number of
-            threads give the same weights.
+        settings ([`BeatsTraining`], *optional*): settings of the training. The same settings, library versions, device and
+            number of threads give the same weights.
+        device (`str`, defaults to `"cpu"`): where to train.
 
     Returns:
         `dict[str, float]`: accuracy for `"sound"` (all sounds of a clip, with their loudness) and `"emotion"` on validation
@@ -134,7 +138,7 @@ def train_beats(
         )
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        model = _fit(clips, settings)
+        model = _fit(clips, settings, device)
     tests = {kind: _read_clips(data_dir, "validation", (TESTED_ON[kind],)) for kind in ("sound", "emotion")}
     tests["voice"] = kept
     accuracy = {
@@ -145,7 +149,7 @@ def train_beats(
 
     checkpoint_path.parent.mkdir(parents=True, exist_ok=True)
     record_path.unlink(missing_ok=True)  # an old record must not describe the new checkpoint
-    to_original_checkpoint(model, checkpoint_path)
+    to_original_checkpoint(model.cpu(), checkpoint_path)
     seconds = round(time.perf_counter() - start)
     record = {**request, "accuracy": accuracy, "parameters": model.num_parameters(), "seconds": seconds}
     with atomic_path(record_path) as temporary:
@@ -166,7 +170,7 @@ def _read_clips(data_dir: Path, split: str, tasks: Sequence[str]) -> list[Labele
     return clips
 
 
-def _fit(clips: list[LabeledClip], settings: BeatsTraining) -> BeatsForAudioClassification:
+def _fit(clips: list[LabeledClip], settings: BeatsTraining, device: str) -> BeatsForAudioClassification:
     config = BeatsConfig(
         **settings.model,
         id2label=dict(enumerate(ALL_LABELS)),
@@ -177,6 +181,7 @@ def _fit(clips: list[LabeledClip], settings: BeatsTraining) -> BeatsForAudioClas
     # Most labels are absent from most clips. Initial biases from their frequencies save about half of the training.
     share = torch.stack([clip.labels for clip in clips]).mean(0).clamp(0.001, 0.999)
     model.classifier.bias.data.copy_(share.logit())
+    model.to(device)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
     )
@@ -186,8 +191,8 @@ def _fit(clips: list[LabeledClip], settings: BeatsTraining) -> BeatsForAudioClas
     with tqdm(total=steps, desc="training BEATs", unit="step") as progress:
         for _ in range(settings.epochs):
             for batch in _batches(clips, settings.batch_size, rng):
-                inputs, mask = _pad(batch)
-                labels = torch.stack([clip.labels for clip in batch])
+                inputs, mask = _pad(batch, device)
+                labels = torch.stack([clip.labels for clip in batch]).to(device)
                 loss = model(inputs, attention_mask=mask, labels=labels).loss
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -210,13 +215,13 @@ def _batches(
         yield [clips[index] for index in order[start : start + batch_size]]
 
 
-def _pad(batch: list[LabeledClip]) -> tuple[torch.Tensor, torch.Tensor]:
+def _pad(batch: list[LabeledClip], device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
     lengths = torch.tensor([len(clip.features) for clip in batch])
     silence = BeatsFeatureExtractor().padding_value
     inputs = torch.nn.utils.rnn.pad_sequence(
         [clip.features for clip in batch], batch_first=True, padding_value=silence
     )
-    return inputs, (torch.arange(inputs.shape[1]) < lengths[:, None]).long()
+    return inputs.to(device), (torch.arange(inputs.shape[1]) < lengths[:, None]).long().to(device)
 
 
 @torch.no_grad()
@@ -225,8 +230,8 @@ def _accuracy(model: BeatsForAudioClassification, clips: list[LabeledClip], kind
     columns = [ALL_LABELS.index(label) for label in LABELS[kind]]
     right = []
     for batch in _batches(clips, batch_size):
-        inputs, mask = _pad(batch)
-        logits = model(inputs, attention_mask=mask).logits[:, columns]
+        inputs, mask = _pad(batch, model.device)
+        logits = model(inputs, attention_mask=mask).logits[:, columns].cpu()
         wanted = torch.stack([clip.labels for clip in batch])[:, columns].bool()
         for scores, labels in zip(logits, wanted, strict=True):
             right.append(bool(scores[labels].min() > scores[~labels].max()))
@@ -239,9 +244,10 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, help="file to write, .pt")
     parser.add_argument("--epochs", type=int, default=BeatsTraining.epochs)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     settings = BeatsTraining(epochs=arguments.epochs, seed=arguments.seed)
-    for kind, value in train_beats(arguments.data_dir, arguments.checkpoint, settings).items():
+    for kind, value in train_beats(arguments.data_dir, arguments.checkpoint, settings, arguments.device).items():
         print(f"{kind}: {value:.3f}")
 
 

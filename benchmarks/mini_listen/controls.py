@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,8 +49,8 @@ def routing(routes: torch.Tensor | None) -> Iterator[None]:
 
 def take_routes(model: nn.Module) -> None:
     """
-    Makes a model accept `routes` as an argument, for the selectors of this file. A call without them has those of the
-    [`routing`] block around it, if any.
+    Makes a model accept `routes` as an argument, for the selectors of this file. In a [`routing`] block, those of the block
+    are used.
 
     Args:
         model (`nn.Module`): the model under a `PeftModel`: `model.get_base_model()`.
@@ -82,6 +83,12 @@ class RouteCollator:
         self._collator = collator
         self._route = route
 
+    def check_generation(self, model: nn.Module) -> None:
+        """As in the other collator; see [`AudioListenCollator.check_generation`]."""
+        check = getattr(self._collator, "check_generation", None)
+        if check is not None:
+            check(model)
+
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         routes = torch.tensor([self._route(row) for row in rows])
         return {**self._collator(rows), "routes": routes}
@@ -94,8 +101,9 @@ def task_route(tasks: Sequence[str]) -> Callable[[Mapping[str, Any]], int]:
 
 
 def clip_route(row: Mapping[str, Any]) -> int:
-    """A row's route by its clip, the same in every run: a hash of the address `row["audio"]`."""
-    return int.from_bytes(hashlib.sha256(str(row["audio"]).encode()).digest()[:8], "big") % MODULUS
+    """A row's route by its clip: a hash of the file's name and folder in `row["audio"]`, which are the same on all machines."""
+    clip = "/".join(Path(row["audio"]).parts[-2:])
+    return int.from_bytes(hashlib.sha256(clip.encode()).digest()[:8], "big") % MODULUS
 
 
 class _RoutedSelector(Selector):
@@ -153,8 +161,9 @@ def register_controls() -> None:
 
 
 def _routes(batch_size: int) -> torch.Tensor:
-    routes = _of_call.get()
-    routes = _of_block.get() if routes is None else routes
+    # Those of a call stay after it, because `selection_for` selects after the model's forward pass was stopped.
+    routes = _of_block.get()
+    routes = _of_call.get() if routes is None else routes
     if routes is None:
         raise ValueError(
             "This selector needs the routes of the rows. Pass `routes` to the model, after `take_routes(model)`, or call it "

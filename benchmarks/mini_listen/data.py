@@ -1,13 +1,23 @@
-"""The benchmark's dataset: short WAV files for six tasks, modeled on those of LiSTEN (arXiv 2505.18517).
+"""The benchmark's dataset: short WAV files for twelve tasks, six of them modeled on those of LiSTEN (arXiv 2505.18517).
 
-    python -m benchmarks.mini_listen.data FOLDER [--smoke]
+    python -m benchmarks.mini_listen.data FOLDER [--form small]
 
-- "asr": the transcript of a spoken sentence (lower case, no punctuation);
-- "en2zh": the Chinese translation of such a sentence;
+Nine tasks are asked about the same clips, each of one spoken sentence, so that only the instruction tells them apart:
+
+- "asr": the transcript (lower case, no punctuation);
+- "en2zh": the Chinese translation;
+- "sqa": a question about the sentence, with an answer of one or two words;
+- "first_word", "last_word": the first or the last word;
+- "word_count": the number of words;
+- "gender": whether a woman or a man speaks;
+- "tempo": whether the speech is fast or slow;
+- "sentence_type": whether the sentence is a question or a statement.
+
+Half of the sentences are questions, half are spoken by women, and half are fast. Three tasks have clips of their own:
+
 - "er": whether a sentence is spoken calmly, happily, sadly or angrily (rate, pitch, pitch range and loudness);
 - "sv": whether two sentences, with a pause of 0.4 s between them, have the same speaker (Yes and No equally often; in half
   of the pairs with different speakers, both have the same gender);
-- "sqa": a question about a spoken sentence, which differs between examples, with an answer of one or two words;
 - "acap": a description of one or two sounds in order, each loud or soft: "a loud siren, then a soft bell".
 
 The splits have different sentences, voices, wordings of the instructions, and parameters of the sounds, which are drawn from
@@ -17,7 +27,7 @@ emotions and the kinds of sounds, because a model can only learn what occurs in 
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +39,19 @@ from offline.sound_synthesis import SOUND_CLASSES
 from offline.speech_synthesis import EspeakSynthesizer
 
 from . import instructions, questions, sentences
-from .instructions import INSTRUCTIONS
-from .questions import KINDS, WORDINGS, ask
+from .instructions import reworded
+from .questions import KINDS, ask
 from .sentences import SPLITS, Sentence, sentences_of
-from .settings import TASKS
+from .settings import FORMS
 
 
-# Clips of each task.
-SIZES = {"train": 800, "validation": 60, "test": 120}
-SMOKE_SIZES = {"train": 8, "validation": 4, "test": 4}
+# The kinds of clips, and the tasks that are asked about each.
+ASKED_ABOUT: dict[str, tuple[str, ...]] = {
+    "speech": (*("asr", "en2zh", "sqa", "first_word", "last_word", "word_count", "gender", "tempo", "sentence_type"),),
+    "er": ("er",),
+    "sv": ("sv",),
+    "acap": ("acap",),
+}
 
 # Variants of eSpeak NG that a small speech recognizer understands and whose long-term spectra differ.
 VOICES = {
@@ -65,14 +79,15 @@ EMOTIONS = {
     "angry": {"rate": (240, 265), "pitch": (25, 40), "pitch_range": (60, 85), "volume": (170, 200)},
 }
 
-# Shares of the patterns among the sentences of a task. Tasks with two utterances or with slow speech use short sentences.
+TEMPOS = {"slow": (125, 145), "fast": (215, 240)}  # words per minute
+
+# Shares of the patterns among the sentences of a kind of clips. Clips with two utterances use short sentences.
 PATTERN_SHARES = {
-    "asr": {"counted": 0.3, "coloured": 0.3, "located": 0.1, "acting": 0.15, "timed": 0.15},
-    "en2zh": {"counted": 0.3, "coloured": 0.3, "located": 0.1, "acting": 0.15, "timed": 0.15},
+    "speech": {"counted": 0.3, "coloured": 0.3, "located": 0.1, "acting": 0.15, "timed": 0.15},
     "er": {"counted": 0.6, "timed": 0.4},
     "sv": {"counted": 0.6, "timed": 0.4},
-    "sqa": {"counted": 0.3, "coloured": 0.3, "located": 0.1, "acting": 0.15, "timed": 0.15},
 }
+COUNTS = {3: "three", 4: "four", 5: "five", 6: "six", 7: "seven"}  # words of a sentence
 
 # Words of a caption for each sound class; {} is "loud" or "soft".
 CAPTIONS = {
@@ -88,7 +103,9 @@ CAPTIONS = {
 # Ranges of the largest sample.
 LOUDNESS = {"loud": (0.5, 0.9), "soft": (0.03, 0.07)}
 
-SPEECH_LIMITS = (0.8, 2.4)  # seconds of one utterance, including the silence before and after it
+# Seconds of one utterance, including the silence before and after it, by the number of utterances of a clip. Both together
+# stay within 5 s, the length that the speech encoder of the base model gets.
+SPEECH_LIMITS = {1: (0.8, 4.0), 2: (0.8, 2.3)}
 SOUND_LIMITS = (1.0, 1.4)
 SPEAKER_GAP, SOUND_GAP = 0.4, 0.1
 SILENCE = 0.01  # share of the largest sample below which the ends of an utterance are trimmed
@@ -124,10 +141,26 @@ class StripedGenerator(np.random.Generator):
 
 @dataclass(frozen=True)
 class Utterance:
-    """A sentence and the arguments of `EspeakSynthesizer.speak`."""
+    """
+    A spoken sentence.
+
+    Attributes:
+        text (`str`): the sentence.
+        settings (`dict`): arguments of `EspeakSynthesizer.speak`.
+        words (`str`): its transcript, in lower case without punctuation.
+        manner (`str`): how it is spoken, such as " in a sad voice".
+    """
 
     text: str
     settings: dict[str, Any]
+    words: str = ""
+    manner: str = ""
+
+    @property
+    def speaker(self) -> str:
+        """One of `GENDERS`."""
+        voice = self.settings["variant"]
+        return next(gender for voices in VOICES.values() for gender in GENDERS if voice in voices[gender])
 
 
 @dataclass(frozen=True)
@@ -143,40 +176,69 @@ class Sound:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """
+    What one task asks about a clip.
+
+    Attributes:
+        task (`str`): one of `TASKS`.
+        answer (`str`): right answer.
+        details (`dict`): further fields of its row in the data file.
+        instruction (`str`): wording; training draws others.
+    """
+
+    task: str
+    answer: str
+    details: dict[str, Any] = field(default_factory=dict)
+    instruction: str = ""
+
+
+@dataclass(frozen=True)
 class Clip:
     """
-    One example before its audio is rendered.
+    One clip before its audio is rendered.
 
     Attributes:
         path (`str`): path of its audio relative to the dataset's folder.
         split (`str`): `"train"`, `"validation"` or `"test"`.
-        instruction, answer, task (`str`): as in the data file.
+        kind (`str`): one of `ASKED_ABOUT`.
         parts (`tuple[Utterance | Sound, ...]`): utterances or sounds, in order.
-        details (`dict`): further fields of its row in the data file.
+        asked (`tuple[Asked, ...]`): what is asked about it.
         seed (`int`): seed of everything that is drawn while the audio is rendered.
     """
 
     path: str
     split: str
-    instruction: str
-    answer: str
-    task: str
+    kind: str
     parts: tuple[Utterance | Sound, ...]
-    details: dict[str, Any]
+    asked: tuple[Asked, ...]
     seed: int
 
-    def row(self) -> dict[str, Any]:
-        """Its row in the data file."""
-        return {
-            "audio": self.path,
-            "instruction": self.instruction,
-            "answer": self.answer,
-            "task": self.task,
-            "sentences": [part.text for part in self.parts if isinstance(part, Utterance)],
-            "voices": [part.settings["variant"] for part in self.parts if isinstance(part, Utterance)],
-            "sounds": [part.caption for part in self.parts if isinstance(part, Sound)],
-            **self.details,
-        }
+    @property
+    def heard(self) -> str:
+        """What a listener hears, as text: the transcript, the speaker and the way of speaking, or the sounds."""
+        if self.kind == "acap":
+            return f"Sounds: {', then '.join(part.caption for part in self.parts if isinstance(part, Sound))}."
+        spoken = [part for part in self.parts if isinstance(part, Utterance)]
+        return " ".join(f'A {part.speaker} says{part.manner}: "{part.words}"' for part in spoken)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Its rows in the data file, one for each task."""
+        utterances = [part for part in self.parts if isinstance(part, Utterance)]
+        return [
+            {
+                "audio": self.path,
+                "instruction": asked.instruction,
+                "answer": asked.answer,
+                "task": asked.task,
+                "sentences": [part.text for part in utterances],
+                "voices": [part.settings["variant"] for part in utterances],
+                "sounds": [part.caption for part in self.parts if isinstance(part, Sound)],
+                "heard": self.heard,
+                **asked.details,
+            }
+            for asked in self.asked
+        ]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -186,76 +248,100 @@ class Clip:
 
 @dataclass(frozen=True)
 class Draft:
-    """The properties of a clip that depend on its task."""
+    """The parts of a clip, and what is asked about it."""
 
-    answer: str
     parts: tuple[Utterance | Sound, ...]
-    details: dict[str, Any]
-    instruction: str | None = None  # None: one of `INSTRUCTIONS`
+    asked: tuple[Asked, ...]
 
 
 Planner = Callable[[str, int, int, np.random.Generator], list[Draft]]
 
 
-def plan_clips(task: str, split: str, count: int, seed: int = 0) -> list[Clip]:
+def plan_clips(kind: str, split: str, count: int, seed: int = 0) -> list[Clip]:
     """
-    Draws the clips of one task and split, with classes, wordings and kinds of questions in equal numbers.
+    Draws the clips of one kind and split, with classes, wordings and kinds of questions in equal numbers.
 
     Args:
-        task (`str`): one of `TASKS`.
+        kind (`str`): one of `ASKED_ABOUT`.
         split (`str`): `"train"`, `"validation"` or `"test"`.
         count (`int`): number of clips.
-        seed (`int`, defaults to 0): seed; the clips do not depend on other tasks and splits.
+        seed (`int`, defaults to 0): seed; the clips do not depend on other kinds and splits.
 
     Returns:
         `list[Clip]`: the clips.
 
     Raises:
-        ValueError: for an unknown task or split, a count below 1 or a seed below 0.
+        ValueError: for an unknown kind or split, a count below 1 or a seed below 0.
     """
-    for name, value, known in (("task", task, TASKS), ("split", split, SPLITS)):
+    for name, value, known in (("kind of clips", kind, ASKED_ABOUT), ("split", split, SPLITS)):
         if value not in known:
             raise ValueError(f"There is no {name} {value!r}, expected one of {', '.join(known)}.")
     if count < 1 or seed < 0:
         raise ValueError(f"count={count} and seed={seed}: expected a count of 1 or more and a seed of 0 or more.")
-    rng = np.random.default_rng([seed, list(PLANNERS).index(task), SPLITS.index(split)])
-    drafts = PLANNERS[task](split, count, seed, rng)
-    wordings = balanced(rng, INSTRUCTIONS[task][split], count) if task in INSTRUCTIONS else [""] * count
+    rng = np.random.default_rng([seed, list(PLANNERS).index(kind), SPLITS.index(split)])
+    drafts = PLANNERS[kind](split, count, seed, rng)
+    wordings = {task: _wordings(task, split, drafts, rng) for task in ASKED_ABOUT[kind]}
     return [
         Clip(
-            path=f"audio/{split}/{task}-{index:04d}.wav",
+            path=f"audio/{split}/{kind}-{index:04d}.wav",
             split=split,
-            instruction=draft.instruction or wording,
-            answer=draft.answer,
-            task=task,
+            kind=kind,
             parts=draft.parts,
-            details=draft.details,
+            asked=tuple(replace(asked, instruction=wordings[asked.task][index]) for asked in draft.asked),
             seed=int(rng.integers(2**31)),
         )
-        for index, (draft, wording) in enumerate(zip(drafts, wordings, strict=True))
+        for index, draft in enumerate(drafts)
     ]
 
 
-def _plan_asr(split: str, count: int, seed: int, rng: np.random.Generator) -> list[Draft]:
-    return [
-        Draft(sentence.english, (_utterance(sentence, _any_voice(split, rng), NEUTRAL, rng),), {})
-        for sentence in _draw_sentences("asr", split, count, seed, rng)
-    ]
+def _wordings(task: str, split: str, drafts: list[Draft], rng: np.random.Generator) -> list[str]:
+    """The wording of a task for each clip: each as often, in random order."""
+    order = rng.permutation(len(drafts))
+    rows = [{"task": task, **asked.details} for draft in drafts for asked in draft.asked if asked.task == task]
+    drawn = reworded([rows[index] for index in order], split)
+    return [drawn[place]["instruction"] for place in np.argsort(order)]
 
 
-def _plan_en2zh(split: str, count: int, seed: int, rng: np.random.Generator) -> list[Draft]:
-    return [
-        Draft(sentence.chinese, (_utterance(sentence, _any_voice(split, rng), NEUTRAL, rng),), {})
-        for sentence in _draw_sentences("en2zh", split, count, seed, rng)
-    ]
+def _plan_speech(split: str, count: int, seed: int, rng: np.random.Generator) -> list[Draft]:
+    drafts = []
+    kinds: dict[str, list[str]] = {}  # for each pattern, the kinds of questions that are left in this round
+    drawn = _draw_sentences("speech", split, count, seed, rng)
+    classes = (balanced(rng, names, count) for names in ((False, True), GENDERS, tuple(TEMPOS)))
+    for sentence, is_question, gender, tempo in zip(drawn, *classes, strict=True):
+        spoken = sentence.as_question() if is_question else sentence
+        waiting = kinds.setdefault(spoken.pattern, [])
+        if not waiting:
+            waiting += rng.permutation(KINDS[spoken.pattern]).tolist()
+        kind = waiting.pop()
+        question = ask(spoken, kind)
+        details = {"question": kind, "direct": question.direct, "indirect": question.indirect}
+        words = spoken.english.split()
+        asked = (
+            Asked("asr", spoken.english),
+            Asked("en2zh", spoken.chinese),
+            Asked("sqa", question.answer, details),
+            Asked("first_word", words[0]),
+            Asked("last_word", words[-1]),
+            Asked("word_count", COUNTS[len(words)]),
+            Asked("gender", gender),
+            Asked("tempo", tempo),
+            Asked("sentence_type", "question" if is_question else "statement"),
+        )
+        voice = str(rng.choice(VOICES[split][gender]))
+        utterance = _utterance(spoken, voice, {**NEUTRAL, "rate": TEMPOS[tempo]}, rng, manner=f" in {tempo} speech")
+        drafts.append(Draft((utterance,), asked))
+    return drafts
 
 
 def _plan_er(split: str, count: int, seed: int, rng: np.random.Generator) -> list[Draft]:
+    drafts = []
     drawn = _draw_sentences("er", split, count, seed, rng)
-    return [
-        Draft(emotion, (_utterance(sentence, _any_voice(split, rng), EMOTIONS[emotion], rng),), {"emotion": emotion})
-        for sentence, emotion in zip(drawn, balanced(rng, list(EMOTIONS), count), strict=True)
-    ]
+    for sentence, emotion in zip(drawn, balanced(rng, list(EMOTIONS), count), strict=True):
+        voice = str(rng.choice(VOICES[split][str(rng.choice(GENDERS))]))
+        manner = f" in {'an' if emotion == 'angry' else 'a'} {emotion} voice"
+        utterance = _utterance(sentence, voice, EMOTIONS[emotion], rng, manner)
+        drafts.append(Draft((utterance,), (Asked("er", emotion, {"emotion": emotion}),)))
+    return drafts
 
 
 def _plan_sv(split: str, count: int, seed: int, rng: np.random.Generator) -> list[Draft]:
@@ -269,24 +355,10 @@ def _plan_sv(split: str, count: int, seed: int, rng: np.random.Generator) -> lis
             other = gender if kind == "same gender" else next(name for name in GENDERS if name != gender)
             second = str(rng.choice([voice for voice in VOICES[split][other] if voice != first]))
         parts = tuple(
-            _utterance(sentence, voice, NEUTRAL, rng)
+            _utterance(sentence, voice, NEUTRAL, rng, manner=f" in the voice {voice}")
             for sentence, voice in zip(drawn[2 * index : 2 * index + 2], (first, second), strict=True)
         )
-        drafts.append(Draft("Yes" if kind == "same" else "No", parts, {"pair": kind}))
-    return drafts
-
-
-def _plan_sqa(split: str, count: int, seed: int, rng: np.random.Generator) -> list[Draft]:
-    drafts = []
-    kinds: dict[str, list[str]] = {}  # for each pattern, the kinds that are left in this round
-    for sentence in _draw_sentences("sqa", split, count, seed, rng):
-        waiting = kinds.setdefault(sentence.pattern, [])
-        if not waiting:
-            waiting += rng.permutation(KINDS[sentence.pattern]).tolist()
-        kind = waiting.pop()
-        question, answer = ask(sentence, kind, str(rng.choice(WORDINGS[kind][split])))
-        utterance = _utterance(sentence, _any_voice(split, rng), NEUTRAL, rng)
-        drafts.append(Draft(answer, (utterance,), {"question": kind}, instruction=question))
+        drafts.append(Draft(parts, (Asked("sv", "Yes" if kind == "same" else "No", {"pair": kind}),)))
     return drafts
 
 
@@ -302,23 +374,21 @@ def _plan_acap(split: str, count: int, seed: int, rng: np.random.Generator) -> l
             # Two sounds of the same class could not be distinguished.
             kinds.append(second if second != first else str(rng.choice([n for n in CAPTIONS if n != first])))
         parts = tuple(Sound(name, next(loudnesses)) for name in kinds)
-        drafts.append(Draft(", then ".join(part.caption for part in parts), parts, {}))
+        drafts.append(Draft(parts, (Asked("acap", ", then ".join(part.caption for part in parts)),)))
     return drafts
 
 
 PLANNERS: dict[str, Planner] = {
-    "asr": _plan_asr,
-    "en2zh": _plan_en2zh,
+    "speech": _plan_speech,
     "er": _plan_er,
     "sv": _plan_sv,
-    "sqa": _plan_sqa,
     "acap": _plan_acap,
 }
 
 
-def _draw_sentences(task: str, split: str, count: int, seed: int, rng: np.random.Generator) -> list[Sentence]:
-    """Sentences of the task's patterns in random order; a sentence is repeated only after all others of its pattern."""
-    shares = PATTERN_SHARES[task]
+def _draw_sentences(kind: str, split: str, count: int, seed: int, rng: np.random.Generator) -> list[Sentence]:
+    """Sentences of the kind's patterns in random order; a sentence is repeated only after all others of its pattern."""
+    shares = PATTERN_SHARES[kind]
     ends = np.round(np.cumsum(list(shares.values())) * count).astype(int)
     drawn: list[Sentence] = []
     for pattern, end in zip(shares, ends, strict=True):
@@ -326,15 +396,15 @@ def _draw_sentences(task: str, split: str, count: int, seed: int, rng: np.random
     return [drawn[index] for index in rng.permutation(count)]
 
 
-def _any_voice(split: str, rng: np.random.Generator) -> str:
-    return str(rng.choice(VOICES[split][str(rng.choice(GENDERS))]))
-
-
 def _utterance(
-    sentence: Sentence, voice: str, ranges: Mapping[str, tuple[int, int]], rng: np.random.Generator
+    sentence: Sentence,
+    voice: str,
+    ranges: Mapping[str, tuple[int, int]],
+    rng: np.random.Generator,
+    manner: str = "",
 ) -> Utterance:
     settings = {name: int(rng.integers(low, high + 1)) for name, (low, high) in ranges.items()}
-    return Utterance(sentence.spoken, {"voice": "en-us", "variant": voice, **settings})
+    return Utterance(sentence.spoken, {"voice": "en-us", "variant": voice, **settings}, sentence.english, manner)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -351,25 +421,27 @@ def render_clip(clip: Clip, synthesizer: EspeakSynthesizer) -> np.ndarray:
         synthesizer ([`EspeakSynthesizer`]): speech synthesizer.
 
     Returns:
-        `np.ndarray` of shape `(num_samples,)`: float32 samples at 16 kHz, 0.8 to 5.2 s.
+        `np.ndarray` of shape `(num_samples,)`: float32 samples at 16 kHz, 0.8 to 5 s.
 
     Raises:
         ImportError: if soxr is not installed.
-        RuntimeError: if an utterance is longer than 2.4 s.
+        RuntimeError: if an utterance is longer than 4 s, or one of two longer than 2.3 s.
     """
     rng = StripedGenerator(clip.seed, clip.split)
     rendered = [
-        _render_utterance(part, rng, synthesizer)
+        _render_utterance(part, rng, synthesizer, SPEECH_LIMITS[len(clip.parts)])
         if isinstance(part, Utterance)
         else _level(SOUND_CLASSES[part.name](rng, rng.uniform(*SOUND_LIMITS), SAMPLING_RATE), part.loudness, rng)
         for part in clip.parts
     ]
-    gap = np.zeros(round((SOUND_GAP if clip.task == "acap" else SPEAKER_GAP) * SAMPLING_RATE), np.float32)
+    gap = np.zeros(round((SOUND_GAP if clip.kind == "acap" else SPEAKER_GAP) * SAMPLING_RATE), np.float32)
     joined = [piece for samples in rendered for piece in (gap, samples)][1:]
     return np.concatenate(joined).clip(-1, 1)
 
 
-def _render_utterance(utterance: Utterance, rng: np.random.Generator, synthesizer: EspeakSynthesizer) -> np.ndarray:
+def _render_utterance(
+    utterance: Utterance, rng: np.random.Generator, synthesizer: EspeakSynthesizer, limits: tuple[float, float]
+) -> np.ndarray:
     try:
         import soxr
     except ImportError as error:
@@ -378,11 +450,11 @@ def _render_utterance(utterance: Utterance, rng: np.random.Generator, synthesize
     spoken = soxr.resample(spoken, sampling_rate, SAMPLING_RATE)
     audible = np.flatnonzero(np.abs(spoken) > SILENCE * np.abs(spoken).max())
     spoken = spoken[audible[0] : audible[-1] + 1]
-    shortest, longest = (round(seconds * SAMPLING_RATE) for seconds in SPEECH_LIMITS)
+    shortest, longest = (round(seconds * SAMPLING_RATE) for seconds in limits)
     if spoken.size > longest:
         seconds = spoken.size / SAMPLING_RATE
         raise RuntimeError(
-            f"{utterance.text!r} takes {seconds:.1f} s with {utterance.settings}, more than {SPEECH_LIMITS[1]} s. Shorten "
+            f"{utterance.text!r} takes {seconds:.1f} s with {utterance.settings}, more than {limits[1]} s. Shorten "
             "the text or raise the rate."
         )
     before = min(round(rng.uniform(0.02, 0.12) * SAMPLING_RATE), longest - spoken.size)
@@ -394,18 +466,20 @@ def _level(samples: np.ndarray, loudness: str, rng: np.random.Generator) -> np.n
     return (samples * rng.uniform(*LOUDNESS[loudness]) / np.abs(samples).max()).astype(np.float32)
 
 
-def make_data(folder: str | Path, sizes: Mapping[str, int] | None = None, seed: int = 0) -> Path:
+def make_data(folder: str | Path, sizes: Mapping[str, int], seed: int = 0, threads: int = 1) -> Path:
     """
     Writes the benchmark's WAV files and `train.jsonl`, `validation.jsonl` and `test.jsonl`, or reuses them.
 
     Each line is `{"audio": path relative to the folder, "instruction", "answer", "task", "sentences", "voices",
-    "sounds", ...}`, of which `peft_listen.data.read_examples` reads the first four. The tasks alternate. See
-    [`write_dataset`] for interrupted calls and existing folders. The same arguments and library versions give the same bytes.
+    "sounds", "heard", ...}`, of which `peft_listen.data.read_examples` reads the first four. See [`write_dataset`] for
+    interrupted calls and existing folders. The same arguments and library versions give the same bytes.
 
     Args:
         folder (`str` or `Path`): folder of the dataset.
-        sizes (`Mapping[str, int]`, *optional*): clips per task, by split; `SIZES` if not given. `SMOKE_SIZES` is for tests.
+        sizes (`Mapping[str, int]`): clips of each kind, by split, which is also the number of examples of each task; see
+            [`Form.sizes`].
         seed (`int`, defaults to 0): seed of the dataset.
+        threads (`int`, defaults to 1): threads that render clips at the same time; the bytes do not depend on it.
 
     Returns:
         `Path`: the folder.
@@ -415,10 +489,9 @@ def make_data(folder: str | Path, sizes: Mapping[str, int] | None = None, seed: 
         ImportError: if espeakng-loader, soundfile or soxr is not installed.
         ValueError: if a split is missing or unknown, a count is below 1, or the seed is below 0.
     """
-    sizes = SIZES if sizes is None else sizes
     if set(sizes) != set(SPLITS):
         raise ValueError(f"Expected a size for each of {', '.join(SPLITS)}, got {dict(sizes)}.")
-    plans = {(split, task): plan_clips(task, split, sizes[split], seed) for split in SPLITS for task in TASKS}
+    plans = {(split, kind): plan_clips(kind, split, sizes[split], seed) for split in SPLITS for kind in ASKED_ABOUT}
     modules = (instructions, questions, sentences, speech_synthesis, sound_synthesis)
     request = describe_request(
         seed,
@@ -426,7 +499,7 @@ def make_data(folder: str | Path, sizes: Mapping[str, int] | None = None, seed: 
         packages=("espeakng-loader", "numpy", "soundfile", "soxr"),
         sources=(__file__, *(module.__file__ for module in modules)),
     )
-    return write_dataset(folder, plans, request, _make_renderer)
+    return write_dataset(folder, plans, request, _make_renderer, threads)
 
 
 def _make_renderer() -> Callable[[Clip], np.ndarray]:
@@ -437,14 +510,14 @@ def _make_renderer() -> Callable[[Clip], np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="folder of the dataset")
+    parser.add_argument("--form", choices=list(FORMS), default="small", help="which sizes (default: small)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="a few clips of each task only")
-    for split, size in SIZES.items():
-        parser.add_argument(f"--{split}", type=int, metavar="COUNT", help=f"clips of each task (default: {size})")
+    parser.add_argument("--threads", type=int, default=1, help="that render clips at the same time")
+    for split in SPLITS:
+        parser.add_argument(f"--{split}", type=int, metavar="COUNT", help="clips of each kind (default: the form's)")
     arguments = parser.parse_args()
-    sizes = SMOKE_SIZES if arguments.smoke else SIZES
-    sizes = {split: getattr(arguments, split) or size for split, size in sizes.items()}
-    print(make_data(arguments.folder, sizes, arguments.seed))
+    sizes = {split: getattr(arguments, split) or size for split, size in FORMS[arguments.form].sizes.items()}
+    print(make_data(arguments.folder, sizes, arguments.seed, arguments.threads))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,45 +12,39 @@ from accelerate.utils import send_to_device
 
 from peft_listen import AudioListenProcessor
 from peft_listen.metrics import get_metric
-from peft_listen.training import AudioListenCollator
 from peft_listen.tuners.listen import SelectionRecord, find_listen_layer
+
+from .controls import routing
+from .settings import TASKS, Precision
 
 
 MAX_NEW_TOKENS = 40
 
-Scorer = Callable[[list[str], list[str]], dict[str, float]]
+
+def _answer_score(prediction: str, reference: str) -> float:
+    return _value("exact_match", prediction, reference)
 
 
-def _error_rates(predictions: list[str], references: list[str]) -> dict[str, float]:
-    rates = {
-        name: get_metric(name).compute(predictions=predictions, references=references)[name] for name in ("wer", "cer")
-    }
-    return {"score": max(0.0, 1.0 - rates["wer"]), **rates}
-
-
-def _translation(predictions: list[str], references: list[str]) -> dict[str, float]:
-    chrf = get_metric("chrf").compute(predictions=predictions, references=references)["chrf"]
-    bleu = get_metric("bleu", tokenize="zh").compute(predictions=predictions, references=references)["bleu"]
-    return {"score": chrf / 100, "chrf": chrf, "bleu": bleu}
-
-
-def _exact_match(predictions: list[str], references: list[str]) -> dict[str, float]:
-    return {"score": get_metric("exact_match").compute(predictions=predictions, references=references)["exact_match"]}
-
-
-def _caption(predictions: list[str], references: list[str]) -> dict[str, float]:
-    return {"score": get_metric("rouge_l").compute(predictions=predictions, references=references)["rouge_l"]}
-
-
-# Each scorer returns `score` from 0 to 1 (word accuracy, chrF / 100, exact match or ROUGE-L) and the metrics behind it.
-SCORERS: dict[str, Scorer] = {
-    "asr": _error_rates,
-    "en2zh": _translation,
-    "er": _exact_match,
-    "sv": _exact_match,
-    "sqa": _exact_match,
-    "acap": _caption,
+# The score of one clip, from 0 to 1, and the metrics over all clips that are stored beside the mean score.
+CLIP_SCORERS: dict[str, Callable[[str, str], float]] = {
+    **dict.fromkeys(TASKS, _answer_score),
+    "asr": lambda prediction, reference: max(0.0, 1.0 - _value("wer", prediction, reference)),
+    "en2zh": lambda prediction, reference: _value("chrf", prediction, reference) / 100,
+    "acap": lambda prediction, reference: _value("rouge_l", prediction, reference),
 }
+FURTHER_METRICS: dict[str, dict[str, dict[str, Any]]] = {
+    "asr": {"wer": {}, "cer": {}},
+    "en2zh": {"chrf": {}, "bleu": {"tokenize": "zh"}},
+}
+
+
+@cache
+def _metric(name: str) -> Any:
+    return get_metric(name)
+
+
+def _value(name: str, prediction: str, reference: str) -> float:
+    return float(_metric(name).compute(predictions=[prediction], references=[reference])[name])
 
 
 class Evaluator:
@@ -59,18 +54,28 @@ class Evaluator:
     Args:
         model (`torch.nn.Module`): the base model, with or without an adapter, on any device.
         processor ([`AudioListenProcessor`]): processor of the base model.
-        collator ([`AudioListenCollator`]): collator with the cache of encoder outputs.
+        collator (`Callable`): collator with the cache of encoder outputs.
         batch_size (`int`, defaults to 32): examples per batch.
+        precision (`str`, defaults to `"float32"`): `"float32"`, or `"bf16"` for bfloat16 autocast.
     """
 
     def __init__(
-        self, model: Any, processor: AudioListenProcessor, collator: AudioListenCollator, batch_size: int = 32
+        self,
+        model: Any,
+        processor: AudioListenProcessor,
+        collator: Any,
+        batch_size: int = 32,
+        precision: Precision = "float32",
     ) -> None:
         self.model = model.eval()
         self.device = next(model.parameters()).device
         self.processor = processor
         self.collator = collator
         self.batch_size = batch_size
+        self.precision = precision
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     @torch.no_grad()
     def losses(self, examples: list[dict[str, Any]]) -> dict[str, float]:
@@ -88,7 +93,8 @@ class Evaluator:
             total, count = 0.0, 0
             for batch in self._batches(rows):
                 tokens = int((batch["labels"] != -100).sum())
-                total += float(self.model(**batch).loss) * tokens
+                with self._autocast():
+                    total += float(self.model(**batch).loss) * tokens
                 count += tokens
             result[task] = total / count
         return result
@@ -106,7 +112,7 @@ class Evaluator:
             without a LISTEN adapter).
         """
         answers: list[str] = []
-        with _recording(self.model) as records:
+        with self._autocast(), _recording(self.model) as records:
             for batch in self._batches(examples):
                 # The prompts without the answers, padded on the left for generation.
                 prompts = [
@@ -119,14 +125,15 @@ class Evaluator:
                     {"input_ids": [prompt.tolist() for prompt in prompts]}, padding_side="left", return_tensors="pt"
                 ).to(self.device)
                 audio = {name: value for name, value in batch.items() if "features" in name}
-                sequences = self.model.generate(
-                    input_ids=padded["input_ids"],
-                    attention_mask=padded["attention_mask"],
-                    **audio,
-                    max_new_tokens=MAX_NEW_TOKENS,
-                    do_sample=False,
-                    pad_token_id=self.processor.tokenizer.pad_token_id,
-                )
+                with routing(batch.get("routes")):
+                    sequences = self.model.generate(
+                        input_ids=padded["input_ids"],
+                        attention_mask=padded["attention_mask"],
+                        **audio,
+                        max_new_tokens=MAX_NEW_TOKENS,
+                        do_sample=False,
+                        pad_token_id=self.processor.tokenizer.pad_token_id,
+                    )
                 new = sequences[:, padded["input_ids"].shape[1] :]
                 texts = self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
                 answers.extend(text.strip() for text in texts)
@@ -143,7 +150,8 @@ class Evaluator:
                 batch = self._collate([{**row, "answer": answer} for row in rows])
                 labels = batch.pop("shift_labels")
                 batch.pop("labels")
-                log_probs = self.model(**batch).logits.float().log_softmax(dim=-1)
+                with self._autocast():
+                    log_probs = self.model(**batch).logits.float().log_softmax(dim=-1)
                 label_log_probs = log_probs.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)
                 likelihoods.append(label_log_probs.masked_fill(labels == -100, 0.0).sum(dim=-1))
             scores.extend((likelihoods[0] - likelihoods[1]).tolist())
@@ -157,22 +165,36 @@ class Evaluator:
         return send_to_device(self.collator(examples), self.device)
 
 
-def score(examples: list[dict[str, Any]], answers: list[str]) -> dict[str, dict[str, float]]:
+def clip_scores(examples: list[dict[str, Any]], answers: list[str]) -> dict[str, list[float]]:
     """
-    Scores generated answers.
+    Scores each generated answer.
 
     Args:
         examples (`list[dict]`): the examples, with their reference answers.
         answers (`list[str]`): the generated answer to each.
 
     Returns:
-        `dict[str, dict[str, float]]`: for each task, `score` from 0 to 1 and the metrics behind it.
+        `dict[str, list[float]]`: for each task, the scores of its clips from 0 to 1, in the order of the examples.
     """
-    indices = _by_task([{**example, "index": index} for index, example in enumerate(examples)])
-    return {
-        task: SCORERS[task]([answers[row["index"]] for row in rows], [row["answer"] for row in rows])
-        for task, rows in indices.items()
-    }
+    scores: dict[str, list[float]] = {}
+    for example, answer in zip(examples, answers, strict=True):
+        task = example["task"]
+        scores.setdefault(task, []).append(round(CLIP_SCORERS[task](answer, example["answer"]), 4))
+    return scores
+
+
+def further_metrics(examples: list[dict[str, Any]], answers: list[str]) -> dict[str, dict[str, float]]:
+    """Metrics over all clips of a task, for the tasks of `FURTHER_METRICS`. Arguments as for [`clip_scores`]."""
+    result: dict[str, dict[str, float]] = {}
+    for task, metrics in FURTHER_METRICS.items():
+        rows = [(answer, row["answer"]) for row, answer in zip(examples, answers, strict=True) if row["task"] == task]
+        if rows:
+            predictions, references = map(list, zip(*rows, strict=True))
+            result[task] = {
+                name: get_metric(name, **options).compute(predictions=predictions, references=references)[name]
+                for name, options in metrics.items()
+            }
+    return result
 
 
 def _recording(model: Any) -> Any:

@@ -1,75 +1,72 @@
-"""The experiments: the comparison of methods, the remedies for collapse, and the paper's own studies."""
+"""The experiments: the comparison of methods with its controls, the choice of the compared form, and the paper's questions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from .methods import missing_options
 from .settings import TASKS, RunSettings
 
 
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4, 5)
+FEW_SEEDS = (0, 1, 2)
+# Learning rates are chosen with a seed that is not used for the comparison.
+RATE_SEED = 7
 
-# The paper's form: no remedies, P = 400, k drawn from 1 to P, keys from the vocabulary, summed key loss.
-PAPER = {"pool_size": 400, "prompt_length": 10, "key_loss_weight": 0.01, "paper_form": True}
-# With k drawn up to 40, the forms differ in their selection only, not tenfold in their compute.
-PLAIN = {**PAPER, "max_train_prompt_length": 40}
-# The remedies against collapse that the study of remedies adds to the plain form one by one.
-REMEDIES: dict[str, dict[str, Any]] = {
-    "centered": {"center_queries": True},
-    "standardized": {"center_queries": True, "standardize_queries": True},
-    "keys from queries": {"center_queries": True, "init_keys_at_steps": [8]},
-    "template ignored": {"ignore_template": True},
-    "modalities apart": {"query_pooling": "modality_mean"},
-    "balanced usage": {"usage_balance": 0.05},
-    "reseeding": {"reseed_every": 20},
-    "exploration": {"exploration": 0.1, "exploration_steps": 60},
-    "shared prompts before": {"num_shared_prompts": 10},
-    "shared prompts added": {"num_shared_prompts": 40, "shared_prompt_mode": "add"},
-    "one of each group": {"selector": "grouped"},
-}
-WITHOUT_REMEDIES = {
+# SmolLM2-135M has 30 layers.
+DEEP_LAYERS = [1, 6, 11, 16, 21]
+ALL_DEEP_LAYERS = [1, 2, 4, 5, 7, 8, 10, 11, 13, 14, 16, 17, 19, 20, 22, 23, 25, 26, 28]
+
+# The paper's form: no remedies, keys from the vocabulary, summed key loss. With k drawn up to 40 instead of 400, the forms
+# differ in their selection and not tenfold in their compute.
+PAPER = {
     "pool_size": 400,
     "prompt_length": 10,
     "max_train_prompt_length": 40,
-    "key_loss_weight": 0.1,
-    "center_queries": False,
-    "query_pooling": "mean",
+    "key_loss_weight": 0.01,
+    "paper_form": True,
 }
-# Options that make tasks select different prompts.
-SEPARATED_QUERIES = {
-    "key_loss_weight": 0.1,
-    "center_queries": True,
-    "ignore_template": True,
-    "query_pooling": "modality_mean",
-}
-# The first form that selected by task. Its loss was higher than that of one soft prompt.
-BY_SIMILARITY = {
-    **SEPARATED_QUERIES,
-    "pool_size": 400,
-    "prompt_length": 10,
-    "max_train_prompt_length": 40,
-    "init_keys_at_steps": [8, 64],
-    "num_shared_prompts": 10,
-}
-# 380 key-value pairs and 38 shared prompts have 459 648 parameters; LoRA of rank 8 has 460 800.
+# One prompt of two at each of 38 positions, and shared prompts that are added to them.
 GROUPED = {
-    **SEPARATED_QUERIES,
-    "pool_size": 380,
+    "pool_size": 76,
     "selector": "grouped",
     "selector_kwargs": {"num_groups": 38},
     "prompt_length": 38,
-    "stochastic_prompt_length": False,
-    "init_keys_at_steps": [8],
     "num_shared_prompts": 38,
     "shared_prompt_mode": "add",
+    "key_loss_weight": 0.1,
+    "center_queries": True,
+    "query_pooling": "modality_mean",
+    "ignore_template": True,
+    "init_keys_at_steps": [8],
+    # A value gets gradients from few rows, a shared prompt from all rows. At the same rate, the values were mostly noise.
+    "value_rate": 0.2,
 }
-# A value gets gradients from few rows, a shared prompt from all rows. At the same rate, the values were mostly noise.
-TEN_PER_SLOT = {**GROUPED, "value_rate": 0.2}
-# Two prompts per position instead of ten: each is trained by more rows, and an unseen wording of an instruction less often
-# selects a prompt that has not been trained on its task.
-IMPROVED = {**TEN_PER_SLOT, "pool_size": 76}
+DEEP = {"value_layers": DEEP_LAYERS}
+# The query's text half is the state of the last prompt token after 26 of 30 layers.
+UNDERSTOOD = {"query_layer": 26, "query_text": "last"}
+
+# The form of dynamic prompt selection that the table of methods compares with LoRA, and that the controls are derived from.
+# Chosen by the table of stage 0.
+CANDIDATE: dict[str, Any] = GROUPED
+
+# Cost of a step with 38 more positions, relative to one of LoRA: LoRA with so many more steps has had equal compute. The
+# results name the measured ratio.
+EQUAL_COMPUTE = 1.35
+
+# The rates with the lowest validation loss in the group `learning_rates`, by form and method. The results say if a stored
+# run has a lower one.
+TUNED_RATES: dict[str, dict[str, float]] = {
+    "small": {"lora": 1e-3, "listen": 1e-3, "soft_prompt": 5e-4},
+    "full": {"lora": 1e-3, "listen": 1e-3, "soft_prompt": 5e-4},
+    "smoke": {"lora": 1e-3, "listen": 1e-3, "soft_prompt": 5e-4},
+}
+TRIED_RATES = {"lora": (5e-4, 1e-3, 2e-3), "listen": (5e-4, 1e-3, 2e-3), "soft_prompt": (2e-4, 5e-4, 1e-3)}
+
+# Prompt lengths at which a trained pool is evaluated in addition to its own.
+SWEEP = (1, 2, 4, 8, 16, 32, 38)
 
 
 @dataclass(frozen=True)
@@ -78,35 +75,23 @@ class Experiment:
     One row of a table.
 
     Args:
-        label (`str`): name in the table.
+        label (`str`): name in the table. Experiments of one label have the same settings.
         settings ([`RunSettings`]): settings of its runs; the seed is replaced.
-        seeds (`tuple[int, ...]`, defaults to `(0, 1, 2)`): one run per seed.
-        is_reference (`bool`, defaults to `False`): whether the other experiments of its group are compared with it. A group
-            with a reference compares methods and is plotted.
+        seeds (`tuple[int, ...]`, defaults to `(0,)`): one run per seed.
     """
 
     label: str
     settings: RunSettings
-    seeds: tuple[int, ...] = field(default=SEEDS)
-    is_reference: bool = False
+    seeds: tuple[int, ...] = (0,)
 
     @property
-    def is_runnable(self) -> bool:
-        """Whether all of its options still exist."""
-        return REMOVED_OPTIONS.isdisjoint(self.settings.options)
+    def missing_options(self) -> list[str]:
+        """Options of its settings that this version does not have, which therefore cannot be run with it."""
+        return missing_options(self.settings.method, self.settings.options)
 
     def runs(self) -> list[RunSettings]:
         """The settings of its runs, one per seed."""
         return [replace(self.settings, seed=seed) for seed in self.seeds]
-
-
-# Options that were removed because they did not improve the results. Runs that use them were measured with commit
-# 3368f81, the last one that had these options; their stored results stay in the tables, but they cannot be run again.
-REMOVED_OPTIONS = frozenset({"usage_balance", "reseed_every", "exploration", "exploration_steps", "query_dropout"})
-
-
-# Prompt lengths at which a trained pool is evaluated in addition to its own.
-SWEEP = (1, 2, 4, 8, 16, 32, 38, 64)
 
 
 Group = Callable[[RunSettings], Iterator[Experiment]]
@@ -119,163 +104,147 @@ def register_group(function: Group) -> Group:
     return function
 
 
-def _listen(base: RunSettings, **options: Any) -> RunSettings:
-    return replace(base, method="listen", options=options)
+def title_of(group: str) -> str:
+    """Title of a group's table."""
+    return (GROUPS[group].__doc__ or group).strip().splitlines()[0]
 
 
-def _study(base: RunSettings) -> RunSettings:
-    """Settings of a study, which compares variants with each other and needs a third of the steps."""
-    return replace(base, steps=max(1, base.steps // 3))
+# Labels that the verdicts refer to.
+CONNECTOR = "projector alone"
+LORA = "LoRA, r = 8"
+LORA_EQUAL_COMPUTE = "LoRA, r = 8, equal compute"
+DPS = "DPS"
+SOFT_PROMPT = "soft prompt"
+DEEP_SOFT_PROMPT = "deep soft prompt"
+TASK_KNOWN = "DPS, task known"
+RANDOM_ROUTING = "DPS, random routing"
+PAPER_FORM = "DPS, paper's form"
 
 
-def _improved(study: RunSettings) -> Experiment:
-    """The baseline of the studies: one run that all of them share."""
-    return Experiment("as improved", replace(_listen(study, **IMPROVED), prompt_lengths=SWEEP), seeds=(0,))
+def _at_rate(settings: RunSettings, rate: float) -> RunSettings:
+    """The same settings at another learning rate; the rate of prompts is ten times as high."""
+    return replace(settings, learning_rate=rate, value_learning_rate=10 * rate)
 
 
-def _lora(base: RunSettings) -> Experiment:
-    return Experiment("LoRA, r = 8 on q, v", replace(base, method="lora", options={"rank": 8}), is_reference=True)
+def _tuned(base: RunSettings, method: str, rate_of: str | None = None, **options: Any) -> RunSettings:
+    """A method at its learning rate, or at that of a related one."""
+    settings = replace(base, method=method, options=options)
+    return _at_rate(settings, TUNED_RATES[base.form][rate_of or method])
 
 
-def _soft_prompt(base: RunSettings) -> Experiment:
-    settings = replace(base, method="soft_prompt", options={"prompt_length": 40})
-    return Experiment("soft prompt of 40", settings)
+def _lora(base: RunSettings, **others: Any) -> RunSettings:
+    return replace(_tuned(base, "lora", rank=8), **others)
 
 
-def _tuned_form(base: RunSettings) -> Experiment:
-    return Experiment("DPS, P = 76", _listen(base, **IMPROVED))
+def _routed(base: RunSettings, rule: str, prompts_per_position: int) -> RunSettings:
+    """The candidate's values and shared prompts, with another selection."""
+    kept = {name: CANDIDATE[name] for name in ("prompt_length", "value_rate", "value_layers") if name in CANDIDATE}
+    return _tuned(base, "routed", "listen", rule=rule, prompts_per_position=prompts_per_position, **kept)
 
 
-def _single(experiment: Experiment, label: str | None = None) -> Experiment:
-    """The same experiment with one seed, and not as a reference."""
-    return replace(experiment, label=label or experiment.label, seeds=(0,), is_reference=False)
+# The soft prompt that has the length and the depth of the candidate. That of a deep candidate has about as many parameters,
+# in more layers.
+EQUAL_SOFT_PROMPT = DEEP_SOFT_PROMPT if "value_layers" in CANDIDATE else SOFT_PROMPT
 
 
 @register_group
 def methods(base: RunSettings) -> Iterator[Experiment]:
-    """All methods at one learning rate. LoRA and the pool of 380 have the same number of parameters, the others fewer."""
-    yield _lora(base)
-    yield Experiment("DPS, P = 380", _listen(base, **TEN_PER_SLOT))
-    yield _soft_prompt(base)
-    yield _single(_tuned_form(base))
-    yield Experiment("DPS, paper's form", _listen(base, **PLAIN), seeds=(0,))
-    yield Experiment("projector alone", replace(base, method="projector", options={}), seeds=(0,))
-
-
-def _at_rate(experiment: Experiment, rate: float) -> Experiment:
-    """The same experiment at another learning rate; the rate of prompts is ten times as high."""
-    settings = replace(experiment.settings, learning_rate=rate, value_learning_rate=10 * rate)
-    return replace(experiment, settings=settings)
-
-
-# The rates with the lowest validation loss in `learning_rates`; of two within 0.01 of each other, the lower rate.
-TUNED_RATES = {"lora": 1e-3, "listen": 1e-3, "soft_prompt": 5e-4}
-
-
-@register_group
-def tuned_methods(base: RunSettings) -> Iterator[Experiment]:
-    """The methods, each at its learning rate with the lowest validation loss."""
-    half = Experiment("DPS, P = 76, and LoRA, r = 4", _listen(base, **IMPROVED, lora_rank=4), seeds=(0,))
-    for experiment in (_lora(base), _tuned_form(base), _soft_prompt(base), half):
-        yield _at_rate(experiment, TUNED_RATES[experiment.settings.method])
-
-
-@register_group
-def earlier_forms(base: RunSettings) -> Iterator[Experiment]:
-    """Earlier forms: prompts in score order after ten shared prompts; values at the learning rate of shared prompts."""
-    yield Experiment("DPS by similarity", _listen(base, **BY_SIMILARITY), seeds=(0,))
-    half = {**BY_SIMILARITY, "pool_size": 200, "lora_rank": 4}
-    yield Experiment("DPS by similarity, P = 200, and LoRA, r = 4", _listen(base, **half), seeds=(0,))
-    yield Experiment("DPS, grouped, values as fast as shared prompts", _listen(base, **GROUPED), seeds=(0,))
-
-
-@register_group
-def wordings(base: RunSettings) -> Iterator[Experiment]:
-    """Generalization to unseen wordings of instructions: words dropped from the query at random during training."""
-    for label, options in (("none left out", {}), ("half left out", {"query_dropout": 0.5})):
-        yield Experiment(f"DPS, P = 380, {label}", _listen(base, **TEN_PER_SLOT, **options), seeds=(0,))
+    """All methods, each at its own learning rate."""
+    length = CANDIDATE["prompt_length"]
+    deep = ALL_DEEP_LAYERS if EQUAL_SOFT_PROMPT == DEEP_SOFT_PROMPT else DEEP_LAYERS
+    yield Experiment(CONNECTOR, _tuned(base, "projector", "lora"), FEW_SEEDS)
+    yield Experiment(LORA, _lora(base), SEEDS)
+    yield Experiment(DPS, _tuned(base, "listen", **CANDIDATE), SEEDS)
+    yield Experiment(LORA_EQUAL_COMPUTE, _lora(base, steps=round(EQUAL_COMPUTE * base.steps)), FEW_SEEDS)
+    yield Experiment(SOFT_PROMPT, _tuned(base, "soft_prompt", prompt_length=length), SEEDS)
+    yield Experiment(DEEP_SOFT_PROMPT, _tuned(base, "soft_prompt", prompt_length=length, value_layers=deep), SEEDS)
+    yield Experiment(TASK_KNOWN, _routed(base, "task", len(TASKS)), FEW_SEEDS)
+    groups = CANDIDATE["selector_kwargs"]["num_groups"]
+    yield Experiment(RANDOM_ROUTING, _routed(base, "random", CANDIDATE["pool_size"] // groups), FEW_SEEDS)
+    yield Experiment(PAPER_FORM, _tuned(base, "listen", **PAPER))
 
 
 @register_group
 def learning_rates(base: RunSettings) -> Iterator[Experiment]:
-    """Learning rates of each method, selected by validation loss; the rate of prompts is ten times as high."""
-    # The best of three rates is never the lowest or the highest.
-    low, high = (2e-4, 5e-4, 1e-3), (5e-4, 1e-3, 2e-3)
-    for experiment, rates in ((_lora(base), high), (_soft_prompt(base), low), (_tuned_form(base), high)):
+    """Learning rates of each method, chosen by validation loss; the rate of prompts is ten times as high."""
+    options = {"lora": {"rank": 8}, "listen": CANDIDATE, "soft_prompt": {"prompt_length": CANDIDATE["prompt_length"]}}
+    labels = {"lora": LORA, "listen": DPS, "soft_prompt": SOFT_PROMPT}
+    for method, rates in TRIED_RATES.items():
+        settings = replace(base, method=method, options=options[method])
         for rate in rates:
-            yield _single(_at_rate(experiment, rate), f"{experiment.label}, at {rate:g}")
-
-
-def _selecting_by(selector: str, form: dict[str, Any]) -> dict[str, Any]:
-    """A grouped form with another selector, without the options of groups."""
-    return {**form, "selector": selector, "selector_kwargs": None}
+            yield Experiment(f"{labels[method]}, at {rate:g}", _at_rate(settings, rate), (RATE_SEED,))
 
 
 @register_group
-def selectors(base: RunSettings) -> Iterator[Experiment]:
-    """The improved form with each selector and a pool of 380, after a third of the steps."""
-    study = _study(base)
-    yield Experiment("grouped", _listen(study, **TEN_PER_SLOT), seeds=(0,))
-    for selector in ("similarity", "attention", "residual", "hybrid"):
-        yield Experiment(selector, _listen(study, **_selecting_by(selector, TEN_PER_SLOT)), seeds=(0,))
+def single_tasks(base: RunSettings) -> Iterator[Experiment]:
+    """LoRA on one task: with the rows of this task that a run on all tasks sees, and with four times as many."""
+    rows = base.steps / len(TASKS)
+    for factor in (1, 4):
+        for task in TASKS:
+            steps = max(1, round(factor * rows))
+            only = {"tasks": (task,), "evaluated_tasks": (task,)}
+            yield Experiment(single_task_label(task, factor), _lora(base, steps=steps, **only))
+
+
+def single_task_label(task: str, factor: int) -> str:
+    """Label of LoRA on one task with once or four times its rows."""
+    return f"LoRA on {task}" if factor == 1 else f"LoRA on {task}, {factor} x rows"
 
 
 @register_group
-def attention(base: RunSettings) -> Iterator[Experiment]:
-    """The selector with the lowest validation loss of the previous table, with few prompts and in a full run."""
-    few, many = (_selecting_by("attention", form) for form in (IMPROVED, TEN_PER_SLOT))
-    yield Experiment("attention, P = 76, a third of the steps", _listen(_study(base), **few), seeds=(0,))
-    yield _at_rate(Experiment("attention, P = 380, at 0.001", _listen(base, **many), seeds=(0,)), 1e-3)
+def stage0(base: RunSettings) -> Iterator[Experiment]:
+    """Which form to compare: 100 steps of 8 with one seed."""
+    short = replace(base, steps=min(100, base.steps), batch_size=8)
 
+    def dps(label: str, **options: Any) -> Experiment:
+        return Experiment(f"short: DPS, {label}", _tuned(short, "listen", **{**GROUPED, **options}))
 
-@register_group
-def remedies(base: RunSettings) -> Iterator[Experiment]:
-    """Each remedy added alone to the plain form, after a third of the steps; last, those of the improved form together."""
-    study = _study(base)
-    yield Experiment("none", _listen(study, **WITHOUT_REMEDIES), seeds=(0,))
-    for label, options in REMEDIES.items():
-        yield Experiment(label, _listen(study, **{**WITHOUT_REMEDIES, **options}), seeds=(0,))
-    yield _improved(study)
+    def soft(label: str, **options: Any) -> Experiment:
+        return Experiment(f"short: {label}", _tuned(short, "soft_prompt", **options))
 
-
-@register_group
-def pool_sizes(base: RunSettings) -> Iterator[Experiment]:
-    """The paper's study of the pool size: 2, 5 and 10 prompts per position."""
-    for pool_size in (76, 190, 380):
-        yield Experiment(f"P = {pool_size}", _listen(base, **{**IMPROVED, "pool_size": pool_size}), seeds=(0,))
+    routed = {"rule": "task", "prompts_per_position": len(TASKS), "value_rate": GROUPED["value_rate"]}
+    yield Experiment(f"short: {LORA}", _lora(short))
+    yield soft("soft prompt of 38", prompt_length=38)
+    yield dps("P = 76")
+    yield Experiment("short: DPS, task known, P = 456", _tuned(short, "routed", "listen", **routed))
+    yield Experiment("short: DPS, task known, P = 456, deep", _tuned(short, "routed", "listen", **routed, **DEEP))
+    yield soft("deep soft prompt of 38, 5 layers", prompt_length=38, value_layers=DEEP_LAYERS)
+    yield soft("deep soft prompt of 38, 19 layers", prompt_length=38, value_layers=ALL_DEEP_LAYERS)
+    yield dps("P = 76, deep", **DEEP)
+    yield dps("P = 76, query of layer 26", **UNDERSTOOD, query_audio_weight=0.0)
+    yield dps("P = 76, query of layer 26 and audio", **UNDERSTOOD, query_audio_weight=0.5)
+    larger = {"pool_size": 228, "query_audio_weight": 0.5}
+    yield dps("P = 228, query of layer 26 and audio", **UNDERSTOOD, **larger)
+    yield dps("P = 76, deep, query of layer 26 and audio", **DEEP, **UNDERSTOOD, query_audio_weight=0.5)
 
 
 @register_group
 def prompt_lengths(base: RunSettings) -> Iterator[Experiment]:
-    """Stochastic and fixed prompt length, each evaluated at several k, after a third of the steps."""
-    study = _study(base)
-    drawn = {**IMPROVED, "stochastic_prompt_length": True, "max_train_prompt_length": 38}
-    yield replace(_improved(study), label="k = 38 in training")
-    yield Experiment("k drawn from 1 to 38", replace(_listen(study, **drawn), prompt_lengths=SWEEP), seeds=(0,))
+    """The paper's study of the prompt length: drawn in training or fixed, each evaluated at several k."""
+    drawn = {**CANDIDATE, "stochastic_prompt_length": True, "max_train_prompt_length": CANDIDATE["prompt_length"]}
+    yield Experiment(f"k = {CANDIDATE['prompt_length']} in training", _sweep(_tuned(base, "listen", **CANDIDATE)))
+    yield Experiment(f"k drawn from 1 to {CANDIDATE['prompt_length']}", _sweep(_tuned(base, "listen", **drawn)))
+
+
+def _sweep(settings: RunSettings) -> RunSettings:
+    return replace(settings, prompt_lengths=SWEEP)
 
 
 @register_group
-def key_loss(base: RunSettings) -> Iterator[Experiment]:
-    """Key loss off, weak and strong, after a third of the steps."""
-    study = _study(base)
-    for weight in (0.0, 0.01):
-        yield Experiment(f"key loss {weight:g}", _listen(study, **{**IMPROVED, "key_loss_weight": weight}), seeds=(0,))
-    yield replace(_improved(study), label=f"key loss {IMPROVED['key_loss_weight']:g}")
-    yield Experiment("key loss 1", _listen(study, **{**IMPROVED, "key_loss_weight": 1.0}), seeds=(0,))
+def pool_sizes(base: RunSettings) -> Iterator[Experiment]:
+    """The paper's study of the pool size, with six and with all tasks: 2, 5 and 10 prompts per position."""
+    six = ("asr", "en2zh", "er", "sv", "sqa", "acap")
+    groups = CANDIDATE["selector_kwargs"]["num_groups"]
+    for number, tasks in ((6, six), (len(TASKS), TASKS)):
+        for size in (2, 5, 10):
+            settings = _tuned(base, "listen", **{**CANDIDATE, "pool_size": size * groups})
+            yield Experiment(f"P = {size * groups}, {number} tasks", replace(settings, tasks=tasks))
 
 
 @register_group
-def tasks(base: RunSettings) -> Iterator[Experiment]:
-    """Training on two, four, five and six tasks, after a third of the steps; all six are evaluated."""
-    study = _study(base)
-    subsets = {
-        "asr and en2zh": TASKS[:2],
-        "asr, en2zh, er and sv": TASKS[:4],
-        "all but sqa": tuple(task for task in TASKS if task != "sqa"),
-        "all six": TASKS,
-    }
-    for label, subset in subsets.items():
-        few = replace(study, tasks=subset)
-        ours = _listen(few, **IMPROVED) if subset != TASKS else _improved(study).settings
-        yield Experiment(f"DPS on {label}", ours, seeds=(0,))
-        yield _single(_lora(few), f"LoRA on {label}")
+def held_out_tasks(base: RunSettings) -> Iterator[Experiment]:
+    """One task is left out of the training, and evaluated with the others."""
+    for task in ("last_word", "sqa", "er"):
+        rest = tuple(name for name in TASKS if name != task)
+        yield Experiment(f"LoRA without {task}", _lora(base, tasks=rest))
+        yield Experiment(f"DPS without {task}", replace(_tuned(base, "listen", **CANDIDATE), tasks=rest))

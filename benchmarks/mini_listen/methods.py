@@ -6,24 +6,27 @@ With embeddings of size 576, a pool of 400 keys and values has as many parameter
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
 from peft_listen import AudioListenForCausalLM, AudioListenProcessor, ListenConfig
 from peft_listen.training import ListenCallback, chat_template_token_ids
+from peft_listen.tuners.listen import find_listen_layer
+
+from .controls import clip_route, register_controls, take_routes, task_route
+from .settings import TASKS
 
 
 PROJECTOR = "multi_modal_projector"
 # Whisper has projections of the same names.
 LANGUAGE_MODEL_PROJECTIONS = r".*language_model\..*\.(q_proj|v_proj)"
-
-# The stored runs were made with these defaults of `ListenConfig`, and with `max_train_prompt_length=pool_size`.
-FORMER_DEFAULTS = {"stochastic_prompt_length": True, "shared_prompt_mode": "prepend", "num_shared_prompts": 0}
 
 
 @dataclass
@@ -35,11 +38,13 @@ class Adapted:
         model (`torch.nn.Module`): the base model with its adapter.
         callbacks (`list[TrainerCallback]`, defaults to `[]`): callbacks of its trainer.
         value_rate (`float`, defaults to 1.0): learning rate of the pool's values, relative to that of soft prompts.
+        route (`Callable`, *optional*): number of a row, by which a control selects its prompts; see `controls.py`.
     """
 
     model: torch.nn.Module
     callbacks: list[TrainerCallback] = field(default_factory=list)
     value_rate: float = 1.0
+    route: Callable[[Mapping[str, Any]], int] | None = None
 
     def num_adapter_parameters(self) -> int:
         """Number of trainable parameters outside the projector."""
@@ -49,6 +54,8 @@ class Adapted:
             if parameter.requires_grad and PROJECTOR not in name
         )
 
+
+CONFIG_FIELDS = frozenset(field.name for field in fields(ListenConfig))
 
 Method = Callable[..., Adapted]
 METHODS: dict[str, Method] = {}
@@ -86,32 +93,88 @@ def lora(base: AudioListenForCausalLM, processor: AudioListenProcessor, seed: in
 
 @register_method("soft_prompt")
 def soft_prompt(
-    base: AudioListenForCausalLM, processor: AudioListenProcessor, seed: int, prompt_length: int = 40
+    base: AudioListenForCausalLM,
+    processor: AudioListenProcessor,
+    seed: int,
+    prompt_length: int = 38,
+    value_layers: list[int] | None = None,
 ) -> Adapted:
     """
-    One soft prompt for all inputs, as in prompt tuning (Lester et al., arXiv 2104.08691).
+    One soft prompt for all inputs, as in prompt tuning (Lester et al., arXiv 2104.08691) or, with `value_layers`, as in deep
+    prompt tuning (P-Tuning v2, arXiv 2110.07602).
 
     It is inserted at the position of the pool's prompts, whereas PEFT's own `PromptTuningConfig` inserts it before the
-    padding. It consists of shared prompts and a pool of one prompt, the smallest possible size.
+    padding. It is a pool with one prompt per position, all of which are always selected. The keys have no effect and are
+    not trained.
 
     Args:
         base ([`AudioListenForCausalLM`]): the base model.
         processor ([`AudioListenProcessor`]): its processor.
         seed (`int`): seed of the initialization.
-        prompt_length (`int`, defaults to 40): number of prompts.
+        prompt_length (`int`, defaults to 38): number of prompts.
+        value_layers (`list[int]`, *optional*): decoder layers at whose inputs the prompts get further vectors.
     """
-    config = ListenConfig(
-        pool_size=1,
-        prompt_length=1,
-        num_shared_prompts=prompt_length - 1,
-        shared_prompt_mode="prepend",
-        key_loss_weight=1e-6,
-        stochastic_prompt_length=False,
-        modules_to_save=[PROJECTOR],
-        task_type="CAUSAL_LM",
+    return _without_choice(
+        base,
+        pool_size=prompt_length,
+        prompt_length=prompt_length,
+        selector="grouped",
+        selector_kwargs={"num_groups": prompt_length},
+        num_shared_prompts=0,
         seed=seed,
+        **({} if value_layers is None else {"value_layers": value_layers}),
     )
-    return Adapted(get_peft_model(base, config), [ListenCallback(collapse_threshold=2.0)])
+
+
+@register_method("routed")
+def routed(
+    base: AudioListenForCausalLM,
+    processor: AudioListenProcessor,
+    seed: int,
+    rule: Literal["task", "random"],
+    prompt_length: int = 38,
+    prompts_per_position: int = 2,
+    value_rate: float = 1.0,
+    **config: Any,
+) -> Adapted:
+    """
+    A control: a rule selects the prompts, see `controls.py`. The keys have no effect and are not trained.
+
+    Args:
+        base ([`AudioListenForCausalLM`]): the base model.
+        processor ([`AudioListenProcessor`]): its processor.
+        seed (`int`): seed of the initialization.
+        rule (`str`): `"task"`, the prompts of the row's task; `"random"`, those of a fixed hash of the clip.
+        prompt_length (`int`, defaults to 38): number of prompts; as many shared prompts are added to them.
+        prompts_per_position (`int`, defaults to 2): prompts of the pool for each position.
+        value_rate (`float`, defaults to 1.0): learning rate of the values, relative to that of soft prompts.
+        config: other options of [`ListenConfig`].
+    """
+    register_controls()
+    selector, route = {"task": ("task_known", task_route(TASKS)), "random": ("random_routing", clip_route)}[rule]
+    adapted = _without_choice(
+        base,
+        pool_size=prompts_per_position * prompt_length,
+        prompt_length=prompt_length,
+        selector=selector,
+        selector_kwargs={"num_groups": prompt_length},
+        num_shared_prompts=prompt_length,
+        seed=seed,
+        **config,
+    )
+    take_routes(adapted.model.get_base_model())
+    return replace(adapted, value_rate=value_rate, route=route)
+
+
+def _without_choice(base: AudioListenForCausalLM, **config: Any) -> Adapted:
+    """A pool in which the queries decide nothing."""
+    listen_config = ListenConfig(key_loss_weight=0.0, modules_to_save=[PROJECTOR], task_type="CAUSAL_LM", **config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*keys of the .* selector are not trained")
+        model = get_peft_model(base, listen_config)
+    find_listen_layer(model).pool_of().keys.requires_grad_(False)
+    # All rows select the same prompts by design, so the warnings of collapse are off.
+    return Adapted(model, [ListenCallback(collapse_threshold=2.0)])
 
 
 @register_method("listen")
@@ -122,7 +185,6 @@ def listen(
     init_keys_at_steps: list[int] | None = None,
     ignore_template: bool = False,
     paper_form: bool = False,
-    lora_rank: int | None = None,
     value_rate: float = 1.0,
     **config: Any,
 ) -> Adapted:
@@ -136,21 +198,34 @@ def listen(
         init_keys_at_steps (`list[int]`, *optional*): optimizer steps before which the keys are initialized from queries.
         ignore_template (`bool`, defaults to `False`): exclude the tokens of the chat template from the query.
         paper_form (`bool`, defaults to `False`): use the paper's form, [`ListenConfig.paper`].
-        lora_rank (`int`, *optional*): rank of an additional LoRA adapter.
         value_rate (`float`, defaults to 1.0): learning rate of the values, relative to that of soft prompts.
         config: options of [`ListenConfig`].
     """
-    config = {**FORMER_DEFAULTS, "max_train_prompt_length": config.get("pool_size", 400), **config}
     if ignore_template:
         config["query_ignored_token_ids"] = chat_template_token_ids(processor)
     make_config = ListenConfig.paper if paper_form else ListenConfig
     listen_config = make_config(**config, modules_to_save=[PROJECTOR], task_type="CAUSAL_LM", seed=seed)
     model = get_peft_model(base, listen_config)
-    if lora_rank is not None:
-        lora_config = LoraConfig(
-            r=lora_rank, lora_alpha=4 * lora_rank, lora_dropout=0.1, target_modules=LANGUAGE_MODEL_PROJECTIONS
-        )
-        inject_adapter_in_model(lora_config, model.get_base_model(), adapter_name="lora")
-        # PEFT deactivates the trained projector when it injects another adapter. LoRA stays active.
-        model.set_adapter("default")
     return Adapted(model, [ListenCallback(init_keys_at_steps=init_keys_at_steps or ())], value_rate)
+
+
+def missing_options(method: str, options: Mapping[str, Any]) -> list[str]:
+    """
+    The options of a method that this version does not have: removed ones, or ones of a later version.
+
+    Args:
+        method (`str`): a registered method, or one that was removed.
+        options (`Mapping[str, Any]`): options for it.
+
+    Returns:
+        `list[str]`: the names of the missing options, or that of the method if it is missing.
+    """
+    if method not in METHODS:
+        return [method]
+    parameters = inspect.signature(METHODS[method]).parameters
+    known = set(parameters)
+    if "value_layers" in parameters and "value_layers" not in CONFIG_FIELDS:
+        known.remove("value_layers")
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        known |= CONFIG_FIELDS
+    return sorted(set(options) - known)

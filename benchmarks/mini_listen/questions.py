@@ -1,52 +1,52 @@
 """Questions about the sentences of the grammar. Their answers are one or two words of the sentence."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from .sentences import PEOPLE, Sentence
 
 
-# The wordings of each kind of question; they differ between training, validation and test.
-WORDINGS: dict[str, dict[str, list[str]]] = {
-    "who": {
-        "train": ["Who {action}?", "Tell me who {action}."],
-        "validation": ["Which person {action}?"],
-        "test": ["Say who {action}.", "Who is it that {action}?"],
-    },
-    "what": {
-        "train": ["What {auxiliary} {subject} {base}?", "Tell me what {subject} {verb}."],
-        "validation": ["Which things {auxiliary} {subject} {base}?"],
-        "test": ["Say what {subject} {verb}.", "What is it that {subject} {verb}?"],
-    },
-    "how many": {
-        "train": ["How many {things} are there?", "Tell me how many {things} {subject} {verb}."],
-        "validation": ["What is the number of {things}?"],
-        "test": ["Say how many {things} there are.", "How many {things} {auxiliary} {subject} {base}?"],
-    },
-    "colour": {
-        "train": ["What colour is the {thing}?", "Tell me the colour of the {thing}."],
-        "validation": ["Which colour is the {thing}?"],
-        "test": ["Say the colour of the {thing}.", "What is the colour of the {thing}?"],
-    },
-    "where": {
-        "train": ["Where {does_what}?", "Tell me where {subject} {verb}."],
-        "validation": ["In which place {does_what}?"],
-        "test": ["Say where {subject} {verb}.", "Where is it that {subject} {verb}?"],
-    },
-    "when": {
-        "train": ["When {does_what}?", "Tell me when {subject} {verb}."],
-        "validation": ["At what time {does_what}?"],
-        "test": ["Say when {subject} {verb}.", "When is it that {subject} {verb}?"],
-    },
-    "who or what is there": {
-        "train": ["{interrogative} is in the {place}?", "Tell me {interrogative_low} is in the {place}."],
-        "validation": ["{interrogative} can be found in the {place}?"],
-        "test": ["Say {interrogative_low} is in the {place}.", "{interrogative} is it that is in the {place}?"],
-    },
-    "doing": {
-        "train": ["What does {subject} do?", "Tell me what {subject} does."],
-        "validation": ["What is it that {subject} does?"],
-        "test": ["Say what {subject} does.", "What does {subject} do {circumstance}?"],
-    },
+# Each kind of question, asked and embedded in a sentence.
+QUESTIONS: dict[str, tuple[str, str]] = {
+    "who": ("Who {action}", "who {action}"),
+    "what": ("What {auxiliary} {subject} {base}", "what {subject} {verb}"),
+    "how many": ("How many {things} are there", "how many {things} there are"),
+    "colour": ("What colour is the {thing}", "what colour the {thing} is"),
+    "where": ("Where {does_what}", "where {subject} {verb}"),
+    "when": ("When {does_what}", "when {subject} {verb}"),
+    "who or what is there": ("{interrogative} is in the {place}", "{interrogative_low} is in the {place}"),
+    "doing": ("What does {subject} do", "what {subject} does"),
+}
+
+# What a question is embedded in; different in training, validation and test. {direct} is the question, {low} the same
+# with a small letter, {indirect} its embedded form.
+FRAMES: dict[str, list[str]] = {
+    "train": [
+        "{direct}?",
+        "Tell me {indirect}.",
+        "Listen: {low}?",
+        "Answer briefly: {low}?",
+        "From the recording, {low}?",
+        "I want to know {indirect}.",
+        "Can you tell me {indirect}?",
+        "Please say {indirect}.",
+        "After listening, tell me {indirect}.",
+        "Find out {indirect}.",
+        "{direct}, according to the speaker?",
+        "In the sentence, {low}?",
+        "Do you know {indirect}?",
+        "Listen and answer: {low}?",
+        "Quick question: {low}?",
+        "Determine {indirect}.",
+    ],
+    "validation": ["According to the clip, {low}?", "Let me know {indirect}.", "Write down {indirect}."],
+    "test": [
+        "Say {indirect}.",
+        "Could you say {indirect}?",
+        "Going by the audio, {low}?",
+        "{direct}, as you hear it?",
+        "Judging from the speech, {low}?",
+    ],
 }
 
 # The kinds of questions that fit the sentences of each pattern.
@@ -66,21 +66,36 @@ ANSWERS: dict[str, Callable[[Sentence], str]] = {
     "where": lambda sentence: f"the {sentence.place}",
     "when": lambda sentence: sentence.time,
     "who or what is there": lambda sentence: sentence.subject,
-    "doing": lambda sentence: sentence.verb.form if sentence.verb else "",
+    "doing": lambda sentence: _activity(sentence),
 }
 
 
-def ask(sentence: Sentence, kind: str, wording: str) -> tuple[str, str]:
+@dataclass(frozen=True)
+class Question:
     """
-    A question about a sentence, and its answer.
+    A question about a sentence.
+
+    Attributes:
+        direct (`str`): the question with a capital letter and without a question mark, "What did my sister find".
+        indirect (`str`): the same as a part of a sentence, "what my sister found".
+        answer (`str`): one or two words of the sentence.
+    """
+
+    direct: str
+    indirect: str
+    answer: str
+
+
+def ask(sentence: Sentence, kind: str) -> Question:
+    """
+    A question about a sentence.
 
     Args:
-        sentence ([`Sentence`]): sentence that the question is about.
+        sentence ([`Sentence`]): sentence that the question is about, as a statement or a question.
         kind (`str`): one of `KINDS[sentence.pattern]`.
-        wording (`str`): one of `WORDINGS[kind]`, of any split.
 
     Returns:
-        `tuple[str, str]`: question and answer.
+        [`Question`]
 
     Raises:
         ValueError: if this kind of question does not fit the sentence.
@@ -100,14 +115,28 @@ def ask(sentence: Sentence, kind: str, wording: str) -> tuple[str, str]:
         "auxiliary": sentence.verb.auxiliary if sentence.verb else "",
         "interrogative": interrogative,
         "interrogative_low": interrogative.lower(),
-        "circumstance": f"in the {sentence.place}" if sentence.place else sentence.time,
         "does_what": f"does {sentence.subject} {sentence.verb.base}" if sentence.verb else f"is {sentence.subject}",
     }
-    complement = f"the {_thing(sentence)}" if sentence.noun else fields["circumstance"]
-    return wording.format(action=f"{fields['verb']} {complement}", **fields), ANSWERS[kind](sentence)
+    circumstance = f"in the {sentence.place}" if sentence.place else sentence.time
+    complement = f"the {_thing(sentence)}" if sentence.noun else circumstance
+    direct, indirect = (
+        wording.format(action=f"{fields['verb']} {complement}", **fields) for wording in QUESTIONS[kind]
+    )
+    return Question(direct, indirect, ANSWERS[kind](sentence))
+
+
+def framed(direct: str, indirect: str, frame: str) -> str:
+    """A question in one of `FRAMES`."""
+    return frame.format(direct=direct, low=f"{direct[0].lower()}{direct[1:]}", indirect=indirect)
 
 
 def _thing(sentence: Sentence) -> str:
     if sentence.noun is None:
         return ""
     return sentence.noun.plural if sentence.number else sentence.noun.singular
+
+
+def _activity(sentence: Sentence) -> str:
+    if sentence.verb is None:
+        return ""
+    return sentence.verb.base if sentence.is_question else sentence.verb.form

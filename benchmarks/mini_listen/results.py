@@ -1,291 +1,149 @@
-"""Makes tables and plots from the stored runs, without models or data.
+"""Makes the page of the results from the stored runs, without models or data.
 
-    python -m benchmarks.mini_listen.results [--results FOLDER] [--write benchmarks/RESULTS.md] [--plots FOLDER]
+    python -m benchmarks.mini_listen.results [--form small] [--write benchmarks/RESULTS.md] [--plots FOLDER]
 
-`--write` replaces the text between the markers of a Markdown file. `peft-listen report RUN.safetensors` makes the report on
-the selections of one run.
+`--write` replaces the text between the markers of the form in a Markdown file. What cannot be said yet names the missing
+runs. `peft-listen report RUN.safetensors` makes the report on the selections of one run.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from peft_listen.files import atomic_path
 
-from .experiments import GROUPS, Experiment
-from .run import add_settings, settings_of
-from .settings import TASKS, RunSettings
-from .storage import Run, read_results
+from . import tables
+from .comparison import Study
+from .experiments import CANDIDATE, DPS, LORA, LORA_EQUAL_COMPUTE
+from .planning import add_settings, results_folder, settings_of
+from .plots import plot
+from .skills import read_skills
+from .storage import read_results
+from .verdicts import verdicts
 
 
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+def markers(name: str) -> tuple[str, str]:
+    """The lines before and after the text of a form."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
-def load_runs(experiment: Experiment, stored: Mapping[str, Run]) -> list[Run]:
-    """The stored runs of an experiment."""
-    return [stored[settings.name] for settings in experiment.runs() if settings.name in stored]
-
-
-def spread(values: Iterable[float]) -> str:
-    """Mean of some values times 100, with the standard deviation if there are several."""
-    values = [100 * value for value in values]
-    mean = statistics.fmean(values)
-    return f"{mean:.1f}" if len(values) < 2 else f"{mean:.1f} ± {statistics.stdev(values):.1f}"
-
-
-def task_means(runs: list[Run]) -> dict[str, float]:
-    """Mean score of each task over the seeds."""
-    return {task: statistics.fmean(run["test"][task]["score"] for run in runs) for task in TASKS}
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
-    """Renders a Markdown table."""
-    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
-
-
-HEADER = (
-    *("method", "seeds", "parameters", *TASKS, "mean", "worst task", "loss, trained clips", "loss, validation"),
-    *("overlap", "live prompts", "silhouette", "minutes"),
-)
-
-
-def group_table(group: str, experiments: list[Experiment], stored: Mapping[str, Run]) -> str:
+def page(study: Study, plots: list[str] | None = None) -> str:
     """
-    The table of one group of experiments: one row per experiment, one column per task.
+    The page of a form in Markdown: what was compared, the verdicts, the tables, what was not won, and what is missing.
 
     Args:
-        group (`str`): name of the group.
-        experiments (`list[Experiment]`): its experiments.
-        stored (`Mapping[str, dict]`): the stored runs by name.
+        study ([`Study`]): the stored runs.
+        plots (`list[str]`, *optional*): paths of plots to link, relative to the page.
 
     Returns:
-        `str`: title and table in Markdown, or a single line if none of the group's runs is stored.
+        `str`: the page.
     """
-    title = f"**{group}**: {(GROUPS[group].__doc__ or '').strip().splitlines()[0]}"
-    lines = [(experiment, load_runs(experiment, stored)) for experiment in experiments]
-    if not any(runs for _, runs in lines):
-        return f"{title} *Not run yet: {'; '.join(experiment.label for experiment in experiments)}.*"
-    rows = [
-        _cells(experiment, runs) if runs else [experiment.label, "not run", *[""] * (len(HEADER) - 2)]
-        for experiment, runs in lines
-    ]
-    return f"{title}\n\n{markdown_table(HEADER, rows)}"
-
-
-def _cells(experiment: Experiment, runs: list[Run]) -> list[str]:
-    by_run = [[run["test"][task]["score"] for task in TASKS] for run in runs]
-    selections = [run["selections"] for run in runs if "selections" in run]
-    return [
-        experiment.label,
-        f"{len(runs)} of {len(experiment.seeds)}",
-        f"{runs[0]['adapter_parameters']:,}".replace(",", " "),
-        *(spread(column) for column in zip(*by_run, strict=True)),
-        spread(statistics.fmean(scores) for scores in by_run),
-        spread(min(scores) for scores in by_run),
-        *(f"{mean_loss(runs, split):.3f}" for split in ("train", "validation")),
-        spread(s["mean_overlap"] for s in selections) if selections else "",
-        f"{mean_of(selections, 'live_prompts'):.0f} of {selections[0]['pool_size']}" if selections else "",
-        f"{mean_of(selections, 'silhouette'):.2f}" if selections else "",
-        f"{mean_of(runs, 'training_seconds') / 60:.0f}",
-    ]
-
-
-def mean_loss(runs: list[Run], split: str) -> float:
-    """Loss on the examples of a split, averaged over tasks and runs."""
-    return statistics.fmean(statistics.fmean(run[f"{split}_loss"].values()) for run in runs)
-
-
-def mean_of(rows: list[dict[str, Any]], name: str) -> float:
-    """Mean of one field over several rows."""
-    return statistics.fmean(row[name] for row in rows)
-
-
-def sweep_table(experiments: list[Experiment], stored: Mapping[str, Run]) -> str:
-    """Table of the mean validation loss at each prompt length; empty if no run was evaluated at several lengths."""
-    header: list[str] = []
-    rows = []
-    for experiment in experiments:
-        for run in load_runs(experiment, stored):
-            if losses := run.get("losses_by_prompt_length"):
-                header = header or ["validation loss at k =", *losses]
-                means = (f"{statistics.fmean(by_task.values()):.3f}" for by_task in losses.values())
-                rows.append([experiment.label, *means])
-    return markdown_table(header, rows) if rows else ""
-
-
-def wordings_table(experiments: Iterable[Experiment], stored: Mapping[str, Run]) -> str:
-    """
-    Table of the mean validation loss with unseen wordings of the instructions and with those of the training split.
-
-    Args:
-        experiments (`Iterable[Experiment]`): experiments of any groups; a run that several of them share is listed once.
-        stored (`Mapping[str, dict]`): the stored runs by name.
-
-    Returns:
-        `str`: the table in Markdown, or an empty string if no stored run has both losses.
-    """
-    planned: dict[str, tuple[str, RunSettings]] = {}
-    for experiment in experiments:
-        for settings in experiment.runs():
-            planned.setdefault(settings.name, (experiment.label, settings))
-    rows = []
-    for label, settings in planned.values():
-        run = stored.get(settings.name, {})
-        if known := run.get("validation_loss_training_wordings"):
-            new = {task: run["validation_loss"][task] for task in known}
-            means = (f"{statistics.fmean(losses.values()):.3f}" for losses in (new, known))
-            rows.append([label, f"{settings.learning_rate:g}", str(settings.seed), *means])
-    header = ("validation loss without sqa", "learning rate", "seed", "unseen wordings", "training wordings")
-    return markdown_table(header, rows) if rows else ""
-
-
-def tasks_won(runs: list[Run], reference: list[Run]) -> list[str]:
-    """The tasks on which the mean score of some runs is at or above that of the reference runs."""
-    ours, theirs = task_means(runs), task_means(reference)
-    return [task for task in TASKS if ours[task] >= theirs[task]]
-
-
-def on_common_seeds(*groups: list[Run]) -> list[list[Run]]:
-    """Restricts several lists of runs to the seeds that all of them contain, to average over the same seeds."""
-    seeds = set.intersection(*({run["settings"]["seed"] for run in runs} for runs in groups))
-    return [[run for run in runs if run["settings"]["seed"] in seeds] for runs in groups]
-
-
-def reference_of(experiments: Iterable[Experiment]) -> Experiment | None:
-    """The experiment of a group that the others are compared with, or `None` if the group compares no methods."""
-    return next((experiment for experiment in experiments if experiment.is_reference), None)
-
-
-def wins(experiments: list[Experiment], reference: Experiment, stored: Mapping[str, Run]) -> list[str]:
-    """
-    Counts for each experiment the tasks on which it is at or above the reference.
-
-    Args:
-        experiments (`list[Experiment]`): experiments of one group.
-        reference ([`Experiment`]): the one to compare the others with.
-        stored (`Mapping[str, dict]`): the stored runs by name.
-
-    Returns:
-        `list[str]`: a Markdown list item for each experiment with stored runs.
-    """
-    reference_runs = load_runs(reference, stored)
-    lines = []
-    for experiment in experiments:
-        if experiment is reference:
-            continue
-        runs, theirs = on_common_seeds(load_runs(experiment, stored), reference_runs)
-        if runs:
-            won = tasks_won(runs, theirs)
-            names = f" ({', '.join(won)})" if won else ""
-            seeds = "one common seed" if len(runs) == 1 else f"{len(runs)} common seeds"
-            lines.append(
-                f"- {experiment.label}: at or above {reference.label} on {len(won)} of {len(TASKS)} tasks{names}, "
-                f"over {seeds}."
-            )
-    return lines
-
-
-def stored_test_sizes(stored: Mapping[str, Run]) -> str:
-    """Number of test examples on which the stored runs were evaluated."""
-    sizes = {run["test_size"] for run in stored.values()}
-    return " or ".join(map(str, sorted(sizes))) or "no"
-
-
-def report(arguments: argparse.Namespace) -> str:
-    """Renders all tables in Markdown."""
-    base, stored = settings_of(arguments), read_results(arguments.results)
-    parts = [
-        f"{base.steps} steps of {base.batch_size} clips; learning rate {base.learning_rate:g}, of soft prompts and "
-        f"values {base.value_learning_rate:g}; {stored_test_sizes(stored)} test examples. Scores times 100, "
-        "mean ± standard deviation over the seeds: word accuracy (asr), chrF (en2zh), accuracy (er, sv, sqa), "
-        "ROUGE-L (acap). Loss: per token of the reference answer, mean over the tasks, on clips of the training split and on "
-        "as many validation clips. Overlap: share of the ten most selected prompts that two tasks have in common, mean "
-        "over pairs of tasks, times 100. Minutes: training time."
-    ]
-    groups = {group: list(GROUPS[group](base)) for group in arguments.groups}
-    for group, experiments in groups.items():
-        parts.append(group_table(group, experiments, stored))
-        if reference := reference_of(experiments):
-            parts.append("\n".join(wins(experiments, reference, stored)))
-        if all(experiment.settings.prompt_lengths for experiment in experiments):
-            parts.append(sweep_table(experiments, stored))
-    whole = (e for experiments in groups.values() for e in experiments if e.settings.steps == base.steps)
-    if table := wordings_table(whole, stored):
-        parts.append(
-            f"**All runs of {base.steps} steps**: validation loss with unseen wordings of the instructions.\n\n{table}"
+    if not study.stored:
+        return (
+            "No run of this form is stored yet. `python -m benchmarks.mini_listen.run --list --form "
+            f"{study.base.form}` lists its runs."
         )
-    return "\n\n".join(part for part in parts if part)
+    parts = [compared(study)]
+    for title, content in sections(study):
+        if content:
+            parts.append(f"### {title}\n\n{content}")
+    parts += [f"![{Path(path).stem.replace('_', ' ')}]({path})" for path in plots or ()]
+    return "\n\n".join(parts)
 
 
-def plot(arguments: argparse.Namespace, folder: Path) -> list[Path]:
-    """Draws training loss and scores per task of the groups that compare methods, as SVG files; returns their paths."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "mini_listen"  # makes the files reproducible
-    import matplotlib.pyplot as plt
-
-    folder.mkdir(parents=True, exist_ok=True)
-    stored = read_results(arguments.results)
-    paths = []
-    for group in GROUPS:
-        experiments = list(GROUPS[group](settings_of(arguments)))
-        if reference_of(experiments) is None:
-            continue
-        lines = [(e.label, runs) for e in experiments if (runs := load_runs(e, stored))]
-        for name, draw in (("training_loss", _draw_losses), ("scores", _draw_scores)):
-            if lines:
-                figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
-                draw(axes, lines)
-                axes.spines[["top", "right"]].set_visible(False)
-                axes.legend(frameon=False, ncols=2)
-                paths.append(folder / f"{group}_{name}.svg")
-                with atomic_path(paths[-1]) as temporary:
-                    figure.savefig(temporary, format="svg", metadata={"Date": None})
-                plt.close(figure)
-    return paths
+def sections(study: Study) -> Iterator[tuple[str, str]]:
+    """Titles and contents of the page's sections; a section without content is left out."""
+    yield (
+        "Verdicts",
+        "\n".join(
+            f"- {one.question} **{one.outcome.capitalize()}.** {one.reason[0].upper()}{one.reason[1:]}"
+            for one in verdicts(study)
+        ),
+    )
+    yield "Methods", tables.methods_table(study)
+    yield "Scores by task", tables.scores_table(study)
+    yield "DPS compared with each method", tables.comparisons_table(study)
+    yield "Not won", not_won(study)
+    yield "Room of the tasks", tables.single_tasks_table(study)
+    yield "Skills of the frozen language model", tables.skills_table(study)
+    yield "Learning rates", tables.learning_rates_table(study)
+    yield "Stage 0: which form to compare", tables.stage0_table(study)
+    yield "Prompt lengths", tables.prompt_lengths_table(study)
+    for group, title in (("pool_sizes", "Pool sizes"), ("held_out_tasks", "A task without training")):
+        yield title, tables.trained_tasks_table(study, group)
+    yield "Missing runs", tables.missing_table(study)
 
 
-def _draw_losses(axes: Any, lines: list[tuple[str, list[Run]]]) -> None:
-    for label, runs in lines:
-        points = [(row["step"], row["loss"]) for row in runs[0]["log"] if "loss" in row]
-        axes.plot(*zip(*points, strict=True), label=label)
-    axes.set(xlabel="optimizer step", ylabel="training loss, seed 0 (with the key loss)", yscale="log")
-    axes.set_yticks([1, 2, 3, 4, 5, 6], list("123456"))
-    axes.minorticks_off()
+def compared(study: Study) -> str:
+    """The sentences at the beginning: what was compared, and on what."""
+    base = study.base
+    devices = sorted({run["device"] for run in study.stored.values()})
+    tasks = f"{len(study.tasks)} tasks"
+    if study.skills is None:
+        tasks += (
+            " (the skills of the frozen language model were not measured: `python -m benchmarks.mini_listen.skills"
+        )
+        tasks += f" --form {base.form}`)"
+    options = ", ".join(f"`{name}={value!r}`" for name, value in CANDIDATE.items())
+    text = (
+        f"{base.steps} steps of {base.batch_size} clips in {base.precision}; {base.test_per_task} test clips for each of "
+        f"{tasks}; {len(study.stored)} stored runs{f', on {chr(44).join(devices)}' if devices else ''}. DPS is {options}. "
+        "Scores are means over the test clips, ± the standard deviation over the seeds. z is 0 for the projector alone and "
+        "1 for the best run on the task alone. Validation and test have wordings of the instructions that are not in "
+        "training."
+    )
+    ours, theirs = (
+        [run["seconds_per_step"] for run in study.runs(label).values() if run["seconds_per_step"] is not None]
+        for label in (DPS, LORA)
+    )
+    if ours and theirs:
+        cost = statistics.fmean(ours) / statistics.fmean(theirs)
+        ratio = study.experiment(LORA_EQUAL_COMPUTE).settings.steps / base.steps
+        text += (
+            f" A step of DPS took {cost:.2f} times as long as one of LoRA; *{LORA_EQUAL_COMPUTE}* has {ratio:.2f} times "
+            "the steps."
+        )
+    return text
 
 
-def _draw_scores(axes: Any, lines: list[tuple[str, list[Run]]]) -> None:
-    width = 0.8 / len(lines)
-    for number, (label, runs) in enumerate(lines):
-        means = task_means(runs)
-        places = [index + (number - (len(lines) - 1) / 2) * width for index in range(len(TASKS))]
-        heights = [100 * means[task] for task in TASKS]
-        spreads = [100 * statistics.pstdev(run["test"][task]["score"] for run in runs) for task in TASKS]
-        axes.bar(places, heights, width, yerr=spreads, error_kw={"lw": 1}, label=f"{label} ({len(runs)})")
-    axes.set_xticks(range(len(TASKS)), TASKS)
-    axes.set(ylabel="score, times 100 (lines: deviation over the seeds)", ylim=(0, 100))
+def not_won(study: Study) -> str:
+    """The tasks on which DPS is below LoRA, and the questions that were answered with no."""
+    lines = []
+    result = study.compare(DPS, LORA)
+    if result is not None:
+        lost = [task for task in result.tasks if task not in result.won]
+        if lost:
+            lines.append(f"- DPS is below LoRA on {', '.join(lost)}.")
+        if (loss := study.loss_difference(DPS, LORA)) is not None and loss > 0:
+            lines.append(f"- LoRA's validation loss is lower by {loss:.3f}.")
+    lines += [f"- {one.question} No." for one in verdicts(study) if one.outcome == "no"]
+    return "\n".join(lines)
 
 
-def write_between_markers(path: Path, content: str) -> None:
+def write_between_markers(path: Path, name: str, content: str) -> None:
     """
-    Replaces the text between the markers of a Markdown file.
+    Replaces the text between the markers of a form in a Markdown file.
+
+    Args:
+        path (`Path`): the file.
+        name (`str`): name of the form.
+        content (`str`): the new text.
 
     Raises:
         ValueError: if the file lacks one of the markers.
     """
+    begin, end = markers(name)
     text = path.read_text(encoding="utf-8")
-    before, marker, rest = text.partition(BEGIN)
-    _, end_marker, after = rest.partition(END)
+    before, marker, rest = text.partition(begin)
+    _, end_marker, after = rest.partition(end)
     if not marker or not end_marker:
-        raise ValueError(f"{path} has no place for the tables. Add the lines {BEGIN} and {END}.")
+        raise ValueError(f"{path} has no place for the results of {name}. Add the lines {begin} and {end}.")
     with atomic_path(path) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n\n{content}\n\n{END}{after}", encoding="utf-8")
+        temporary.write_text(f"{before}{begin}\n\n{content}\n\n{end}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -294,12 +152,17 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="Markdown file with markers, such as benchmarks/RESULTS.md")
     parser.add_argument("--plots", type=Path, help="folder for the plots")
     arguments = parser.parse_args()
-    tables = report(arguments)
-    print(tables)
+    study = Study(
+        settings_of(arguments),
+        read_results(results_folder(arguments)),
+        read_skills(arguments.results, arguments.form),
+    )
+    paths = plot(study, arguments.plots) if arguments.plots else []
+    start = arguments.write.parent if arguments.write else Path()
+    text = page(study, [Path(os.path.relpath(path, start)).as_posix() for path in paths])
+    print(text)
     if arguments.write:
-        write_between_markers(arguments.write, tables)
-    if arguments.plots:
-        print("\n".join(map(str, plot(arguments, arguments.plots))))
+        write_between_markers(arguments.write, arguments.form, text)
 
 
 if __name__ == "__main__":

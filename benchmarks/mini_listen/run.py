@@ -1,20 +1,26 @@
 """Runs the benchmark: prepares data, base model and features once, then executes every run that has no stored result.
 
-    python -m benchmarks.mini_listen.run [--groups methods remedies ...] [--steps 600] [--seeds 0 1 2]
+    python -m benchmarks.mini_listen.run --list
+    python -m benchmarks.mini_listen.run --form small --groups stage0 --processes 2
+    python -m benchmarks.mini_listen.run --form full --device cuda --processes 8 --only "LoRA, r = 8" --seeds 0
 
-When the same command is repeated, an interrupted run continues from its last checkpoint and a stored run is skipped.
-Several processes can run the command in parallel: each takes runs that no other process is working on. With few cores,
-two processes with `--threads 1` are faster than one process with two threads. `python -m
-benchmarks.mini_listen.results` makes the tables from the stored results.
+`--estimate` prints the time of 20 steps of each selected experiment, and runs nothing. When the same command is repeated,
+an interrupted run continues from its last checkpoint and a stored run is skipped. Several commands can run in parallel:
+each takes runs that no other process is working on. `python -m benchmarks.mini_listen.results` makes the page of the
+results from the stored runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import shutil
+import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,43 +28,37 @@ import torch
 from filelock import FileLock, Timeout
 
 from benchmarks.versions import library_versions
-from peft_listen import AudioListenForCausalLM, AudioListenProcessor
 from peft_listen.analysis import SelectionRecords, summarize
 from peft_listen.metrics import get_metric
-from peft_listen.training import AudioListenCollator, FeatureCache
 
-from .evaluation import Evaluator, score
-from .experiments import GROUPS, Experiment
+from .estimate import estimate
+from .evaluation import Evaluator, clip_scores, further_metrics
 from .instructions import reworded
-from .methods import METHODS, Adapted
-from .settings import TASKS, RunSettings
-from .storage import RESULTS, Run, answers_by_task, read_results, result_file_name, write_result
-from .training import build_features, first_of_each_task, read_split, train
+from .material import Material, adapt, prepare
+from .methods import Adapted
+from .planning import (
+    PlannedRun,
+    add_selection,
+    add_settings,
+    listing,
+    plan_runs,
+    results_folder,
+    settings_of,
+)
+from .settings import FORMS, RunSettings
+from .storage import Run, answers_by_task, read_results, write_result, write_test_examples
+from .training import read_split, train
 
 
-@dataclass
-class Material:
-    """
-    Data and models that all runs share.
-
-    Args:
-        base_dir (`Path`): folder of the base model.
-        data_dir (`Path`): folder of the dataset.
-        processor ([`AudioListenProcessor`]): processor of the base model.
-        features ([`FeatureCache`]): encoder outputs of all clips.
-        train, validation, test (`list[dict]`): examples that every run is evaluated on.
-    """
-
-    base_dir: Path
-    data_dir: Path
-    processor: AudioListenProcessor
-    features: FeatureCache
-    train: list[dict[str, Any]]
-    validation: list[dict[str, Any]]
-    test: list[dict[str, Any]]
-
-
-def run(settings: RunSettings, material: Material, work_dir: Path, results_dir: Path, file_name: str) -> Run:
+def run(
+    settings: RunSettings,
+    material: Material,
+    work_dir: Path,
+    results_dir: Path,
+    file_name: str,
+    device: str = "cpu",
+    evaluation_batch_size: int = 32,
+) -> Run:
     """
     Trains and evaluates one run, starting from its last checkpoint if there is one, and stores its result.
 
@@ -70,6 +70,8 @@ def run(settings: RunSettings, material: Material, work_dir: Path, results_dir: 
         work_dir (`Path`): folder for checkpoints.
         results_dir (`Path`): folder of the result files.
         file_name (`str`): name of the result file.
+        device (`str`, defaults to `"cpu"`): `"cpu"` or `"cuda"`.
+        evaluation_batch_size (`int`, defaults to 32): clips per batch outside training.
 
     Returns:
         `dict`: content of the result file.
@@ -77,36 +79,39 @@ def run(settings: RunSettings, material: Material, work_dir: Path, results_dir: 
     stored = read_results(results_dir)
     if settings.name in stored:
         return stored[settings.name]
-    start = time.perf_counter()
-    torch.manual_seed(settings.seed)
-    base = AudioListenForCausalLM.from_pretrained(material.base_dir)
-    adapted = METHODS[settings.method](base, material.processor, settings.seed, **settings.options)
-    collator = AudioListenCollator(material.processor, feature_cache=material.features)
+    adapted, collator = adapt(settings, material)
     examples = read_split(material.data_dir, "train", settings.tasks, settings.train_per_task)
     checkpoints = work_dir / settings.name
-    log = train(adapted, collator, examples, settings, checkpoints)
-    training_seconds = time.perf_counter() - start
+    log, seconds_per_step = train(adapted, collator, examples, settings, checkpoints, device)
 
-    evaluator = Evaluator(adapted.model, material.processor, collator)
-    answers, records = evaluator.answers(material.test)
+    adapted.model.to(device)  # a trainer that had nothing left to do has not moved it
+    evaluator = Evaluator(adapted.model, material.processor, collator, evaluation_batch_size, settings.precision)
+    train_rows, validation_rows, test_rows = (
+        [row for row in rows if row["task"] in settings.evaluated_tasks]
+        for rows in (material.train, material.validation, material.test)
+    )
+    answers, records = evaluator.answers(test_rows)
+    scores = clip_scores(test_rows, answers)
+    further = further_metrics(test_rows, answers)
+    if verification := [row for row in test_rows if row["task"] == "sv"]:
+        further["sv"] = {"eer": _equal_error_rate(evaluator, verification)}
     result = {
         "settings_hash": settings.hash,
         "settings": settings.as_json(),
         "adapter_parameters": adapted.num_adapter_parameters(),
-        "training_seconds": round(training_seconds),
+        "seconds_per_step": None if seconds_per_step is None else round(seconds_per_step, 4),
         "versions": library_versions(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "train_loss": evaluator.losses(material.train),
-        "validation_loss": evaluator.losses(material.validation),
-        "validation_loss_training_wordings": evaluator.losses(reworded(material.validation, "train")),
-        "test": score(material.test, answers),
-        "test_size": len(material.test),
+        "train_loss": evaluator.losses(train_rows),
+        "validation_loss": evaluator.losses(validation_rows),
+        "validation_loss_training_wordings": evaluator.losses(reworded(validation_rows, "train")),
+        "test": {task: {"score": sum(row) / len(row), **further.get(task, {})} for task, row in scores.items()},
+        "test_size": len(test_rows),
     }
-    verification = [example for example in material.test if example["task"] == "sv"]
-    result["test"]["sv"]["eer"] = _equal_error_rate(evaluator, verification)
     selections = None
     if settings.method == "listen":
-        tasks, instructions = ([example[name] for example in material.test] for name in ("task", "instruction"))
+        tasks, instructions = ([example[name] for example in test_rows] for name in ("task", "instruction"))
         selections = SelectionRecords.from_records(records, adapted.model, tasks, instructions)
         # A description instead of the name of a local folder.
         config = {
@@ -115,16 +120,17 @@ def run(settings: RunSettings, material: Material, work_dir: Path, results_dir: 
         }
         selections = replace(selections, config=config)
         result["selections"] = summarize(selections).to_dict()
-        result["losses_by_prompt_length"] = _losses_by_prompt_length(adapted, evaluator, settings, material.validation)
+        result["losses_by_prompt_length"] = _losses_by_prompt_length(adapted, evaluator, settings, validation_rows)
     result["log"] = log
-    result["answers"] = answers_by_task(material.test, answers)
+    result["answers"] = answers_by_task(test_rows, answers)
+    result["clip_scores"] = scores
     write_result(results_dir, file_name, result, selections)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return result
 
 
 def _equal_error_rate(evaluator: Evaluator, examples: list[dict[str, Any]]) -> float | None:
-    truths = [int(example["answer"].strip(".").lower() == "yes") for example in examples]
+    truths = [int(example["answer"] == "Yes") for example in examples]
     if len(set(truths)) < 2:
         return None
     scores = evaluator.verification_scores(examples)
@@ -143,122 +149,20 @@ def _losses_by_prompt_length(
     return losses
 
 
-def prepare(folder: Path, base_dir: Path, data_dir: Path, per_task: dict[str, int]) -> Material:
+def perform(arguments: argparse.Namespace, missing: list[PlannedRun], material: Material) -> list[str]:
     """
-    Loads the processor, computes the encoder outputs of all clips, and reads the examples to evaluate on.
+    Executes the runs that no other process is working on.
 
     Args:
-        folder (`Path`): receives the folder `features`.
-        base_dir (`Path`): folder of the base model.
-        data_dir (`Path`): folder of the dataset.
-        per_task (`dict[str, int]`): number of examples per task, by split.
+        arguments (`argparse.Namespace`): of the command.
+        missing (`list[PlannedRun]`): runs without a stored result.
+        material ([`Material`]): what all runs share.
 
     Returns:
-        [`Material`]: what all runs share.
+        `list[str]`: labels and seeds of the runs that failed; the others are executed nevertheless.
     """
-    processor = AudioListenProcessor.from_pretrained(base_dir)
-    model = AudioListenForCausalLM.from_pretrained(base_dir)
-    splits = {split: read_split(data_dir, split, TASKS, count) for split, count in per_task.items()}
-    features = build_features(
-        model, processor, [*splits["train"], *splits["validation"], *splits["test"]], folder / "features"
-    )
-    # The training loss is measured on as many clips as the validation loss.
-    train_examples = first_of_each_task(splits["train"], TASKS, per_task["validation"])
-    return Material(base_dir, data_dir, processor, features, train_examples, splits["validation"], splits["test"])
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """
-    A run of an experiment.
-
-    Args:
-        settings ([`RunSettings`]): its settings.
-        label (`str`): label of its experiment.
-        file_name (`str`): name of its result file.
-    """
-
-    settings: RunSettings
-    label: str
-    file_name: str
-
-
-def select_experiments(group: str, base: RunSettings, seeds: list[int] | None = None) -> Iterator[Experiment]:
-    """The experiments of a group, restricted to the given seeds."""
-    for experiment in GROUPS[group](base):
-        kept = experiment.seeds if seeds is None else tuple(seed for seed in experiment.seeds if seed in seeds)
-        yield replace(experiment, seeds=kept)
-
-
-def plan_runs(groups: list[str], base: RunSettings, seeds: list[int] | None = None) -> dict[str, PlannedRun]:
-    """
-    The runs of some groups of experiments, without those whose options no longer exist.
-
-    Args:
-        groups (`list[str]`): names of the groups.
-        base ([`RunSettings`]): settings that all experiments share.
-        seeds (`list[int]`, *optional*): restricts the runs to these seeds.
-
-    Returns:
-        `dict[str, PlannedRun]`: each run once, by its name, although several groups may contain it.
-    """
-    differs = base != RunSettings(method=base.method)
-    planned: dict[str, PlannedRun] = {}
-    for group in groups:
-        for experiment in select_experiments(group, base, seeds):
-            for settings in experiment.runs() if experiment.is_runnable else ():
-                file_name = result_file_name(group, experiment.label, settings, with_hash=differs)
-                planned.setdefault(settings.name, PlannedRun(settings, experiment.label, file_name))
-    return planned
-
-
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that select runs."""
-    parser.add_argument("--groups", nargs="+", choices=sorted(GROUPS), default=list(GROUPS), help="default: all")
-    parser.add_argument("--seeds", nargs="+", type=int, help="only these seeds (default: all of each experiment)")
-    parser.add_argument("--steps", type=int, default=RunSettings.steps)
-    parser.add_argument("--batch-size", type=int, default=RunSettings.batch_size)
-    parser.add_argument("--train-per-task", type=int, default=RunSettings.train_per_task)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
-
-
-def settings_of(arguments: argparse.Namespace) -> RunSettings:
-    """The settings that all runs share."""
-    return RunSettings(
-        method="projector",
-        steps=arguments.steps,
-        batch_size=arguments.batch_size,
-        train_per_task=arguments.train_per_task,
-    )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_settings(parser)
-    parser.add_argument(
-        "--folder", type=Path, default=Path(".mini_listen"), help="data, models, features, checkpoints"
-    )
-    parser.add_argument("--test-per-task", type=int, default=60, help="at most 120")
-    parser.add_argument("--validation-per-task", type=int, default=30, help="at most 60")
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    planned = plan_runs(arguments.groups, settings_of(arguments), arguments.seeds)
-    stored = read_results(arguments.results)
-    # The first seed of all experiments comes before the second seed of any.
-    missing = sorted((one for name, one in planned.items() if name not in stored), key=lambda one: one.settings.seed)
-    print(f"{len(planned)} runs, {len(planned) - len(missing)} of them stored in {arguments.results}", flush=True)
-    if not missing:
-        return
-    from .base import make_base
-
-    checkpoints = arguments.folder / "checkpoints"
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    per_task = {split: getattr(arguments, f"{split}_per_task") for split in ("train", "validation", "test")}
-    with FileLock(checkpoints / "material.lock"):
-        base_dir, data_dir = make_base(arguments.folder)
-        material = prepare(arguments.folder, base_dir, data_dir, per_task)
+    checkpoints = work_folder(arguments) / "checkpoints"
+    failed = []
     for number, one in enumerate(missing, start=1):
         settings = one.settings
         print(f"\n== {number} of {len(missing)}: {one.label}, seed {settings.seed} ({settings.name})", flush=True)
@@ -266,12 +170,136 @@ def main() -> None:
         try:
             # The operating system releases the lock of a process that dies.
             with FileLock(checkpoints / f"{settings.name}.lock", blocking=False):
-                result = run(settings, material, checkpoints, arguments.results, one.file_name)
+                result = run(
+                    settings,
+                    material,
+                    checkpoints,
+                    results_folder(arguments),
+                    one.file_name,
+                    arguments.device,
+                    arguments.evaluation_batch_size,
+                )
         except Timeout:
             print("running in another process", flush=True)
             continue
+        except Exception:
+            traceback.print_exc()
+            failed.append(f"{one.label}, seed {settings.seed}")
+            continue
         scores = {task: round(values["score"], 3) for task, values in result["test"].items()}
         print(f"{scores} ({time.perf_counter() - start:.0f} s)", flush=True)
+    return failed
+
+
+def work_folder(arguments: argparse.Namespace) -> Path:
+    """Folder of the data, the base model, the features and the checkpoints of the form."""
+    return arguments.folder / arguments.form
+
+
+def _worker(arguments: argparse.Namespace, missing: list[PlannedRun]) -> None:
+    """A process that shares the runs with others, after the data and the base model were made."""
+    torch.set_num_threads(arguments.threads)
+    folder = work_folder(arguments)
+    with FileLock(folder / "checkpoints" / "material.lock"):
+        material = prepare(folder, folder / "base", folder / "data", FORMS[arguments.form].sizes, arguments.device)
+    sys.exit(_exit_status(perform(arguments, missing, material)))
+
+
+def _exit_status(failed: list[str]) -> int:
+    if failed:
+        print(f"\nfailed: {'; '.join(failed)}", flush=True)
+    return int(bool(failed))
+
+
+def in_processes(count: int, target: Callable[..., None], *arguments: Any) -> int:
+    """Calls a function in several new processes, and returns 1 if one of them has failed."""
+    context = multiprocessing.get_context("spawn")
+    # Not daemons, because they start data loaders.
+    processes = [context.Process(target=target, args=arguments, daemon=False) for _ in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return int(any(process.exitcode for process in processes))
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """Adds the options about the machine, which results do not depend on."""
+    parser.add_argument(
+        "--folder", type=Path, default=Path(".mini_listen"), help="data, models, features, checkpoints"
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--processes", type=int, default=1, help="runs at once")
+    parser.add_argument("--threads", type=int, help="CPU threads of a run (default: torch's number / processes)")
+    parser.add_argument("--evaluation-batch-size", type=int, help="default: 32, on a GPU 128")
+
+
+def complete_machine(arguments: argparse.Namespace) -> None:
+    """
+    Replaces options about the machine that were not given.
+
+    Raises:
+        ValueError: for a device that torch does not find, or fewer than one process.
+    """
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("torch finds no CUDA device. Use `--device cpu`, or install a build of torch with CUDA.")
+    if arguments.processes < 1:
+        raise ValueError(f"--processes {arguments.processes}: expected 1 or more.")
+    arguments.threads = arguments.threads or max(1, torch.get_num_threads() // arguments.processes)
+    arguments.evaluation_batch_size = arguments.evaluation_batch_size or (32 if arguments.device == "cpu" else 128)
+
+
+def make_material(arguments: argparse.Namespace) -> Material:
+    """Makes the data, the base model and the features, or reuses them."""
+    from .base import beats_training, make_base
+
+    folder, form = work_folder(arguments), FORMS[arguments.form]
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "checkpoints" / "material.lock"):
+        base_dir, data_dir = make_base(
+            folder,
+            form.sizes,
+            training=beats_training(form.name),
+            device=arguments.device,
+            threads=os.cpu_count() or 1,
+            models_dir=arguments.folder / "models",
+        )
+        material = prepare(folder, base_dir, data_dir, form.sizes, arguments.device)
+        write_test_examples(results_folder(arguments), material.test)
+    return material
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_settings(parser)
+    add_selection(parser)
+    add_machine(parser)
+    parser.add_argument("--list", action="store_true", help="print the selected experiments, and run nothing")
+    parser.add_argument("--estimate", action="store_true", help="time 20 steps of each, and run nothing else")
+    arguments = parser.parse_args()
+    try:
+        complete_machine(arguments)
+        planned = plan_runs(arguments.groups, settings_of(arguments), arguments.seeds, arguments.only)
+    except ValueError as error:
+        parser.error(str(error))
+    if arguments.list:
+        print(listing(arguments))
+        return
+    torch.set_num_threads(arguments.threads)
+    stored = read_results(results_folder(arguments))
+    missing = [one for name, one in planned.items() if name not in stored]
+    print(
+        f"{len(planned)} runs, {len(planned) - len(missing)} of them stored in {results_folder(arguments)}", flush=True
+    )
+    if not missing:
+        return
+    material = make_material(arguments)
+    if arguments.estimate:
+        print(estimate(missing, material, arguments.device, arguments.evaluation_batch_size))
+    elif arguments.processes == 1:
+        sys.exit(_exit_status(perform(arguments, missing, material)))
+    else:
+        sys.exit(in_processes(min(arguments.processes, len(missing)), _worker, arguments, missing))
 
 
 if __name__ == "__main__":

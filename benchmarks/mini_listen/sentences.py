@@ -8,12 +8,14 @@ Every sentence fills the slots of one of five patterns, and questions can be ask
 - "acting": the boy sings in the park
 - "timed": my uncle works every day
 
+Each can also be asked: "did my sister find three flowers".
+
 All words are understood by a small speech recognizer when eSpeak NG speaks them. Their Chinese translations are short,
 because small English tokenizers need two or three tokens per character.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from typing import NamedTuple
@@ -111,6 +113,7 @@ class Sentence:
         verb ([`Verb`], *optional*): verb.
         noun ([`Noun`], *optional*): object of the verb.
         number, colour, place, time (`str`): words of the sentence, such as "three", "red", "garden" and "every day".
+        is_question (`bool`): whether it is asked, see [`as_question`].
     """
 
     pattern: str
@@ -123,11 +126,22 @@ class Sentence:
     colour: str = ""
     place: str = ""
     time: str = ""
+    is_question: bool = False
 
     @property
     def spoken(self) -> str:
-        """The sentence as written English, with a capital letter and a full stop."""
-        return f"{self.english[0].upper()}{self.english[1:]}."
+        """The sentence as written English, with a capital letter and a full stop or a question mark."""
+        return f"{self.english[0].upper()}{self.english[1:]}{'?' if self.is_question else '.'}"
+
+    def as_question(self) -> "Sentence":
+        """The question that can be answered with yes or no: "did my sister find three flowers", with its translation."""
+        if self.verb is None:
+            rest = self.english.removeprefix(f"{self.subject} is ")
+            english = f"is {self.subject} {rest}"
+        else:
+            rest = self.english.removeprefix(f"{self.subject} {self.verb.form} ")
+            english = f"{self.verb.auxiliary} {self.subject} {self.verb.base} {rest}"
+        return replace(self, english=english, chinese=f"{self.chinese}吗", is_question=True)
 
 
 @cache

@@ -18,10 +18,11 @@ from peft_listen.files import atomic_path
 from .settings import RunSettings
 
 
+# Each form has a folder in it.
 RESULTS = Path(__file__).parent / "results"
 
-# The test split on which the stored runs were evaluated: one JSON object per line, in the order of the stored answers.
-TEST_EXAMPLES = Path(__file__).parent / "test_examples.jsonl"
+# The test split on which the runs of a folder were evaluated: one JSON object per line, in the order of the stored answers.
+TEST_EXAMPLES = "test_examples.jsonl"
 
 # The content of one result file: settings, versions, scores, losses, selections, training log and answers.
 Run = dict[str, Any]
@@ -80,8 +81,8 @@ def result_file_name(group: str, label: str, settings: RunSettings, with_hash: b
         group (`str`): group of experiments.
         label (`str`): label of the experiment in the group's table.
         settings ([`RunSettings`]): settings of the run.
-        with_hash (`bool`, defaults to `False`): append the hash of the settings, for runs whose steps, batch size or number
-            of training examples differ from those of the published tables.
+        with_hash (`bool`, defaults to `False`): append the hash of the settings, for runs whose steps, batch size or
+            precision differ from those of the form.
 
     Returns:
         `str`: `<group>--<label>--seed<N>.json`, in lower case and without special characters.
@@ -89,6 +90,36 @@ def result_file_name(group: str, label: str, settings: RunSettings, with_hash: b
     slug = re.sub(r"[^\w.]+", "-", label.lower().replace("'", "")).strip("-")
     suffix = f"--{settings.hash}" if with_hash else ""
     return f"{group}--{slug}--seed{settings.seed}{suffix}.json"
+
+
+def write_test_examples(folder: Path, examples: Iterable[dict[str, Any]]) -> None:
+    """
+    Writes the test examples of the runs of a folder, or checks that they are those that its runs were evaluated on.
+
+    Args:
+        folder (`Path`): folder of result files; created if missing.
+        examples (`Iterable[dict]`): test examples.
+
+    Raises:
+        ValueError: if the folder has other test examples.
+    """
+    names = ("instruction", "answer", "task")
+    rows = [
+        {"clip": "/".join(Path(example["audio"]).parts[-2:]), **{name: example[name] for name in names}}
+        for example in examples
+    ]
+    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path = folder / TEST_EXAMPLES
+    if path.is_file():
+        if path.read_text(encoding="utf-8") != content:
+            raise ValueError(
+                f"The runs in {folder} were evaluated on other test examples, those in {path.name}: the data were made by "
+                "another version of the benchmark. Store the new runs in another folder with `--results FOLDER`."
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
 
 
 def answers_by_task(examples: Iterable[dict[str, Any]], answers: Iterable[str]) -> dict[str, list[str]]:

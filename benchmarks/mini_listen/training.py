@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
+import time
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,9 @@ from transformers import Trainer, TrainingArguments, get_cosine_schedule_with_wa
 from transformers.trainer_utils import get_last_checkpoint
 
 from peft_listen import AudioListenForCausalLM, AudioListenProcessor
-from peft_listen.data import read_examples
 from peft_listen.training import AudioListenCollator, FeatureCache, parameter_groups
 
+from .instructions import with_drawn_wordings
 from .methods import Adapted
 from .settings import RunSettings
 
@@ -35,9 +38,23 @@ def read_split(
         per_task (`int`, *optional*): number of examples per task, from the beginning of the file; all if not given.
 
     Returns:
-        `list[dict]`: the examples in the order of the file.
+        `list[dict]`: the rows with all their fields, in the order of the file; `audio` is an absolute path.
+
+    Raises:
+        ValueError: if the file has fewer examples of a task.
     """
-    return first_of_each_task(map(dict, read_examples(data_dir / f"{split}.jsonl")), tasks, per_task)
+    path = data_dir / f"{split}.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [{**row, "audio": str((data_dir / row["audio"]).resolve())} for row in rows]
+    kept = first_of_each_task(rows, tasks, per_task)
+    counts = Counter(row["task"] for row in kept)
+    missing = [task for task in tasks if counts[task] < (per_task or 1)]
+    if missing:
+        raise ValueError(
+            f"{path} has {counts[missing[0]]} examples of {missing[0]!r}, and {per_task or 1} are needed. Make the data "
+            "again with `python -m benchmarks.mini_listen.data`, or set a smaller number."
+        )
+    return kept
 
 
 def first_of_each_task(
@@ -56,15 +73,17 @@ def first_of_each_task(
 
 def mixture(examples: list[dict[str, Any]], batch_size: int, steps: int, seed: int) -> list[dict[str, Any]]:
     """
-    A stream of examples in which all tasks are equally frequent. All methods see the same batches for the same seed.
+    A stream of examples in which all tasks are equally frequent. All methods see the same batches, with the same wordings
+    of the instructions, for the same seed.
 
-    The tasks alternate in random order. The examples of a task are shuffled again in every pass over them.
+    The tasks alternate in random order. The examples of a task are shuffled again in every pass over them, and each gets a
+    training wording of its instruction that is drawn anew each time.
 
     Args:
         examples (`list[dict]`): training examples of all tasks.
         batch_size (`int`): examples per optimizer step.
         steps (`int`): number of optimizer steps.
-        seed (`int`): seed of the order.
+        seed (`int`): seed of the order and of the wordings.
 
     Returns:
         `list[dict]`: `batch_size * steps` examples.
@@ -82,7 +101,7 @@ def mixture(examples: list[dict[str, Any]], batch_size: int, steps: int, seed: i
             if not queues[task]:
                 queues[task] = generator.sample(by_task[task], len(by_task[task]))
             stream.append(queues[task].pop())
-    return stream[: batch_size * steps]
+    return with_drawn_wordings(stream[: batch_size * steps], seed)
 
 
 class StreamTrainer(Trainer):
@@ -98,7 +117,8 @@ def train(
     examples: list[dict[str, Any]],
     settings: RunSettings,
     work_dir: Path,
-) -> list[dict[str, Any]]:
+    device: str = "cpu",
+) -> tuple[list[dict[str, Any]], float | None]:
     """
     Trains a model, starting from the last checkpoint in `work_dir` if there is one.
 
@@ -108,10 +128,31 @@ def train(
         examples (`list[dict]`): training examples.
         settings ([`RunSettings`]): settings of the run.
         work_dir (`Path`): folder for checkpoints.
+        device (`str`, defaults to `"cpu"`): `"cpu"` or `"cuda"`.
 
     Returns:
-        `list[dict]`: the Trainer's log history.
+        `tuple[list[dict], float | None]`: the Trainer's log history, and the seconds per step of the steps that were made
+        in this call; `None` if there were none.
     """
+    trainer = make_trainer(adapted, collator, examples, settings, work_dir, device)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    checkpoint = get_last_checkpoint(str(work_dir))
+    steps = settings.steps - (0 if checkpoint is None else int(checkpoint.rpartition("-")[2]))
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.perf_counter() - start
+    return trainer.state.log_history, seconds / steps if steps > 0 else None
+
+
+def make_trainer(
+    adapted: Adapted,
+    collator: Any,
+    examples: list[dict[str, Any]],
+    settings: RunSettings,
+    work_dir: Path,
+    device: str,
+) -> StreamTrainer:
+    """The trainer of [`train`], which takes the same arguments."""
     groups = parameter_groups(
         adapted.model,
         settings.learning_rate,
@@ -120,45 +161,52 @@ def train(
     )
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     schedule = get_cosine_schedule_with_warmup(optimizer, round(WARM_UP_SHARE * settings.steps), settings.steps)
-    trainer = StreamTrainer(
+    return StreamTrainer(
         adapted.model,
         TrainingArguments(
             str(work_dir),
             max_steps=settings.steps,
             per_device_train_batch_size=settings.batch_size,
             logging_steps=10,
-            save_steps=100,
+            save_steps=max(100, settings.steps // 5),
             save_total_limit=1,
             remove_unused_columns=False,
             report_to=[],
             seed=settings.seed,
+            use_cpu=device == "cpu",
+            bf16=settings.precision == "bf16",
+            # On a GPU, one process prepares the next batches while the device computes.
+            dataloader_num_workers=0 if device == "cpu" else 1,
         ),
         train_dataset=mixture(examples, settings.batch_size, settings.steps, settings.seed),
         data_collator=collator,
         optimizers=(optimizer, schedule),
         callbacks=list(adapted.callbacks),
     )
-    work_dir.mkdir(parents=True, exist_ok=True)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work_dir)))
-    return trainer.state.log_history
 
 
 def build_features(
-    model: AudioListenForCausalLM, processor: AudioListenProcessor, examples: list[dict[str, Any]], folder: Path
+    model: AudioListenForCausalLM,
+    processor: AudioListenProcessor,
+    examples: list[dict[str, Any]],
+    folder: Path,
+    device: str = "cpu",
 ) -> FeatureCache:
     """
-    Computes the encoder outputs of all clips of some examples, on the GPU if there is one, and stores them on disk.
+    Computes the encoder outputs of all clips of some examples, and stores them on disk.
 
     Args:
         model ([`AudioListenForCausalLM`]): the base model.
         processor ([`AudioListenProcessor`]): its processor.
         examples (`list[dict]`): examples whose clips are encoded.
         folder (`Path`): folder of the cache.
+        device (`str`, defaults to `"cpu"`): where to compute them, in float32.
 
     Returns:
         [`FeatureCache`]: the cache.
     """
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
     cache = FeatureCache(folder, model)
-    cache.build(model, processor, [example["audio"] for example in examples])
+    # Several tasks are asked about one clip.
+    cache.build(model, processor, list(dict.fromkeys(example["audio"] for example in examples)))
     return cache

@@ -136,7 +136,7 @@ def test_a_killed_run_is_taken_up_and_gives_the_same_bytes(writes: int, small_da
     command = [sys.executable, "-c", KILLED_RUN, str(tmp_path / "data"), str(writes)]
     assert subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False).returncode == 9
     assert not (tmp_path / "data").exists()
-    finished_parts = list(tmp_path.glob(".data.unfinished/*-*.jsonl"))
+    finished_parts = list(tmp_path.glob(".data.unfinished/*.complete"))
     assert bool(finished_parts) == (writes > 11)
     unchanged = {path: path.stat().st_mtime_ns for path in tmp_path.glob(".data.unfinished/audio/train/keyword-*")}
     folder = make_dataset(tmp_path / "data", **SMALL)
@@ -151,7 +151,7 @@ def test_an_unfinished_run_with_other_arguments_is_not_taken_up(small_dataset: P
     unfinished = tmp_path / ".data.unfinished"
     unfinished.mkdir()
     (unfinished / "request.json").write_text('{"seed": 5}')
-    (unfinished / "train-keyword.jsonl").write_text("")
+    (unfinished / "train-keyword-0.complete").write_text("")
     assert contents(make_dataset(tmp_path / "data", **SMALL)) == contents(small_dataset)
 
 

@@ -8,7 +8,7 @@ import torch
 from benchmarks.mini_listen import base as base_module
 from benchmarks.mini_listen.base import build_base, make_base
 from benchmarks.mini_listen.beats import BeatsTraining
-from benchmarks.mini_listen.data import SMOKE_SIZES
+from benchmarks.mini_listen.settings import FORMS
 from offline import small_models
 from peft_listen import AudioListenForCausalLM, AudioListenProcessor
 from peft_listen.models.beats import BeatsModel
@@ -18,6 +18,7 @@ pytest.importorskip("espeakng_loader")
 pytest.importorskip("soxr")
 pytest.importorskip("soundfile")
 
+SMOKE_SIZES = FORMS["smoke"].sizes
 TINY = replace(
     BeatsTraining(epochs=1),
     model={
@@ -60,9 +61,8 @@ def test_the_base_refers_to_frozen_parts_and_keeps_its_projector(parts: dict[str
     assert model.config.window_length == model.config.window_stride == 17
     assert model.config.qformer_config.num_hidden_layers == 2
     assert model.config.qformer_config.hidden_size == 256
-    # As in the stored runs.
-    assert model.config.qformer_config.hidden_dropout_prob == 0.1
-    assert model.config.qformer_config.attention_probs_dropout_prob == 0.1
+    assert model.config.qformer_config.hidden_dropout_prob == 0.0
+    assert model.config.qformer_config.attention_probs_dropout_prob == 0.0
     assert model.config.initializer_range == 1 / 16
     assert model.config.speech_config.max_source_positions == 150  # 3 s
     assert (

@@ -8,7 +8,8 @@ import torch
 
 from benchmarks.mini_listen import beats as beats_module
 from benchmarks.mini_listen.beats import ALL_LABELS, LABELS, BeatsTraining, train_beats
-from benchmarks.mini_listen.data import SMOKE_SIZES, VOICES, make_data
+from benchmarks.mini_listen.data import VOICES, make_data
+from benchmarks.mini_listen.settings import FORMS
 from peft_listen.audio import load_audio
 from peft_listen.models.beats import BeatsFeatureExtractor, BeatsForAudioClassification, BeatsModel
 
@@ -31,7 +32,7 @@ TINY = replace(
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_data(tmp_path_factory.mktemp("made") / "data", SMOKE_SIZES)
+    return make_data(tmp_path_factory.mktemp("made") / "data", FORMS["smoke"].sizes)
 
 
 @pytest.fixture(scope="module")

@@ -66,6 +66,7 @@ def test_a_clip_has_the_same_prompts_always_and_every_prompt_is_selected_equally
     assert counts.min() > 20 and counts.max() < 60  # 40 on average
     assert len(indices.unique(dim=0)) > 50  # of 81 combinations
     assert clip_route(ROWS[0]) == 415013952  # in every process
+    assert clip_route({"audio": f"/elsewhere/{ROWS[0]['audio']}"}) == 415013952  # and on every machine
 
 
 def test_tasks_do_not_share_their_clips_prompts():
@@ -86,6 +87,12 @@ def test_the_model_takes_the_routes_of_a_batch(model):
     assert deep[3::3].any() and not deep[1::3].any()
     output = model.layer.hooks.selection_for(input_ids=input_ids, routes=torch.tensor([1, 1, 0]))
     assert output.selection.indices[:, 0].tolist() == [1, 1, 0]
+
+
+def test_the_routes_of_a_block_replace_those_of_an_earlier_call(model):
+    input_ids = torch.randint(3, 60, (2, 6))
+    model.eval()(input_ids=input_ids, routes=torch.tensor([0, 0]))
+    assert selected("task_known", [2, 1])[:, 0].tolist() == [2, 1]
 
 
 @pytest.mark.parametrize(

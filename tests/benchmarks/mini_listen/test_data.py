@@ -12,10 +12,12 @@ import pytest
 
 from benchmarks.mini_listen import data as data_module
 from benchmarks.mini_listen.data import (
+    ASKED_ABOUT,
     CAPTIONS,
     EMOTIONS,
     LOUDNESS,
     PLANNERS,
+    TEMPOS,
     VOICES,
     Clip,
     Sound,
@@ -25,7 +27,8 @@ from benchmarks.mini_listen.data import (
     plan_clips,
     render_clip,
 )
-from benchmarks.mini_listen.instructions import INSTRUCTIONS
+from benchmarks.mini_listen.instructions import INSTRUCTIONS, wordings_of
+from benchmarks.mini_listen.questions import FRAMES
 from benchmarks.mini_listen.sentences import SPLITS
 from benchmarks.mini_listen.settings import TASKS
 from offline.dataset_folder import SAMPLING_RATE
@@ -37,7 +40,7 @@ pytest.importorskip("espeakng_loader")
 pytest.importorskip("soxr")
 soundfile = pytest.importorskip("soundfile")
 
-SMALL = {"train": 3, "validation": 1, "test": 2}  # of each task
+SMALL = {"train": 3, "validation": 1, "test": 2}  # of each kind of clips
 REPOSITORY = Path(__file__).parents[3]
 
 
@@ -47,6 +50,15 @@ def contents(folder: Path) -> dict[str, str]:
         for path in folder.rglob("*")
         if path.is_file()
     }
+
+
+def rows(clips: list[Clip]) -> list[dict]:
+    return [row for clip in clips for row in clip.rows()]
+
+
+def answers(task: str, split: str, count: int) -> list[str]:
+    (kind,) = (kind for kind, tasks in ASKED_ABOUT.items() if task in tasks)
+    return [row["answer"] for row in rows(plan_clips(kind, split, count)) if row["task"] == task]
 
 
 def utterances(clips: list[Clip]) -> list[Utterance]:
@@ -73,11 +85,11 @@ def test_every_example_is_valid_and_its_clip_can_be_heard(small_data: Path) -> N
 def test_audio_is_mono_16_bit_at_16_khz_and_short(small_data: Path) -> None:
     limits = {"sv": (2.0, 5.0), "acap": (1.0, 3.0)}
     paths = list((small_data / "audio").rglob("*.wav"))
-    assert len(paths) == len(TASKS) * sum(SMALL.values())
+    assert len(paths) == len(ASKED_ABOUT) * sum(SMALL.values())
     for path in paths:
         info = soundfile.info(path)
         assert (info.samplerate, info.channels, info.subtype) == (SAMPLING_RATE, 1, "PCM_16")
-        shortest, longest = limits.get(path.name.split("-")[0], data_module.SPEECH_LIMITS)
+        shortest, longest = limits.get(path.name.split("-")[0], data_module.SPEECH_LIMITS[1])
         assert shortest <= info.duration <= longest
 
 
@@ -87,13 +99,47 @@ def test_the_data_file_tells_what_is_heard(small_data: Path) -> None:
             row = json.loads(line)
             assert len(row["voices"]) == len(row["sentences"]) == {"acap": 0, "sv": 2}.get(row["task"], 1)
             if row["task"] == "asr":
-                assert row["answer"] == row["sentences"][0].lower().rstrip(".")
+                assert row["answer"] == row["sentences"][0].lower().rstrip(".?")
             elif row["task"] == "acap":
                 assert row["answer"] == ", then ".join(row["sounds"])
+                assert row["answer"] in row["heard"]
             elif row["task"] == "sv":
                 assert row["answer"] == ("Yes" if len(set(row["voices"])) == 1 else "No")
             elif row["task"] == "er":
                 assert row["answer"] == row["emotion"]
+                assert f"{row['emotion']} voice" in row["heard"]
+
+
+def test_nine_tasks_are_asked_about_the_same_clips() -> None:
+    for clip in plan_clips("speech", "test", 40):
+        (utterance,) = clip.parts
+        asked = {row["task"]: row["answer"] for row in clip.rows()}
+        assert {row["audio"] for row in clip.rows()} == {clip.path}
+        assert len({row["instruction"] for row in clip.rows()}) == len(asked) == 9
+        words = asked["asr"].split()
+        assert asked["first_word"] == words[0]
+        assert asked["last_word"] == words[-1]
+        numbers = {"three": 3, "four": 4, "five": 5, "six": 6, "seven": 7}
+        assert numbers[asked["word_count"]] == len(words)
+        assert utterance.settings["variant"] in VOICES["test"][asked["gender"]]
+        slowest, fastest = TEMPOS[asked["tempo"]]
+        assert slowest <= utterance.settings["rate"] <= fastest
+        assert asked["sentence_type"] == ("question" if utterance.text.endswith("?") else "statement")
+        assert asked["en2zh"].endswith("吗") == utterance.text.endswith("?")
+        assert f" {asked['sqa']} " in f" {asked['asr']} "
+        assert clip.heard == f'A {asked["gender"]} says in {asked["tempo"]} speech: "{asked["asr"]}"'
+
+
+@pytest.mark.parametrize("task", ["gender", "tempo", "sentence_type", "er", "sv"])
+def test_no_answer_is_right_more_often_than_the_others(task: str) -> None:
+    counts = Counter(answers(task, "test", 300))
+    assert set(counts.values()) == {300 // len(counts)}
+
+
+def test_guessing_the_most_frequent_word_is_not_enough() -> None:
+    for task, limit in (("first_word", 0.4), ("last_word", 0.15), ("word_count", 0.55), ("sqa", 0.15)):
+        counts = Counter(answers(task, "test", 300))
+        assert counts.most_common(1)[0][1] < limit * 300, task
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(small_data: Path, tmp_path: Path) -> None:
@@ -120,7 +166,11 @@ make_data(sys.argv[1], {"train": 3, "validation": 1, "test": 2})
 """
 
 
-@pytest.mark.parametrize("writes", [1, 20, 57])
+def test_several_threads_give_the_same_bytes(small_data: Path, tmp_path: Path) -> None:
+    assert contents(make_data(tmp_path / "data", SMALL, threads=3)) == contents(small_data)
+
+
+@pytest.mark.parametrize("writes", [1, 12, 40])
 def test_a_killed_run_is_taken_up_and_gives_the_same_bytes(writes: int, small_data: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED_RUN, str(tmp_path / "data"), str(writes)]
     assert subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False).returncode == 9
@@ -146,12 +196,12 @@ def test_a_folder_whose_code_was_edited_without_effect_keeps_its_files(
 
 
 def test_no_sentence_no_voice_and_no_instruction_occurs_in_two_splits() -> None:
-    plans = {split: [clip for task in TASKS for clip in plan_clips(task, split, 200)] for split in SPLITS}
+    plans = {split: [clip for kind in ASKED_ABOUT for clip in plan_clips(kind, split, 200)] for split in SPLITS}
     for first, second in combinations(SPLITS, 2):
         for values in (
             {split: {utterance.text for utterance in utterances(clips)} for split, clips in plans.items()},
             {split: {u.settings["variant"] for u in utterances(clips)} for split, clips in plans.items()},
-            {split: {clip.instruction for clip in clips} for split, clips in plans.items()},
+            {split: {row["instruction"] for row in rows(clips)} for split, clips in plans.items()},
         ):
             assert values[first].isdisjoint(values[second])
             assert values[first] and values[second]
@@ -186,23 +236,43 @@ def is_balanced(frequencies: Counter, kinds: int, count: int) -> bool:
 
 @pytest.mark.parametrize("count", [1, 15, 120])
 def test_classes_and_wordings_are_balanced(count: int) -> None:
-    for task, by_split in INSTRUCTIONS.items():
-        assert 4 <= len(by_split["train"]) <= 6
-        clips = plan_clips(task, "test", count)
-        assert is_balanced(Counter(clip.instruction for clip in clips), len(by_split["test"]), count), task
-    emotions = Counter(clip.answer for clip in plan_clips("er", "test", count))
-    assert is_balanced(emotions, len(EMOTIONS), count)
+    for kind, tasks in ASKED_ABOUT.items():
+        planned = rows(plan_clips(kind, "test", count))
+        for task in set(tasks) - {"sqa"}:
+            wordings = Counter(row["instruction"] for row in planned if row["task"] == task)
+            assert is_balanced(wordings, len(INSTRUCTIONS[task]["test"]), count), task
+    assert is_balanced(Counter(answers("er", "test", count)), len(EMOTIONS), count)
 
 
-def test_the_answers_of_speaker_verification_are_balanced_and_the_genders_mixed() -> None:
+def test_each_task_has_at_least_15_wordings_for_training_and_no_wording_is_used_twice() -> None:
+    assert set(INSTRUCTIONS) == set(TASKS) - {"sqa"}
+    everywhere = Counter()
+    for by_split in [*INSTRUCTIONS.values(), FRAMES]:
+        assert len(by_split["train"]) >= 15
+        assert len(by_split["validation"]) >= 3
+        assert len(by_split["test"]) >= 5
+        everywhere.update(wording.lower() for split in SPLITS for wording in by_split[split])
+    assert [wording for wording, count in everywhere.items() if count > 1] == []
+    question = next(row for row in rows(plan_clips("speech", "train", 1)) if row["task"] == "sqa")
+    for split in SPLITS:
+        assert len(set(wordings_of(question, split))) == len(FRAMES[split])
+
+
+def test_wordings_do_not_go_with_answers() -> None:
+    planned = [row for row in rows(plan_clips("speech", "test", 300)) if row["task"] == "tempo"]
+    pairs = Counter((row["instruction"], row["answer"]) for row in planned)
+    assert len(pairs) == 10 and min(pairs.values()) >= 15
+
+
+def test_the_genders_of_speaker_verification_are_mixed() -> None:
     clips = plan_clips("sv", "train", 800)
-    assert Counter(clip.answer for clip in clips) == {"Yes": 400, "No": 400}
     genders = {voice: gender for gender, voices in VOICES["train"].items() for voice in voices}
     kinds = Counter()
     for clip in clips:
         first, second = (part.settings["variant"] for part in clip.parts)
-        assert (first == second) == (clip.answer == "Yes")
-        kinds[clip.answer, genders[first] == genders[second]] += 1
+        (asked,) = clip.asked
+        assert (first == second) == (asked.answer == "Yes")
+        kinds[asked.answer, genders[first] == genders[second]] += 1
     assert kinds["No", True] == kinds["No", False] == 200
     assert all(clip.parts[0].text != clip.parts[1].text for clip in clips[:100])
 
@@ -210,7 +280,7 @@ def test_the_answers_of_speaker_verification_are_balanced_and_the_genders_mixed(
 def test_captions_have_every_sound_as_often_and_one_or_two_in_order() -> None:
     clips = plan_clips("acap", "train", 800)
     assert Counter(len(clip.parts) for clip in clips) == {1: 400, 2: 400}
-    assert all(clip.answer == ", then ".join(part.caption for part in clip.parts) for clip in clips)
+    assert all(clip.asked[0].answer == ", then ".join(part.caption for part in clip.parts) for clip in clips)
     pairs = [clip.parts for clip in clips if len(clip.parts) == 2]
     assert all(first.name != second.name for first, second in pairs)
     for frequencies, kinds in (
@@ -222,22 +292,24 @@ def test_captions_have_every_sound_as_often_and_one_or_two_in_order() -> None:
 
 
 def test_the_questions_differ_from_example_to_example() -> None:
-    clips = plan_clips("sqa", "train", 800)
-    assert len({clip.instruction for clip in clips}) > 350
-    kinds = Counter(clip.details["question"] for clip in clips)
+    planned = [row for row in rows(plan_clips("speech", "train", 800)) if row["task"] == "sqa"]
+    assert len({row["instruction"] for row in planned}) > 600
+    kinds = Counter(row["question"] for row in planned)
     assert set(kinds) == {"who", "what", "how many", "colour", "where", "when", "who or what is there", "doing"}
     assert min(kinds.values()) >= 35
 
 
-@pytest.mark.parametrize("task", ["asr", "en2zh", "sqa"])
-def test_no_sentence_is_read_twice_in_the_tests_of_a_task(task: str) -> None:
-    for split, count in (("validation", 60), ("test", 120)):
-        texts = [utterance.text for utterance in utterances(plan_clips(task, split, count))]
-        assert len(set(texts)) == len(texts)
+def test_no_sentence_is_read_twice_in_validation_and_test() -> None:
+    for split, count in (("validation", 60), ("test", 300)):
+        texts = [utterance.text for utterance in utterances(plan_clips("speech", split, count))]
+        repeated = [text for text, times in Counter(texts).items() if times > 1]
+        # The test split has 29 sentences of the pattern "located" and 40 of "timed", and 30 and 45 are needed.
+        assert len(repeated) <= {"validation": 0, "test": 6}[split]
 
 
 def test_tasks_with_the_same_seed_do_not_depend_on_one_another() -> None:
-    assert list(PLANNERS) == list(TASKS)
+    assert list(PLANNERS) == list(ASKED_ABOUT)
+    assert [task for tasks in ASKED_ABOUT.values() for task in tasks] == list(TASKS)
     longer = plan_clips("acap", "test", 6)
     assert longer == plan_clips("acap", "test", 6)
     assert plan_clips("acap", "test", 6, seed=1) != longer
@@ -248,7 +320,7 @@ def test_emotions_differ_in_length_and_loudness(synthesizer: EspeakSynthesizer) 
     for emotion, ranges in EMOTIONS.items():
         settings = {name: low for name, (low, _) in ranges.items()}
         utterance = Utterance("My sister sold three boats.", {"voice": "en-us", "variant": "f3", **settings})
-        samples = render_clip(Clip("", "test", "", "", "er", (utterance,), {}, 0), synthesizer)
+        samples = render_clip(Clip("", "test", "er", (utterance,), (), 0), synthesizer)
         seconds[emotion], loudness[emotion] = samples.size / SAMPLING_RATE, samples.std()
     assert seconds["sad"] > seconds["calm"] > seconds["happy"] > seconds["angry"]
     for louder, softer in (("angry", "happy"), ("happy", "calm"), ("calm", "sad")):
@@ -259,7 +331,7 @@ def test_emotions_differ_in_length_and_loudness(synthesizer: EspeakSynthesizer) 
 def test_loud_and_soft_sounds_differ_by_a_factor_of_at_least_seven(name: str) -> None:
     peaks = {}
     for loudness in LOUDNESS:
-        clip = Clip("", "test", "", "", "acap", (Sound(name, loudness),), {}, seed=3)
+        clip = Clip("", "test", "acap", (Sound(name, loudness),), (), seed=3)
         peaks[loudness] = np.abs(render_clip(clip, synthesizer=None)).max()
     assert peaks["loud"] > 7 * peaks["soft"]
 
@@ -273,18 +345,18 @@ def test_two_utterances_have_a_pause_of_at_least_0_4_seconds_between_them(synthe
 
 def test_speech_that_does_not_fit_is_an_error(synthesizer: EspeakSynthesizer) -> None:
     utterance = Utterance("My mother painted seven pictures.", {"voice": "en-us", "variant": "f3", "rate": 80})
-    clip = Clip("", "test", "", "", "asr", (utterance,), {}, seed=0)
-    with pytest.raises(RuntimeError, match=r"takes \d\.\d s .*more than 2\.4 s\. Shorten the text or raise the rate"):
+    clip = Clip("", "test", "sv", (utterance, utterance), (), seed=0)
+    with pytest.raises(RuntimeError, match=r"takes \d\.\d s .*more than 2\.3 s\. Shorten the text or raise the rate"):
         render_clip(clip, synthesizer)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("smell", "train", 1), "no task 'smell', expected one of asr, en2zh, er, sv, sqa, acap"),
-        (("asr", "dev", 1), "no split 'dev', expected one of train, validation, test"),
-        (("asr", "train", 0), "count=0 and seed=0: expected a count of 1 or more"),
-        (("asr", "train", 1, -1), "seed=-1: expected a count of 1 or more and a seed of 0 or more"),
+        (("smell", "train", 1), "no kind of clips 'smell', expected one of speech, er, sv, acap"),
+        (("er", "dev", 1), "no split 'dev', expected one of train, validation, test"),
+        (("er", "train", 0), "count=0 and seed=0: expected a count of 1 or more"),
+        (("er", "train", 1, -1), "seed=-1: expected a count of 1 or more and a seed of 0 or more"),
     ],
 )
 def test_impossible_plans_are_refused(arguments: tuple, message: str) -> None:

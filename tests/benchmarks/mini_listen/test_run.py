@@ -1,56 +1,38 @@
-"""A tiny form of the benchmark: every method is trained, evaluated and stored once, and tables are made of the results."""
+"""A tiny form of the benchmark: every method is trained, evaluated and stored once."""
 
-import inspect
 import json
+import os
 import statistics
 import sys
-from argparse import Namespace
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from filelock import FileLock
 
 from benchmarks.mini_listen import run as run_module
-from benchmarks.mini_listen.evaluation import score
-from benchmarks.mini_listen.experiments import GROUPS, IMPROVED, PAPER, Experiment
-from benchmarks.mini_listen.instructions import INSTRUCTIONS, reworded
+from benchmarks.mini_listen import settings as settings_module
+from benchmarks.mini_listen.estimate import estimate
+from benchmarks.mini_listen.evaluation import clip_scores, further_metrics
+from benchmarks.mini_listen.experiments import GROUPED, GROUPS, Experiment
+from benchmarks.mini_listen.instructions import INSTRUCTIONS, reworded, wordings_of
+from benchmarks.mini_listen.material import prepare
 from benchmarks.mini_listen.methods import METHODS
-from benchmarks.mini_listen.results import (
-    BEGIN,
-    END,
-    group_table,
-    load_runs,
-    plot,
-    reference_of,
-    report,
-    stored_test_sizes,
-    sweep_table,
-    wins,
-    wordings_table,
-    write_between_markers,
-)
-from benchmarks.mini_listen.run import plan_runs, prepare, run, select_experiments
-from benchmarks.mini_listen.settings import TASKS, RunSettings
-from benchmarks.mini_listen.storage import (
-    RESULTS,
-    TEST_EXAMPLES,
-    read_results,
-    selections_path,
-    to_json,
-    write_result,
-)
-from benchmarks.mini_listen.training import mixture
-from peft_listen import AudioListenForCausalLM, AudioListenProcessor, ListenConfig
+from benchmarks.mini_listen.planning import PlannedRun
+from benchmarks.mini_listen.questions import FRAMES
+from benchmarks.mini_listen.run import in_processes, run
+from benchmarks.mini_listen.settings import TASKS, Form, RunSettings
+from benchmarks.mini_listen.storage import read_results, selections_path, to_json, write_result, write_test_examples
+from benchmarks.mini_listen.training import mixture, read_split
+from peft_listen import AudioListenForCausalLM, AudioListenProcessor
 from peft_listen.analysis import SelectionRecords, summarize
 
 
 ANSWERS = {
+    **{task: ["fox", "dog"] for task in TASKS},
     "asr": ["the quick brown fox", "a lazy dog"],
     "en2zh": ["敏捷的狐狸", "懒狗"],
-    "er": ["happy", "sad"],
     "sv": ["Yes", "No"],
-    "sqa": ["fox", "dog"],
     "acap": ["a loud bell", "a soft bell, then rain"],
 }
 SMALL_POOL = {"pool_size": 20, "prompt_length": 5, "num_shared_prompts": 5, "selector_kwargs": {"num_groups": 5}}
@@ -58,21 +40,34 @@ OPTIONS = {
     "projector": {},
     "lora": {"rank": 2},
     "soft_prompt": {"prompt_length": 4},
-    "listen": {**IMPROVED, **SMALL_POOL, "init_keys_at_steps": [2]},
+    "routed": {"rule": "task", "prompt_length": 4, "prompts_per_position": 12, "value_rate": 0.2},
+    "listen": {**GROUPED, **SMALL_POOL, "init_keys_at_steps": [2]},
 }
+FORM = Form(
+    "tiny", steps=3, batch_size=12, train_per_task=2, validation_per_task=1, test_per_task=2, precision="float32"
+)
 
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory, parts, clips):
     folder = tmp_path_factory.mktemp("mini_listen")
+    question = {"direct": "What is it", "indirect": "what it is"}
     rows = [
-        {"audio": clips[index % len(clips)], "instruction": f"What is it? {task}", "answer": answer, "task": task}
+        {
+            **{
+                "audio": clips[index % len(clips)],
+                "instruction": f"What is it? {task}",
+                "answer": answer,
+                "task": task,
+            },
+            **(question if task == "sqa" else {}),
+        }
         for task, answers in ANSWERS.items()
         for index, answer in enumerate(answers)
     ]
     for split in ("train", "validation", "test"):
         path = folder / f"{split}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        path.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)), encoding="utf-8")
     processor = AudioListenProcessor.from_sub_models_pretrained(**parts)
     qformer = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
     torch.manual_seed(0)
@@ -81,22 +76,24 @@ def material(tmp_path_factory, parts, clips):
     )
     base.save_pretrained(folder / "base", save_frozen=False)
     processor.save_pretrained(folder / "base")
-    return prepare(folder, folder / "base", folder, {"train": 2, "validation": 1, "test": 2})
+    return prepare(folder, folder / "base", folder, FORM.sizes)
 
 
 @pytest.fixture(scope="module")
 def settings():
-    return RunSettings(method="projector", steps=3, batch_size=6, train_per_task=2)
+    return RunSettings.of_form(FORM)
+
+
+def settings_with(settings, method, **others):
+    lengths = (1, 4) if method == "listen" else ()
+    return replace(settings, method=method, options=OPTIONS[method], prompt_lengths=lengths, **others)
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, material, settings):
     folder = tmp_path_factory.mktemp("results")
-    for method, options in OPTIONS.items():
-        lengths = (1, 4) if method == "listen" else ()
-        perform(replace(settings, method=method, options=options, prompt_lengths=lengths), material, folder)
-    both = {**OPTIONS["listen"], "lora_rank": 2}
-    perform(replace(settings, method="listen", options=both), material, folder)
+    for method in OPTIONS:
+        perform(settings_with(settings, method), material, folder)
     return folder
 
 
@@ -110,133 +107,207 @@ def read(folder, settings):
 
 def test_every_method_stores_a_result(results, settings):
     assert set(OPTIONS) == set(METHODS)
-    for method, options in OPTIONS.items():
-        lengths = (1, 4) if method == "listen" else ()
-        settings_of_method = replace(settings, method=method, options=options, prompt_lengths=lengths)
+    for method in OPTIONS:
+        settings_of_method = settings_with(settings, method)
         result = read(results, settings_of_method)
         assert result["settings"]["method"] == method
+        assert result["settings"]["form"] == "tiny"
         assert set(result["test"]) == set(result["train_loss"]) == set(result["validation_loss"]) == set(TASKS)
-        assert all(0 <= values["score"] <= 1 for values in result["test"].values())
+        assert set(result["validation_loss_training_wordings"]) == set(TASKS)
+        for task, scores in result["clip_scores"].items():
+            assert len(scores) == len(result["answers"][task]) == 2
+            assert result["test"][task]["score"] == pytest.approx(statistics.fmean(scores))
+            assert all(0 <= score <= 1 for score in scores)
+        assert {"wer", "cer"} <= set(result["test"]["asr"]) and {"chrf", "bleu"} <= set(result["test"]["en2zh"])
         assert 0 <= result["test"]["sv"]["eer"] <= 1
         assert result["settings_hash"] == settings_of_method.hash
-        assert {task: len(answers) for task, answers in result["answers"].items()} == dict.fromkeys(TASKS, 2)
         assert ("selections" in result) == (method == "listen")
+        assert result["device"] == "cpu" and result["seconds_per_step"] > 0
         assert any("train_loss" in row for row in result["log"])
         assert not (results / "work" / settings_of_method.name).exists()
 
 
+def test_parameters_are_those_that_decide_something(results, settings):
+    counts = {method: read(results, settings_with(settings, method))["adapter_parameters"] for method in OPTIONS}
+    size = 32
+    assert counts["projector"] == 0
+    assert counts["soft_prompt"] == 4 * size
+    assert counts["routed"] == (4 * 12 + 4) * size  # without keys
+    assert counts["listen"] == (2 * 20 + 5) * size
+
+
 def test_selections_and_the_sweep_of_prompt_lengths_are_kept(results, settings):
-    listen = replace(settings, method="listen", options=OPTIONS["listen"], prompt_lengths=(1, 4))
+    listen = settings_with(settings, "listen")
     result = read(results, listen)
     assert 3 <= result["selections"]["live_prompts"] <= 20
-    assert len(result["selections"]["overlap"]) == 15
     assert set(result["losses_by_prompt_length"]) == {"1", "4"}
     records = SelectionRecords.load(selections_path(results / f"{listen.name}.json"))
     assert records.tasks == [task for task in TASKS for _ in result["answers"][task]]
     assert records.config["base_model_name_or_path"].startswith("SmolLM2")
     assert summarize(records).mean_overlap == pytest.approx(result["selections"]["mean_overlap"])
-    assert result["adapter_parameters"] == (2 * 20 + 5) * 32
 
 
-def test_losses_at_several_prompt_lengths_are_a_separate_table(results, settings):
-    listen = replace(settings, method="listen", options=OPTIONS["listen"], prompt_lengths=(1, 4))
-    losses = read(results, listen)["losses_by_prompt_length"]
-    header, _, line = sweep_table([Experiment("k = 4 in training", listen, (0,))], read_results(results)).splitlines()
-    assert header == "| validation loss at k = | 1 | 4 |"
-    means = [f"{statistics.fmean(by_task.values()):.3f}" for by_task in losses.values()]
-    assert line == f"| k = 4 in training | {means[0]} | {means[1]} |"
-    lora = replace(settings, method="lora", options={"rank": 2})
-    assert sweep_table([Experiment("LoRA", lora, (0,))], read_results(results)) == ""
+def test_bfloat16_autocast_gives_nearly_the_same_losses_on_the_evaluated_tasks(results, material, settings, tmp_path):
+    lora = settings_with(settings, "lora")
+    half = perform(replace(lora, precision="bf16", evaluated_tasks=("asr", "er")), material, tmp_path)
+    assert half["settings"]["precision"] == "bf16"
+    expected = {task: read(results, lora)["validation_loss"][task] for task in ("asr", "er")}
+    assert half["validation_loss"] == pytest.approx(expected, rel=0.05)
+    assert half["validation_loss"] != expected
+    assert set(half["test"]) == {"asr", "er"} and half["test_size"] == 4
 
 
-def test_tuned_methods_have_rates_that_were_tried():
-    base = RunSettings(method="projector")
-    tried = [experiment.settings for experiment in GROUPS["learning_rates"](base)]
-    tuned = [experiment.settings for experiment in GROUPS["tuned_methods"](base)]
-    assert [settings.method for settings in tuned] == ["lora", "listen", "soft_prompt", "listen"]
-    assert all(settings in tried for settings in tuned[:3])
-    assert all(settings.value_learning_rate == 10 * settings.learning_rate for settings in tuned + tried)
+def test_the_score_of_a_clip_is_from_0_to_1():
+    examples = [{"task": task, "answer": answer} for task, answers in ANSWERS.items() for answer in answers[:1]]
+    right = clip_scores(examples, [example["answer"] for example in examples])
+    assert right == {task: [1.0] for task in TASKS}
+    assert clip_scores(examples, ["bird"] * len(examples)) == {task: [0.0] for task in TASKS}
+    half = clip_scores([{"task": "asr", "answer": "a b c d"}], ["a b"])
+    assert half == {"asr": [0.5]}
+    # More wrong words than there are right ones do not count below 0.
+    assert clip_scores([{"task": "asr", "answer": "a"}], ["b c d"]) == {"asr": [0.0]}
+    assert further_metrics(examples, ["bird"] * len(examples))["asr"]["wer"] == 1.0
 
 
-def test_examples_get_the_wordings_of_another_split_in_turn():
-    examples = [{"task": task, "instruction": "old"} for task in ("asr", "sqa", "er", "asr", "asr")]
-    rows = reworded(examples, "validation")
-    assert [row["task"] for row in rows] == ["asr", "er", "asr", "asr"]
-    first, second = INSTRUCTIONS["asr"]["validation"]
-    assert [row["instruction"] for row in rows if row["task"] == "asr"] == [first, second, first]
+def test_a_training_stream_draws_a_wording_for_every_row():
+    question = {"direct": "What is it", "indirect": "what it is"}
+    examples = [
+        {"task": task, "instruction": "old", "id": index, **(question if task == "sqa" else {})}
+        for task in ("asr", "sqa")
+        for index in range(3)
+    ]
+    stream = mixture(examples, batch_size=4, steps=30, seed=1)
+    by_task = {task: [row["instruction"] for row in stream if row["task"] == task] for task in ("asr", "sqa")}
+    assert set(by_task["asr"]) == set(INSTRUCTIONS["asr"]["train"])
+    assert len(set(by_task["sqa"])) == len(FRAMES["train"])
+    # The same clip comes with different wordings.
+    assert len({row["instruction"] for row in stream if row["task"] == "asr" and row["id"] == 0}) > 5
+    assert stream == mixture(examples, batch_size=4, steps=30, seed=1)
+    other = mixture(examples, batch_size=4, steps=30, seed=2)
+    assert [row["instruction"] for row in other] != [row["instruction"] for row in stream]
     assert examples[0]["instruction"] == "old"
 
 
-def test_the_loss_with_unseen_wordings_is_a_table_of_the_runs_that_have_it(results, settings, tmp_path):
-    lora = Experiment("LoRA", replace(settings, method="lora", options={"rank": 2}), (0,))
-    (line,) = wordings_table([lora, replace(lora, label="the same again")], read_results(results)).splitlines()[2:]
-    result = read(results, lora.settings)
-    known = result["validation_loss_training_wordings"]
-    assert set(known) == set(TASKS) - {"sqa"}
-    expected = [statistics.fmean(losses[task] for task in known) for losses in (result["validation_loss"], known)]
-    assert line == f"| LoRA | {settings.learning_rate:g} | 0 | {expected[0]:.3f} | {expected[1]:.3f} |"
-    assert wordings_table([lora], {}) == ""
+def test_a_longer_run_begins_with_the_same_rows():
+    examples = [{"task": "er", "id": index} for index in range(5)]
+    assert mixture(examples, 4, 10, seed=0)[:20] == mixture(examples, 4, 5, seed=0)
 
 
-def test_lora_beside_the_pool_is_trained(results, settings):
-    both = replace(settings, method="listen", options={**OPTIONS["listen"], "lora_rank": 2})
-    lora = replace(settings, method="lora", options={"rank": 2})
-    expected = (2 * 20 + 5) * 32 + read(results, lora)["adapter_parameters"]
-    assert read(results, both)["adapter_parameters"] == expected
+def test_all_methods_see_the_same_balanced_batches():
+    examples = [{"task": task, "id": f"{task}{index}"} for task in ("er", "sv") for index in range(5)]
+    stream = mixture(examples, batch_size=4, steps=5, seed=1)
+    for start in range(0, 20, 4):
+        assert sorted(example["task"] for example in stream[start : start + 4]) == ["er", "er", "sv", "sv"]
+    assert len({example["id"] for example in stream[:10]}) == 10
+
+
+def test_examples_get_the_wordings_of_another_split_in_turn():
+    question = {"direct": "Who sings", "indirect": "who sings"}
+    examples = [{"task": task, "instruction": "old", **question} for task in ("asr", "sqa", "er", "asr", "asr", "asr")]
+    rows = reworded(examples, "validation")
+    wordings = INSTRUCTIONS["asr"]["validation"]
+    assert [row["instruction"] for row in rows if row["task"] == "asr"] == [*wordings, wordings[0]]
+    assert rows[1]["instruction"] == "According to the clip, who sings?"
+    assert wordings_of(examples[1], "test")[0] == "Say who sings."
 
 
 def test_a_run_that_has_a_result_is_not_run_again(results, settings, monkeypatch):
     monkeypatch.setattr(run_module, "train", lambda *args: pytest.fail("the run was repeated"))
-    lora = replace(settings, method="lora", options={"rank": 2})
+    lora = settings_with(settings, "lora")
     assert run(lora, None, results / "work", results, "unused.json") == read(results, lora)
 
 
-def test_a_run_that_another_process_performs_is_skipped(results, material, settings, tmp_path, monkeypatch, capsys):
-    lora, projector = (replace(settings, method=name, options=OPTIONS[name]) for name in ("lora", "projector"))
-    monkeypatch.setitem(GROUPS, "few", lambda base: [Experiment(one.method, one, (0,)) for one in (lora, projector)])
-    monkeypatch.setattr("benchmarks.mini_listen.base.make_base", lambda folder: (material.base_dir, material.data_dir))
-    command = f"run --groups few --folder {tmp_path} --results {tmp_path / 'results'}".split()
-    monkeypatch.setattr(sys, "argv", [*command, *"--test-per-task 1 --validation-per-task 1".split()])
-    (tmp_path / "checkpoints").mkdir()
-    with FileLock(tmp_path / "checkpoints" / f"{lora.name}.lock"):
-        run_module.main()
-    assert "running in another process" in capsys.readouterr().out
-    assert [path.name for path in (tmp_path / "results").iterdir()] == ["few--projector--seed0.json"]
-    run_module.main()
-    assert len(list((tmp_path / "results").iterdir())) == 2
+@pytest.fixture
+def command(material, settings, tmp_path, monkeypatch):
+    """Runs the command on the tiny form with two experiments, and returns its exit status."""
+    few = [Experiment(name, settings_with(settings, name)) for name in ("lora", "projector")]
+    monkeypatch.setitem(GROUPS, "few", lambda base: iter(few))
+    monkeypatch.setitem(settings_module.FORMS, "tiny", FORM)
+    monkeypatch.setattr(
+        "benchmarks.mini_listen.base.make_base", lambda *args, **kwargs: (material.base_dir, material.data_dir)
+    )
 
-    monkeypatch.setattr("benchmarks.mini_listen.base.make_base", lambda folder: pytest.fail("nothing was left to run"))
+    def main(*arguments):
+        options = ["--form", "tiny", "--groups", "few", "--threads", "1"]
+        options += ["--folder", str(tmp_path), "--results", str(tmp_path / "results")]
+        monkeypatch.setattr(sys, "argv", ["run", *options, *arguments])
+        try:
+            run_module.main()
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    return main
+
+
+def test_a_run_that_another_process_performs_is_skipped(command, settings, tmp_path, monkeypatch, capsys):
+    (tmp_path / "tiny" / "checkpoints").mkdir(parents=True)
+    lora = settings_with(settings, "lora")
+    with FileLock(tmp_path / "tiny" / "checkpoints" / f"{lora.name}.lock"):
+        assert command() == 0
+    assert "running in another process" in capsys.readouterr().out
+    folder = tmp_path / "results" / "tiny"
+    assert sorted(path.name for path in folder.iterdir()) == ["few--projector--seed0.json", "test_examples.jsonl"]
     capsys.readouterr()
-    run_module.main()
+    assert command("--list") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["lora", "3", "steps", "seeds", "0", "(missing)"] in lines
+    assert ["projector", "3", "steps", "seeds", "0"] in lines
+    assert command("--only", "lora", "--seeds", "0") == 0
+    assert len(read_results(folder)) == 2
+
+    monkeypatch.setattr("benchmarks.mini_listen.base.make_base", lambda *args, **kw: pytest.fail("nothing was left"))
+    capsys.readouterr()
+    assert command() == 0
     assert capsys.readouterr().out.startswith("2 runs, 2 of them stored in ")
 
 
-def test_wins_are_counted_over_common_seeds():
-    experiments = list(GROUPS["methods"](RunSettings(method="projector")))
-    reference = reference_of(experiments)
-    assert reference is experiments[0]
-    assert wins(experiments, reference, {}) == []
-    stored = {}
-    for number, mean in enumerate((0.5, 0.6, 0.4)):  # LoRA, the pool, the soft prompt
-        for one in experiments[number].runs():
-            scores = {task: {"score": mean + one.seed / 100} for task in TASKS}
-            stored[one.name] = {"settings": one.as_json(), "test": scores, "test_size": 12}
-    assert stored_test_sizes(stored) == "12"
+def test_a_run_that_fails_does_not_stop_the_others(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(METHODS, "lora", _broken)
+    assert command() == 1
+    output = capsys.readouterr()
+    assert "failed: lora, seed 0" in output.out and "ZeroDivisionError" in output.err
+    assert [run["settings"]["method"] for run in read_results(tmp_path / "results" / "tiny").values()] == ["projector"]
 
-    # A seed that only LoRA has does not count against the others.
-    for number in (1, 2):
-        del stored[experiments[number].runs()[0].name]
-    lora = experiments[0].runs()[0].name
-    stored[lora] = {**stored[lora], "test": {task: {"score": 1.0} for task in TASKS}}
-    pool, soft_prompt = wins(experiments, reference, stored)
-    assert pool.endswith("6 of 6 tasks (asr, en2zh, er, sv, sqa, acap), over 2 common seeds.")
-    assert soft_prompt.endswith("0 of 6 tasks, over 2 common seeds.")
+
+def _broken(base, processor, seed, rank):
+    return 1 / 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "LORA"], "No experiment of few has the label 'LORA'"),
+        (["--processes", "0"], "--processes 0: expected 1 or more"),
+        (["--device", "cuda"], "torch finds no CUDA device"),
+    ],
+)
+def test_impossible_commands_are_refused(command, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert command(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_failure_in_one_of_several_processes_is_reported(tmp_path):
+    assert in_processes(2, os.makedirs, str(tmp_path / "made"), 0o777, True) == 0
+    assert (tmp_path / "made").is_dir()
+    # One of the two finds it made already.
+    assert in_processes(2, os.mkdir, str(tmp_path / "once")) == 1
+
+
+def test_the_estimate_times_each_kind_of_run_once(material, settings, capsys):
+    lora = settings_with(settings, "lora")
+    planned = [PlannedRun(replace(lora, seed=seed, steps=3600), "LoRA", "") for seed in (0, 1)]
+    text = estimate(planned, material, "cpu", evaluation_batch_size=2, steps=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" in ")[0] for line in lines if line.startswith("LoRA")] == ["LoRA: 2 steps"]
+    assert text.startswith("all 2 runs, one after another: about ")
 
 
 def test_an_interrupted_run_gives_the_result_of_an_uninterrupted_one(
     results, material, settings, tmp_path, monkeypatch
 ):
-    listen = replace(settings, method="listen", options=OPTIONS["listen"], prompt_lengths=(1, 4))
+    listen = settings_with(settings, "listen")
     monkeypatch.setattr(run_module.Evaluator, "answers", _interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(listen, material, tmp_path / "work", tmp_path / "results", "run.json")
@@ -245,6 +316,7 @@ def test_an_interrupted_run_gives_the_result_of_an_uninterrupted_one(
     (checkpoint,) = (tmp_path / "work" / listen.name).glob("checkpoint-*")
     assert checkpoint.name == "checkpoint-3"
     resumed = run(listen, material, tmp_path / "work", tmp_path / "results", "run.json")
+    assert resumed["seconds_per_step"] is None  # no step was left
     assert resumed["validation_loss"] == pytest.approx(read(results, listen)["validation_loss"], rel=1e-4)
 
 
@@ -252,64 +324,22 @@ def _interrupt(*args):
     raise KeyboardInterrupt
 
 
-def test_all_methods_see_the_same_balanced_batches():
-    examples = [{"task": task, "id": f"{task}{index}"} for task in "ab" for index in range(5)]
-    stream = mixture(examples, batch_size=4, steps=5, seed=1)
-    assert stream == mixture(examples, batch_size=4, steps=5, seed=1)
-    assert stream != mixture(examples, batch_size=4, steps=5, seed=2)
-    for start in range(0, 20, 4):
-        assert sorted(example["task"] for example in stream[start : start + 4]) == ["a", "a", "b", "b"]
-    assert len({example["id"] for example in stream[:10]}) == 10
+def test_a_split_that_is_too_small_is_refused(material):
+    assert len(read_split(material.data_dir, "test", TASKS, 2)) == 2 * len(TASKS)
+    with pytest.raises(ValueError, match=r"test.jsonl has 2 examples of 'asr', and 3 are needed"):
+        read_split(material.data_dir, "test", TASKS, 3)
 
 
-def test_no_two_runs_share_a_name_or_a_file(settings):
-    base = replace(settings, steps=600)
-    experiments = [experiment for group in GROUPS for experiment in select_experiments(group, base)]
-    names: dict[str, RunSettings] = {}
-    for experiment in experiments:
-        for one in experiment.runs():
-            assert names.setdefault(one.name, one) == one
-    assert len(names) > 40
-    for common in (base, RunSettings(method="projector")):
-        files = [planned.file_name for planned in plan_runs(list(GROUPS), common).values()]
-        assert len(set(files)) == len(files) > 40
-    assert [e.seeds for e in select_experiments("methods", settings, [1])] == [(1,)] * 3 + [()] * 3
-    assert PAPER["paper_form"]
-
-
-def test_runs_whose_options_were_removed_are_shown_and_not_planned():
-    base = RunSettings(method="projector")
-    experiments = [experiment for group in GROUPS for experiment in GROUPS[group](base)]
-    removed = [one for one in experiments if not one.is_runnable]
-    assert {one.label for one in removed} == {
-        *("balanced usage", "reseeding", "exploration", "DPS, P = 380, half left out")
-    }
-    stored, planned = read_results(RESULTS), plan_runs(list(GROUPS), base)
-    assert all(load_runs(one, stored) and one.runs()[0].name not in planned for one in removed)
-    known = {field.name for field in fields(ListenConfig)} | set(inspect.signature(METHODS["listen"]).parameters)
-    for one in planned.values():
-        assert one.settings.method != "listen" or set(one.settings.options) <= known
-
-
-def test_every_published_run_is_stored_under_the_name_that_is_planned_for_it():
-    planned, stored = plan_runs(list(GROUPS), RunSettings(method="projector")), read_results(RESULTS)
-    assert set(planned) <= set(stored)
-    for name, one in planned.items():
-        run = json.loads((RESULTS / one.file_name).read_text())
-        assert run == stored[name]
-        assert run["settings_hash"] == one.settings.hash
-
-
-def test_stored_answers_have_the_stored_scores():
-    examples = [json.loads(line) for line in TEST_EXAMPLES.read_text().splitlines()]
-    for stored in read_results(RESULTS).values():
-        assert stored["test_size"] == len(examples)
-        by_task = {task: iter(answers) for task, answers in stored["answers"].items()}
-        pairs = [(one, next(by_task[one["task"]])) for one in examples]
-        for task in ("er", "sv", "sqa"):
-            rows = [(one, answer) for one, answer in pairs if one["task"] == task]
-            scores = score([one for one, _ in rows], [answer for _, answer in rows])
-            assert scores[task]["score"] == pytest.approx(stored["test"][task]["score"])
+def test_runs_on_other_test_examples_are_not_mixed(material, tmp_path):
+    write_test_examples(tmp_path, material.test)
+    write_test_examples(tmp_path, material.test)
+    rows = [json.loads(line) for line in (tmp_path / "test_examples.jsonl").read_text().splitlines()]
+    assert [row["task"] for row in rows] == [task for task in TASKS for _ in range(2)]
+    assert not any(row["clip"].startswith("/") for row in rows)
+    with pytest.raises(
+        ValueError, match="evaluated on other test examples, .* another folder with `--results FOLDER`"
+    ):
+        write_test_examples(tmp_path, material.test[1:])
 
 
 def test_results_are_written_as_json_with_a_line_for_each_short_list(tmp_path):
@@ -324,52 +354,3 @@ def test_results_are_written_as_json_with_a_line_for_each_short_list(tmp_path):
     assert text.splitlines()[1:5] == [' "settings": {', '  "tasks": ["asr", "er"]', " },", ' "log": [']
     write_result(tmp_path / "results", "run.json", content)
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["run.json"]
-
-
-def test_studies_take_a_third_of_the_steps_and_share_one_run():
-    base = RunSettings(method="projector", steps=600)
-    studies = {
-        name: list(GROUPS[name](base)) for name in ("selectors", "remedies", "prompt_lengths", "key_loss", "tasks")
-    }
-    assert {experiment.settings.steps for experiments in studies.values() for experiment in experiments} == {200}
-    del studies["selectors"]  # of a larger pool
-    names = [{run.name for experiment in experiments for run in experiment.runs()} for experiments in studies.values()]
-    (shared,) = set.intersection(*names)
-    assert shared.startswith("listen-seed0-")
-
-
-def test_tables_name_what_was_run_and_what_was_not(results, settings, tmp_path):
-    lora = Experiment("LoRA", replace(settings, method="lora", options={"rank": 2}), seeds=(0, 1))
-    missing = Experiment("missing", replace(settings, method="lora", options={"rank": 3}))
-    assert len(load_runs(lora, read_results(results))) == 1
-    table = group_table("methods", [lora, missing], read_results(results))
-    assert "| LoRA | 1 of 2 |" in table
-    assert "| missing | not run |" in table
-    assert group_table("selectors", [missing, missing], read_results(results)).endswith(
-        "*Not run yet: missing; missing.*"
-    )
-
-    listen = replace(settings, method="listen", options=OPTIONS["listen"], prompt_lengths=(1, 4))
-    selections = read(results, listen)["selections"]
-    for experiment in GROUPS["methods"](settings):
-        # The same measurements for each experiment of the group.
-        for one in experiment.runs()[:2]:
-            run = {**read(results, lora.runs()[0]), "settings": one.as_json()}
-            if one.method == "listen":
-                run["selections"] = selections
-            write_result(tmp_path / "results", f"{one.name}.json", run)
-    arguments = Namespace(groups=["methods"], steps=3, batch_size=6, train_per_task=2, results=tmp_path / "results")
-    text = report(arguments)
-    assert "at or above LoRA, r = 8 on q, v on 6 of 6 tasks" in text
-    paths = plot(arguments, tmp_path / "plots")
-    drawn = [path.read_text() for path in paths]
-    assert all(content.rstrip().endswith("</svg>") for content in drawn)
-    assert [path.read_text() for path in plot(arguments, tmp_path / "plots")] == drawn
-
-    markdown = tmp_path / "RESULTS.md"
-    markdown.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    write_between_markers(markdown, text)
-    assert markdown.read_text() == f"before\n{BEGIN}\n\n{text}\n\n{END}\nafter\n"
-    markdown.write_text("nothing")
-    with pytest.raises(ValueError, match="has no place for the tables"):
-        write_between_markers(markdown, text)

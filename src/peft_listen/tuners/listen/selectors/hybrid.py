@@ -30,7 +30,7 @@ class HybridSelector(Selector):
     similar to each other than those of similarity and closer to the query than those of the residual selector
     (`tests/tuners/listen/test_hybrid_selector.py`). On the six tasks of `benchmarks/mini_listen`, with a pool of 380
     prompts, its validation loss was between those of attention and of similarity (one seed; see the table of selectors
-    in `benchmarks/RESULTS.md`).
+    in `benchmarks/FINDINGS.md`).
 
     Args:
         step_size (`float`, defaults to 0.5): fraction of a selected key's component that is subtracted, from 0 to 1.

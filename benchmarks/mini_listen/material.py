@@ -1,0 +1,74 @@
+"""What all runs share: the data, the base model and the encoder outputs; and the model of one run made from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peft_listen import AudioListenForCausalLM, AudioListenProcessor
+from peft_listen.training import AudioListenCollator, FeatureCache
+
+from .controls import RouteCollator
+from .methods import METHODS, Adapted
+from .settings import TASKS, RunSettings
+from .training import build_features, first_of_each_task, read_split
+
+
+@dataclass
+class Material:
+    """
+    Data and models that all runs share.
+
+    Args:
+        base_dir (`Path`): folder of the base model.
+        data_dir (`Path`): folder of the dataset.
+        processor ([`AudioListenProcessor`]): processor of the base model.
+        features ([`FeatureCache`]): encoder outputs of all clips.
+        train, validation, test (`list[dict]`): examples that every run is evaluated on, task by task.
+    """
+
+    base_dir: Path
+    data_dir: Path
+    processor: AudioListenProcessor
+    features: FeatureCache
+    train: list[dict[str, Any]]
+    validation: list[dict[str, Any]]
+    test: list[dict[str, Any]]
+
+
+def adapt(settings: RunSettings, material: Material) -> tuple[Adapted, Any]:
+    """The base model with the adapter of a run, and the collator of its batches."""
+    torch.manual_seed(settings.seed)
+    base = AudioListenForCausalLM.from_pretrained(material.base_dir)
+    adapted = METHODS[settings.method](base, material.processor, settings.seed, **settings.options)
+    collator: Any = AudioListenCollator(material.processor, feature_cache=material.features)
+    return adapted, collator if adapted.route is None else RouteCollator(collator, adapted.route)
+
+
+def prepare(folder: Path, base_dir: Path, data_dir: Path, sizes: dict[str, int], device: str = "cpu") -> Material:
+    """
+    Loads the processor, computes the encoder outputs of all clips, and reads the examples to evaluate on.
+
+    Args:
+        folder (`Path`): receives the folder `features`.
+        base_dir (`Path`): folder of the base model.
+        data_dir (`Path`): folder of the dataset.
+        sizes (`dict[str, int]`): number of examples per task, by split.
+        device (`str`, defaults to `"cpu"`): where to compute the encoder outputs.
+
+    Returns:
+        [`Material`]: what all runs share.
+    """
+    processor = AudioListenProcessor.from_pretrained(base_dir)
+    model = AudioListenForCausalLM.from_pretrained(base_dir)
+    splits = {split: read_split(data_dir, split, TASKS, count) for split, count in sizes.items()}
+    everything = [row for rows in splits.values() for row in rows]
+    features = build_features(model, processor, everything, folder / "features", device)
+    # The training loss is measured on as many clips as the validation loss. Answers of one task have similar lengths, so
+    # batches of one task end early.
+    evaluated = {**splits, "train": first_of_each_task(splits["train"], TASKS, sizes["validation"])}
+    sorted_rows = {split: sorted(rows, key=lambda row: TASKS.index(row["task"])) for split, rows in evaluated.items()}
+    return Material(base_dir, data_dir, processor, features, **sorted_rows)
