@@ -250,7 +250,7 @@ def _scale_labels(study: Study) -> Iterator[str]:
 
 def _missing(study: Study, question: str, *labels: str) -> Verdict:
     names = [label for label in dict.fromkeys(labels) if study.missing(label)]
-    listed = ", ".join(names[:4]) + (f" and {len(names) - 4} others" if len(names) > 4 else "")
+    listed = "; ".join(names[:4]) + (f" and {len(names) - 4} others" if len(names) > 4 else "")
     if not names:
         return Verdict(question, "not decided", "no task has room between the projector alone and a run on it alone.")
     return Verdict(question, "not decided", f"runs are missing: {listed}.")

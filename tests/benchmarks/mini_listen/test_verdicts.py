@@ -111,7 +111,7 @@ def test_missing_runs_are_named() -> None:
     assert len(verdicts(empty)) == len(RULES) == 8
     result = rules.claim_holds(make_study(ALL, single=None))
     assert (
-        result.reason == "runs are missing: LoRA on asr, LoRA on en2zh, LoRA on sqa, LoRA on first_word and 20 others."
+        result.reason == "runs are missing: LoRA on asr; LoRA on en2zh; LoRA on sqa; LoRA on first_word and 20 others."
     )
     without_control = {label: score for label, score in ALL.items() if label != RANDOM_ROUTING}
     result = rules.claim_holds(make_study(without_control))
