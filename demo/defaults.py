@@ -5,5 +5,5 @@ BATCH_SIZE = 4
 LEARNING_RATE = 1e-3
 SEED = 0
 
-# A few hundred steps are enough to train a projector whose embeddings are larger than those of text; see docs/train.md.
+# A few hundred steps are enough to train a projector whose embeddings are larger than those of text; see docs/method.md.
 AUDIO_SCALE = 8.0

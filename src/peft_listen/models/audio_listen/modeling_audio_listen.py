@@ -835,7 +835,7 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
             audio_scale (`float`, *optional*, defaults to 1.0):
                 Initial root mean square of the projector's embeddings, relative to that of the language model's input
                 embeddings. The layers of a language model add larger vectors to their inputs, so larger embeddings are kept
-                through more of them; `docs/train.md` has an example of the effect.
+                through more of them; see `docs/method.md`.
             dtype (`torch.dtype` or `"auto"`, *optional*):
                 Data type of the language model and the encoders. The projector stays in float32. Defaults to the data type
                 of the language model's checkpoint (`"auto"`), but to float32 on a machine without an accelerator, where
