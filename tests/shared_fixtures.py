@@ -15,7 +15,8 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import peft_listen
-from tests import small_hub, small_models
+from tests import simulated_device, small_hub, small_models
+from tests.device import VARIABLE, named_device, placing, test_device
 
 
 QUESTIONS = [
@@ -31,6 +32,41 @@ SECONDS = (0.9, 0.4, 1.3, 0.7)
 def one_thread() -> None:
     """Limits torch to one thread: the models are too small for more, and pytest-xdist runs one process per core."""
     torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    try:
+        torch.empty(0, device=test_device())
+    except (AssertionError, RuntimeError) as error:
+        raise pytest.UsageError(
+            f"`{VARIABLE}` names {test_device()}, which this machine does not have: {error}"
+        ) from error
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if test_device().type == "cpu":
+        return
+    for item in items:
+        for mark in item.iter_markers("cpu_only"):
+            item.add_marker(pytest.mark.skip(reason=f"runs on the CPU only: {mark.args[0]}"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _on_test_device() -> Iterator[None]:
+    if test_device().type == "cpu":
+        yield
+    else:
+        with placing():
+            yield
+
+
+@pytest.fixture
+def simulated() -> Iterator[torch.device]:
+    """The device of `simulated_device.py`."""
+    if not simulated_device.IS_SUPPORTED:
+        pytest.skip("this version of torch has no backends in Python")
+    with simulated_device.in_use():
+        yield named_device(simulated_device.NAME)
 
 
 @pytest.fixture
@@ -101,7 +137,9 @@ def composite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pipe(composite_folder: Path) -> transformers.Pipeline:
     """The pipeline of `composite_folder`, limited to 6 new tokens."""
-    return transformers.pipeline("audio-text-to-text", model=str(composite_folder), device="cpu", max_new_tokens=6)
+    return transformers.pipeline(
+        "audio-text-to-text", model=str(composite_folder), device=test_device(), max_new_tokens=6
+    )
 
 
 @pytest.fixture(scope="session")

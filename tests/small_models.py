@@ -32,6 +32,7 @@ from transformers import (
 )
 
 import peft_listen
+from tests.device import place
 
 
 SAMPLING_RATE = 16_000
@@ -94,7 +95,7 @@ def make_llm(name: str, seed: int = 0) -> PreTrainedModel:
                 parameter.normal_(std=0.2)
             elif model.get_output_embeddings().bias is parameter:
                 parameter.normal_()
-    return model
+    return place(model)
 
 
 def make_whisper_config(**kwargs: Any) -> WhisperConfig:
@@ -157,7 +158,7 @@ def make_model(llm: str = "llama", sound: bool = False, **kwargs: Any) -> peft_l
             for parameter in part.parameters() if part is not None else ():
                 if parameter.ndim > 1:
                     parameter.normal_(std=0.3)
-    return model
+    return place(model)
 
 
 def make_chat_processor(sound: bool = True, tokenizer: Any = None, **kwargs: Any) -> peft_listen.AudioListenProcessor:
@@ -195,7 +196,7 @@ def make_chat_model(
             for parameter in part.parameters() if part is not None else ():
                 if parameter.ndim > 1:
                     parameter.normal_(std=0.2)
-    return model
+    return place(model)
 
 
 def make_adapted_chat_model(dropout: float = 0.0, **changes: Any) -> PeftModel:

@@ -1,6 +1,7 @@
 """
-Fixtures of the tests marked `gpu`: `pytest -m gpu -n 0 tests/gpu`. They run on CUDA; with `PEFT_LISTEN_TEST_DEVICE=cpu` on the
-CPU, except for those that need CUDA itself. Each compares the device with the CPU.
+Fixtures of the tests marked `gpu`: `pytest -m gpu -n 0 tests/gpu`. They run on CUDA, or on the device that
+`PEFT_LISTEN_TEST_DEVICE` names (`cpu` and `simulated` exist everywhere), except for those that need CUDA itself. Each compares
+the device with the CPU, so they place models and tensors themselves.
 """
 
 import os
@@ -12,15 +13,22 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from peft_listen import ListenConfig
+from tests.device import VARIABLE, named_device, on_device
 from tests.small_models import make_llm
 
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    device = torch.device(os.environ.get("PEFT_LISTEN_TEST_DEVICE", "cuda"))
+    device = named_device(os.environ.get(VARIABLE, "cuda"))
     if device.type == "cuda" and not torch.cuda.is_available():
-        pytest.skip("CUDA is not available; `PEFT_LISTEN_TEST_DEVICE=cpu` runs these tests on the CPU")
-    return torch.device("cuda", 0) if device == torch.device("cuda") else device
+        pytest.skip(f"CUDA is not available; `{VARIABLE}=simulated` runs these tests on the CPU")
+    return device
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _builders_on_the_cpu() -> Iterator[None]:
+    with on_device(torch.device("cpu")):
+        yield
 
 
 @pytest.fixture
@@ -55,7 +63,7 @@ def make_pair(device: torch.device) -> Callable[..., tuple[Any, PeftModel]]:
                 base.set_attn_implementation(attention)
             base.generation_config.eos_token_id = None  # every row generates the requested number of tokens
             bases.append(base)
-        plain = {"center_queries": False, "query_pooling": "mean"}
+        plain = {"center_queries": False, "query_pooling": "mean", "shared_prompt_mode": "prepend"}
         settings = {"pool_size": 12, "prompt_length": 4, "init_weights": False, **plain, **changes}
         return bases[0], get_peft_model(bases[1], ListenConfig(**settings)).eval()
 

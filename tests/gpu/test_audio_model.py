@@ -97,7 +97,7 @@ def test_device_map_places_the_adapter_with_the_model(composite_folder, make_ada
     make_adapted("listen").save_pretrained(tmp_path)
     batch = make_processor()(text=["<|audio|> What is said?"], audio=[clip(0.6)], sampling_rate=16000)
     results = []
-    for placement in ({"": "cpu"}, "auto" if device.type == "cuda" else {"": "cpu"}):
+    for placement in ({"": "cpu"}, "auto" if device.type == "cuda" else {"": str(device)}):
         model = AutoModelForMultimodalLM.from_pretrained(composite_folder, device_map=placement)
         model.load_adapter(str(tmp_path))
         model.generation_config.eos_token_id = None
@@ -106,8 +106,13 @@ def test_device_map_places_the_adapter_with_the_model(composite_folder, make_ada
     assert torch.equal(results[1], results[0])
 
 
-def test_pipeline(composite_folder, pipe, clips, device):
-    on_device = pipeline("audio-text-to-text", model=str(composite_folder), device=device, **{"max_new_tokens": 6})
+@pytest.mark.parametrize("placement", [{"device": None}, {"device": 0}, {"device_map": "auto"}], ids=str)
+def test_pipeline(placement, composite_folder, pipe, clips, device):
+    if placement == {"device": None}:
+        placement = {"device": device}
+    elif device.type != "cuda":
+        pytest.skip("needs a device that transformers finds itself")
+    on_device = pipeline("audio-text-to-text", model=str(composite_folder), max_new_tokens=6, **placement)
     assert on_device.model.device.type == device.type
     assert on_device(clips, text="What?", batch_size=2) == pipe(clips, text="What?", batch_size=2)
 

@@ -103,6 +103,7 @@ MODES = {
     "static cache": {**GREEDY, "cache_implementation": "static", "disable_compile": True},
     "static cache and beams": {**GREEDY, "num_beams": 2, "cache_implementation": "static", "disable_compile": True},
     "chunks": {**GREEDY, "prefill_chunk_size": 4},
+    "guidance": {**GREEDY, "guidance_scale": 1.5},
 }
 
 
@@ -119,7 +120,7 @@ def test_generation_gives_the_tokens_of_the_cpu(mode, architecture, make_pair, t
     assert torch.equal(results[1], results[0])
 
 
-@pytest.mark.parametrize("kind", ["assistant", "lookup", "embeddings", "filled cache"])
+@pytest.mark.parametrize("kind", ["assistant", "lookup", "embeddings", "query mask", "filled cache"])
 def test_other_ways_of_generating_give_the_tokens_of_the_cpu(kind, make_pair, tokens):
     results = []
     for on in ("cpu", None):
@@ -131,6 +132,9 @@ def test_other_ways_of_generating_give_the_tokens_of_the_cpu(kind, make_pair, to
             found = model.generate(torch.cat([row, row], dim=1), **GREEDY, prompt_lookup_num_tokens=3)
         elif kind == "embeddings":
             found = model.generate(inputs_embeds=model.get_input_embeddings()(row), **GREEDY)
+        elif kind == "query mask":
+            mask = torch.tensor([[0, 1, 1, 0, 0, 0, 1]]).to(model.device)
+            found = model.generate(row, **GREEDY, listen_query_mask=mask)
         else:
             cache = model(input_ids=row[:, :-1], use_cache=True).past_key_values
             found = model.generate(row, **GREEDY, past_key_values=cache)

@@ -5,6 +5,8 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from peft_listen.training import AudioListenCollator, FeatureCache, ListenCallback, sft_config
+from tests import simulated_device
+from tests.device import on_device
 from tests.small_models import make_adapted_chat_model, make_chat_processor
 
 
@@ -23,8 +25,14 @@ def processor():
 @pytest.fixture
 def modes(device):
     """Settings on the CPU in float32, and on the device in bfloat16 with gradient checkpointing."""
-    exact = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
-    return exact, {"use_cpu": device.type == "cpu", "bf16": True, "gradient_checkpointing": True}
+
+    def modes():
+        yield {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
+        has_bf16 = device.type != simulated_device.NAME  # as far as `TrainingArguments` knows
+        with on_device(device):
+            yield {"use_cpu": device.type == "cpu", "bf16": has_bf16, "gradient_checkpointing": True}
+
+    return modes()
 
 
 def losses(trainer):
@@ -39,7 +47,7 @@ def test_trainer(has_cache, modes, processor, examples, clips, tmp_path, device)
         cache = None
         if has_cache:
             base = model.get_base_model().to("cpu" if mode["use_cpu"] else device)
-            cache = FeatureCache(tmp_path / str(mode["bf16"]), base)
+            cache = FeatureCache(tmp_path / str(mode["use_cpu"]), base)
             cache.build(base, processor, clips)
         trainer = Trainer(
             model,

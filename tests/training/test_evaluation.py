@@ -71,7 +71,7 @@ def check(prediction, model, processor, examples):
         assert labels[labels != -100].tolist() == expected[expected != -100].tolist()
         # The logits at a position predict the label at the next one.
         predicting = logits[:-1][labels[1:] != -100]
-        np.testing.assert_allclose(predicting, alone[:-1][expected[1:] != -100], atol=2e-4, rtol=1e-3)
+        np.testing.assert_allclose(predicting, alone[:-1][expected[1:] != -100].cpu(), atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("supervised_logits_only", [True, False])

@@ -401,6 +401,7 @@ def build_as_process(rank: int, port: int, folders: tuple[Path, ...], result: Pa
     os._exit(0)  # gloo at times aborts when a process ends
 
 
+@pytest.mark.cpu_only("its processes use gloo")
 @pytest.mark.parametrize(
     ("folders", "outputs"),
     [

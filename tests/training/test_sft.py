@@ -98,6 +98,7 @@ def test_a_collator_with_supervised_logits_only_raises(make_adapted, processor, 
         trainer.train()
 
 
+@pytest.mark.cpu_only("it checks the settings of a machine")
 def test_other_settings_are_passed_to_the_configuration(tmp_path):
     config = sft_config(tmp_path, learning_rate=0.5, dataset_kwargs={"add_special_tokens": False}, **{"use_cpu": True})
     assert isinstance(config, trl.SFTConfig)
@@ -123,6 +124,7 @@ def test_settings_that_drop_the_audio_raise(tmp_path, options, message):
         sft_config(tmp_path, **options)
 
 
+@pytest.mark.cpu_only("it checks the settings of a machine")
 def test_settings_that_distort_the_key_loss_give_a_warning(tmp_path):
     with pytest.warns(UserWarning, match="`loss_type='dft'`"):
         sft_config(tmp_path, loss_type="dft", use_cpu=True)
@@ -143,6 +145,7 @@ def test_the_configuration_gives_no_warning(tmp_path, options):
     assert config.gradient_checkpointing == options.get("gradient_checkpointing", True)
 
 
+@pytest.mark.cpu_only("it checks the settings of a machine")
 @pytest.mark.parametrize("available", [False, True])
 def test_memory_is_pinned_for_an_accelerator_only(tmp_path, monkeypatch, available):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: available)

@@ -7,6 +7,7 @@ import torch
 from transformers import CompileConfig, DynamicCache, GenerationMixin
 
 from peft_listen import AudioListenForCausalLM
+from tests.device import place
 
 
 NEW_TOKENS = 4
@@ -159,7 +160,7 @@ def test_an_assistant_of_another_width_is_refused(model, plain_config, one_row) 
     config = plain_config(sound=True)
     config.text_config.hidden_size = 16
     config.audio_token_id = model.config.audio_token_id
-    assistant = AudioListenForCausalLM(config).eval()
+    assistant = place(AudioListenForCausalLM(config).eval())
     assistant.resize_token_embeddings(model.config.text_config.vocab_size, mean_resizing=False)
     with pytest.raises(ValueError, match=r"audio embeddings are 32 wide, but those of this language model 16"):
         model.generate(**one_row, max_new_tokens=4, assistant_model=assistant)

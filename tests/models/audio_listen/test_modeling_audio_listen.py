@@ -9,6 +9,7 @@ from transformers.utils import generic
 from peft_listen import AudioListenForCausalLM, AudioListenModel, BeatsModel
 from peft_listen.models.audio_listen import AudioFeatures
 from peft_listen.models.audio_listen.forward_arguments import CACHE
+from tests.device import place
 
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0}
@@ -330,6 +331,7 @@ def test_parts_without_flash_attention_use_sdpa(plain_config) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.cpu_only("it chooses the device")
 def test_a_device_map_is_accepted(make_model, inputs, tmp_path) -> None:
     expected = make_model(sound=True)
     expected.save_pretrained(tmp_path)
@@ -440,7 +442,7 @@ def test_audio_without_a_known_audio_token_is_refused(make_model, inputs) -> Non
 
 def test_a_model_built_from_its_configuration_accepts_audio(plain_config) -> None:
     """transformers' tests build models from a configuration only."""
-    model = AudioListenForCausalLM(plain_config(sound=True)).eval()
+    model = place(AudioListenForCausalLM(plain_config(sound=True)).eval())
     assert isinstance(model.model.sound_tower, BeatsModel)
     projector, scale = model.model.multi_modal_projector, model.config.qformer_config.hidden_size**-0.5
     assert 0.8 < projector.linear.weight.std() / scale < 1.2

@@ -6,6 +6,7 @@ import torch
 
 from peft_listen import WindowQFormerProjector
 from peft_listen.models.audio_listen.convert_salmonn_projector import convert_salmonn_projector
+from tests.device import place
 
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "qformer"
@@ -20,13 +21,14 @@ CASES = [
 
 def load_salmonn(name: str) -> WindowQFormerProjector:
     checkpoint = torch.load(FIXTURES / f"{name}.pt", weights_only=True)
-    return convert_salmonn_projector(checkpoint["model"], **checkpoint["args"]).eval()
+    return place(convert_salmonn_projector(checkpoint["model"], **checkpoint["args"]).eval())
 
 
 @pytest.fixture
 def projector(plain_config) -> WindowQFormerProjector:
     torch.manual_seed(0)
-    return WindowQFormerProjector(plain_config(sound=True, window_length=6, window_stride=4, num_queries=2)).eval()
+    config = plain_config(sound=True, window_length=6, window_stride=4, num_queries=2)
+    return place(WindowQFormerProjector(config).eval())
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)
@@ -35,7 +37,7 @@ def test_outputs_equal_those_of_salmonn(name: str, case: str) -> None:
     arrays = np.load(FIXTURES / f"{name}.npz")
     projector = load_salmonn(name)
     output = projector(torch.from_numpy(arrays[f"{case}__speech"]), torch.from_numpy(arrays[f"{case}__audio"]))
-    np.testing.assert_allclose(output.numpy(), arrays[f"{case}__out"], atol=2e-5, rtol=0)
+    np.testing.assert_allclose(output.cpu().numpy(), arrays[f"{case}__out"], atol=2e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -44,7 +46,7 @@ def test_outputs_in_bfloat16_stay_close_to_float32() -> None:
     projector = load_salmonn("tiny").to(torch.bfloat16)
     output = projector(torch.from_numpy(arrays["equal__speech"]), torch.from_numpy(arrays["equal__audio"]))
     assert output.dtype == torch.bfloat16
-    np.testing.assert_allclose(output.float().numpy(), arrays["equal__out"], atol=0.1, rtol=0)
+    np.testing.assert_allclose(output.float().cpu().numpy(), arrays["equal__out"], atol=0.1, rtol=0)
 
 
 @torch.no_grad()
@@ -120,7 +122,7 @@ def test_more_windows_than_there_are_are_refused(projector) -> None:
 def test_missing_and_unexpected_sound_are_refused(projector, plain_config) -> None:
     with pytest.raises(ValueError, match="no sound features were given"):
         projector(torch.randn(1, 20, 16))
-    deaf = WindowQFormerProjector(plain_config(sound=False))
+    deaf = place(WindowQFormerProjector(plain_config(sound=False)))
     with pytest.raises(ValueError, match="built without a sound encoder"):
         deaf(torch.randn(1, 20, 16), torch.randn(1, 20, 16))
 

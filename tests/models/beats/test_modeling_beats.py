@@ -14,6 +14,7 @@ from peft_listen import (
     BeatsModel,
 )
 from peft_listen.models.beats import relative_position_bucket
+from tests.device import place
 
 
 VARIANTS = ["iter3plus", "finetuned", "postnorm_nogate", "prenorm"]
@@ -39,7 +40,7 @@ def tiny_config(**fields):
 
 def tiny_model(model_class=BeatsModel, **fields):
     torch.manual_seed(0)
-    return model_class(tiny_config(**fields)).eval()
+    return place(model_class(tiny_config(**fields)).eval())
 
 
 def tiny_inputs(num_frames=100, lengths=(100, 53)):
@@ -61,7 +62,7 @@ def test_relative_position_buckets_equal_the_original(golden_buckets):
     for name, expected in golden_buckets.items():
         num_buckets, max_distance = (int(part[2:]) for part in name.split("_"))
         buckets = relative_position_bucket(relative_position, num_buckets, max_distance)
-        assert np.array_equal(buckets.numpy(), expected)
+        assert np.array_equal(buckets.cpu().numpy(), expected)
 
 
 @torch.no_grad()

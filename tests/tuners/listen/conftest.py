@@ -9,6 +9,7 @@ from peft import get_peft_model
 
 from peft_listen import ListenConfig
 from tests.call_by_hand import ByHand
+from tests.device import place
 
 
 VOCABULARY = 61
@@ -119,7 +120,7 @@ def build():
             setattr(config, name, value)
         kind = transformers.AutoModelForImageTextToText if architecture in COMPOSITES else None
         kind = kind or transformers.AutoModelForCausalLM
-        return kind.from_config(config, attn_implementation=attn_implementation).eval()
+        return place(kind.from_config(config, attn_implementation=attn_implementation).eval())
 
     return build
 

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from peft_listen import ListenConfig
 from peft_listen.tuners.listen.initialization import embedding_size, initial_pool
 from peft_listen.tuners.listen.selectors.clustering import cluster_centers
+from tests.device import place
 
 
 class ModelConfig:
@@ -20,7 +21,7 @@ def vocabulary(size=40, width=6):
     embedding = nn.Embedding(size, width)
     with torch.no_grad():
         embedding.weight.copy_(torch.randn(size, width, generator=torch.Generator().manual_seed(0)) + 1)
-    return embedding
+    return place(embedding)
 
 
 # The values of pools without shared prompts are not initialized with zeros.
@@ -138,7 +139,7 @@ def test_clusters_of_points_are_found():
     corners = torch.tensor([[10.0, 0.0], [0.0, 10.0], [-10.0, -10.0]])
     noise = torch.randn(3, 50, 2, generator=torch.Generator().manual_seed(0))
     centers = cluster_centers((corners[:, None] + 0.1 * noise).flatten(0, 1), 3, seed=0)
-    distances = torch.cdist(corners, centers)
+    distances = torch.cdist(corners, centers.to(corners.device))
     assert sorted(distances.argmin(dim=-1).tolist()) == [0, 1, 2]
     assert distances.min(dim=-1).values.max() < 0.1
 
@@ -147,7 +148,7 @@ def test_with_fewer_points_than_centers_the_additional_centers_are_near_the_poin
     points = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)) * 10
     centers = cluster_centers(points, 12, seed=1)
     assert centers.shape == (12, 5)
-    distances = torch.cdist(centers, points).min(dim=-1).values
+    distances = torch.cdist(centers.to(points.device), points).min(dim=-1).values
     assert (distances[:4] < 1e-4).all()
     assert ((distances[4:] > 0) & (distances[4:] < 6)).all()
     assert len({tuple(row) for row in centers.tolist()}) == 12

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 
+pytestmark = pytest.mark.cpu_only("its processes use gloo")
+
 WORKER = """
 import contextlib, copy, datetime, sys, torch
 sys.path[:0] = {paths!r}

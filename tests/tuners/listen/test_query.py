@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peft_listen.tuners.listen.query import leading_padding, mean_query, prompt_positions
+from tests.device import test_device
 
 
 def positions_of(attention_mask=None, labels=None, query_mask=None, shape=(1, 5)):
     tensors = [None if rows is None else torch.tensor(rows) for rows in (attention_mask, labels, query_mask)]
-    positions, without_prompt = prompt_positions(*shape, *tensors)
+    positions, without_prompt = prompt_positions(*shape, *tensors, device=test_device())
     return positions.int().tolist(), without_prompt.tolist()
 
 
@@ -72,7 +73,7 @@ def test_neither_padding_nor_the_answer_changes_the_query(seed, left, right, ans
     index = torch.arange(length)
     mask = ((index >= left) & (index < length - right)).long()[None]
     labels = torch.where((index >= left + 5) & (index < length - right), 3, -100)[None]
-    positions, _ = prompt_positions(1, length, mask, labels)
+    positions, _ = prompt_positions(1, length, mask, labels, device=test_device())
     torch.testing.assert_close(mean_query(embeds, positions), prompt.mean(dim=1))
 
 

@@ -14,6 +14,8 @@ from peft import PeftModel
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
+from tests.device import place
+
 
 STEPS = 4
 
@@ -160,7 +162,7 @@ def test_a_step_that_gradient_scaling_skips_does_not_count(fused, model, tokens)
 
 
 def test_another_models_optimizer_does_not_count(model, tokens):
-    other = torch.nn.Linear(2, 2)
+    other = place(torch.nn.Linear(2, 2))
     theirs, ours = torch.optim.SGD(other.parameters(), lr=0.1), torch.optim.SGD(trained(model), lr=0.1)
     pool = model.base_model.layer.pool_of()
     for number in range(3):
@@ -272,6 +274,7 @@ torch.distributed.barrier()
 """
 
 
+@pytest.mark.cpu_only("its processes use gloo")
 @pytest.mark.parametrize("kind", ["DDP", "FSDP2", "FSDP2 of the pool"])
 def test_two_processes_count_the_same_steps_as_one(kind, model, tokens, tmp_path):
     from safetensors.torch import load_file

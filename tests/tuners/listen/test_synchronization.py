@@ -14,6 +14,8 @@ from peft_listen.tuners.listen.selectors import pursuit
 from tests.small_models import LISTEN_VARIANTS
 
 
+pytestmark = pytest.mark.cpu_only("a dispatch mode counts the reads there; CUDA's own check is in tests/gpu")
+
 # Operators whose result is a Python value, or has a shape that depends on values.
 READS = {
     "aten::_local_scalar_dense",

@@ -206,6 +206,7 @@ def run_two_processes(folder):
         process.wait(timeout=240)
 
 
+@pytest.mark.cpu_only("its processes use gloo")
 def test_two_processes_give_the_gradient_of_one(model, tmp_path):
     pytest.importorskip("trl")
     expected = by_hand(model)
