@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown import write_texts
 from peft_listen.files import atomic_path
 
 from .experiments import GROUPS, Experiment
@@ -22,7 +23,7 @@ from .settings import TASKS, RunSettings
 from .storage import Run, read_results
 
 
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+MARKERS = "tables"
 
 
 def load_runs(experiment: Experiment, stored: Mapping[str, Run]) -> list[Run]:
@@ -272,22 +273,6 @@ def _draw_scores(axes: Any, lines: list[tuple[str, list[Run]]]) -> None:
     axes.set(ylabel="score, times 100 (lines: deviation over the seeds)", ylim=(0, 100))
 
 
-def write_between_markers(path: Path, content: str) -> None:
-    """
-    Replaces the text between the markers of a Markdown file.
-
-    Raises:
-        ValueError: if the file lacks one of the markers.
-    """
-    text = path.read_text(encoding="utf-8")
-    before, marker, rest = text.partition(BEGIN)
-    _, end_marker, after = rest.partition(END)
-    if not marker or not end_marker:
-        raise ValueError(f"{path} has no place for the tables. Add the lines {BEGIN} and {END}.")
-    with atomic_path(path) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n\n{content}\n\n{END}{after}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_settings(parser)
@@ -297,7 +282,7 @@ def main() -> None:
     tables = report(arguments)
     print(tables)
     if arguments.write:
-        write_between_markers(arguments.write, tables)
+        write_texts(arguments.write, {MARKERS: tables})
     if arguments.plots:
         print("\n".join(map(str, plot(arguments, arguments.plots))))
 

@@ -17,8 +17,6 @@ from benchmarks.mini_listen.experiments import GROUPS, IMPROVED, PAPER, Experime
 from benchmarks.mini_listen.instructions import INSTRUCTIONS, reworded
 from benchmarks.mini_listen.methods import METHODS
 from benchmarks.mini_listen.results import (
-    BEGIN,
-    END,
     group_table,
     load_runs,
     plot,
@@ -28,7 +26,6 @@ from benchmarks.mini_listen.results import (
     sweep_table,
     wins,
     wordings_table,
-    write_between_markers,
 )
 from benchmarks.mini_listen.run import plan_runs, prepare, run, select_experiments
 from benchmarks.mini_listen.settings import TASKS, RunSettings
@@ -365,11 +362,3 @@ def test_tables_name_what_was_run_and_what_was_not(results, settings, tmp_path):
     drawn = [path.read_text() for path in paths]
     assert all(content.rstrip().endswith("</svg>") for content in drawn)
     assert [path.read_text() for path in plot(arguments, tmp_path / "plots")] == drawn
-
-    markdown = tmp_path / "RESULTS.md"
-    markdown.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    write_between_markers(markdown, text)
-    assert markdown.read_text() == f"before\n{BEGIN}\n\n{text}\n\n{END}\nafter\n"
-    markdown.write_text("nothing")
-    with pytest.raises(ValueError, match="has no place for the tables"):
-        write_between_markers(markdown, text)
