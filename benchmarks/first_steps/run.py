@@ -22,12 +22,12 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.memory import peak_memory, reset_peak_memory
 from benchmarks.versions import library_versions
 from offline.small_models import obtain
 from peft_listen.files import atomic_path
 
 from .forms import FORMS_OF_SPLIT, SEEDS_OF_SPLIT, Form, prompt_tuning
-from .memory import peak_memory, reset_peak_memory
 from .sentences import Dataset, Example, make_dataset
 from .storage import RESULTS, Run, read_run, result_path, settings_of
 

@@ -13,17 +13,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from peft_listen.files import atomic_path
+from benchmarks.markdown import write_texts
 
 from .forms import FORMS_OF_SPLIT, SEEDS_OF_SPLIT
 from .storage import RESULTS, Run, read_run
 
 
-# Markers of the tables in a Markdown file.
-MARKERS = {
-    "test": ("<!-- first steps: begin -->", "<!-- first steps: end -->"),
-    "tune": ("<!-- trials: begin -->", "<!-- trials: end -->"),
-}
+# Names of the tables' markers in a Markdown file.
+NAMES = {"test": "first steps", "tune": "trials"}
 
 
 class Column(NamedTuple):
@@ -87,20 +84,9 @@ def table(results: Path, split: str = "test") -> str:
     return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
 
 
-def with_tables(markdown: str, results: Path) -> str:
-    """
-    Replaces the tables between their markers in a Markdown text.
-
-    Raises:
-        ValueError: if it lacks one of the markers.
-    """
-    for split, (begin, end) in MARKERS.items():
-        before, marker, rest = markdown.partition(begin)
-        _, end_marker, after = rest.partition(end)
-        if not marker or not end_marker:
-            raise ValueError(f"There is no place for a table. Add the lines {begin} and {end}.")
-        markdown = f"{before}{begin}\n\n{table(results, split)}\n\n{end}{after}"
-    return markdown
+def tables(results: Path) -> dict[str, str]:
+    """The tables of both splits, by the names of their markers."""
+    return {name: table(results, split) for split, name in NAMES.items()}
 
 
 def main() -> None:
@@ -108,11 +94,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--write", type=Path, help="Markdown file with markers, such as docs/method.md")
     arguments = parser.parse_args()
-    print("\n\n".join(table(arguments.results, split) for split in MARKERS))
+    texts = tables(arguments.results)
+    print("\n\n".join(texts.values()))
     if arguments.write:
-        text = with_tables(arguments.write.read_text(encoding="utf-8"), arguments.results)
-        with atomic_path(arguments.write) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_texts(arguments.write, texts)
 
 
 if __name__ == "__main__":

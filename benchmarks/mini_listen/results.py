@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-from peft_listen.files import atomic_path
+from benchmarks.markdown import write_texts
 
 from . import tables
 from .comparison import Study
@@ -24,11 +24,6 @@ from .plots import plot
 from .skills import read_skills
 from .storage import read_results
 from .verdicts import verdicts
-
-
-def markers(name: str) -> tuple[str, str]:
-    """The lines before and after the text of a form."""
-    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
 def page(study: Study, plots: list[str] | None = None) -> str:
@@ -124,28 +119,6 @@ def not_won(study: Study) -> str:
     return "\n".join(lines)
 
 
-def write_between_markers(path: Path, name: str, content: str) -> None:
-    """
-    Replaces the text between the markers of a form in a Markdown file.
-
-    Args:
-        path (`Path`): the file.
-        name (`str`): name of the form.
-        content (`str`): the new text.
-
-    Raises:
-        ValueError: if the file lacks one of the markers.
-    """
-    begin, end = markers(name)
-    text = path.read_text(encoding="utf-8")
-    before, marker, rest = text.partition(begin)
-    _, end_marker, after = rest.partition(end)
-    if not marker or not end_marker:
-        raise ValueError(f"{path} has no place for the results of {name}. Add the lines {begin} and {end}.")
-    with atomic_path(path) as temporary:
-        temporary.write_text(f"{before}{begin}\n\n{content}\n\n{end}{after}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_settings(parser)
@@ -162,7 +135,7 @@ def main() -> None:
     text = page(study, [Path(os.path.relpath(path, start)).as_posix() for path in paths])
     print(text)
     if arguments.write:
-        write_between_markers(arguments.write, arguments.form, text)
+        write_texts(arguments.write, {arguments.form: text})
 
 
 if __name__ == "__main__":

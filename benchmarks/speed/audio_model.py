@@ -5,7 +5,7 @@
 Both have the same language model, Q-Former, windows and number of audio tokens. The number of layers of Granite Speech's
 encoder is set so that its parameters are closest to those of Whisper's encoder (with `--sound`, of Whisper's and BEATs'
 encoders). The weights are random, because only their sizes matter here. `forward` and `generate` are timed in
-evaluation mode and start from features. The median of the ratios and their quartiles are printed.
+evaluation mode and start from features. The table has the median of the ratios and their quartiles.
 
 One difference by design is included: Whisper encodes the least multiple of `--speech-chunk-multiple` seconds that holds the
 clip, by default 30 s. With a smaller multiple, the table also compares its `forward` with that at 30 s.
@@ -26,7 +26,8 @@ from transformers import (
 
 from peft_listen import AudioListenConfig, AudioListenForCausalLM, BeatsConfig
 
-from .ratios import Call, Ratio, describe_machine, header, time_in_turns
+from .command import add_options, describe, parse, report, turn_options
+from .ratios import Call, Ratio, ratio_in_turns, ratio_table
 
 
 WINDOW = 17  # frames of 20 ms
@@ -140,15 +141,12 @@ class Benchmark:
         return listen, {**common, "input_features": noise(self.num_frames, 2 * MEL_BINS)}
 
     def compare(self, name: str, call: Call, peer: Call) -> Ratio:
-        repeats, warm_up = self.arguments.repeats, self.arguments.warm_up
-        turns = time_in_turns(call, peer, repeats=repeats, warm_up=warm_up, device=self.device)
-        result = Ratio(name, [seconds / peer_seconds for seconds, peer_seconds in turns])
-        print(result.line(), flush=True)
-        return result
+        print(f"measuring {name} ...", flush=True)
+        return ratio_in_turns(name, call, peer, **turn_options(self.arguments))
 
     @torch.no_grad()
     def run(self) -> list[Ratio]:
-        """Prints and returns the rows of the table."""
+        """The rows of the table."""
         results = []
         new_tokens = {"max_new_tokens": self.arguments.new_tokens, "min_new_tokens": self.arguments.new_tokens}
         multiple = self.arguments.speech_chunk_multiple
@@ -200,8 +198,7 @@ class Benchmark:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="float32")
+    add_options(parser, "audio_model")
     parser.add_argument("--sound", action="store_true", help="add a BEATs encoder")
     parser.add_argument("--seconds", type=float, default=29.92, help="length of each clip, at most 30")
     parser.add_argument("--speech-chunk-multiple", type=int, default=30, help="seconds (default: 30)")
@@ -215,21 +212,16 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--warm-up", type=int, default=2)
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if arguments.seconds > 30:
         parser.error(f"--seconds must be at most 30, got {arguments.seconds:g}")
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     benchmark = Benchmark(arguments)
-    print(f"{arguments.dtype}; {describe_machine(arguments.device)}")
-    print(
-        f"clips of {arguments.seconds:g} s, {benchmark.num_audio_tokens} audio tokens and {arguments.length} of text; "
-        f"{arguments.repeats} alternating repeats\n"
+    setting = (
+        f"Clips of {arguments.seconds:g} s, {benchmark.num_audio_tokens} audio tokens and {arguments.length} of text; chunks "
+        f"encoded as multiples of {arguments.speech_chunk_multiple} s; {arguments.repeats} alternating repeats."
     )
-    print(benchmark.describe(), end="\n\n")
-    print(header())
-    benchmark.run()
+    ratios = benchmark.run()
+    report(arguments, describe(arguments), setting, benchmark.describe(), ratio_table(ratios))
 
 
 if __name__ == "__main__":

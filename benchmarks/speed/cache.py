@@ -33,7 +33,8 @@ from offline import build_base, small_models
 from peft_listen import AudioListenForCausalLM, AudioListenProcessor, ListenConfig
 from peft_listen.training import AudioListenCollator, FeatureCache
 
-from .ratios import Call, Ratio, describe_machine, header, time_in_turns
+from .command import add_options, describe, parse, report
+from .ratios import Call, Ratio, ratio_in_turns, ratio_table
 
 
 SAMPLING_RATE = 16_000
@@ -82,7 +83,8 @@ class Benchmark:
         base = arguments.base or make_base(arguments.folder)
         self.examples = make_examples(arguments.folder / "clips", arguments.clips, arguments.seconds)
         self.processor = AudioListenProcessor.from_pretrained(base)
-        self.model = AudioListenForCausalLM.from_pretrained(base).to(arguments.device)
+        self.model = AudioListenForCausalLM.from_pretrained(base, dtype=getattr(torch, arguments.dtype))
+        self.model.to(arguments.device)
         cache = FeatureCache(arguments.folder / "features", self.model)
         cache.build(self.model, self.processor, [example["audio"] for example in self.examples], arguments.batch_size)
         config = ListenConfig(pool_size=64, prompt_length=8, modules_to_save=["multi_modal_projector"])
@@ -120,44 +122,44 @@ class Benchmark:
             lambda: self.epoch(cached=False, workers=workers, language_model=language_model),
         )
 
-    def run(self, language_model: bool, repeats: int) -> None:
-        """Prints a row for each number of workers."""
+    def run(self, language_model: bool, repeats: int) -> list[Ratio]:
+        """A row for each number of workers."""
         part = "training with the language model" if language_model else "audio part"
+        options = {"repeats": repeats, "warm_up": 0, "device": self.arguments.device, "clock": self.arguments.clock}
+        rows = []
         for workers in self.arguments.workers:
-            call, peer = self.calls(workers, language_model)
-            turns = time_in_turns(call, peer, repeats=repeats, warm_up=0, device=self.arguments.device)
-            ratios = [seconds / peer_seconds for seconds, peer_seconds in turns]
             name = f"{part}, {workers} workers: cached / not cached"
-            print(Ratio(name, ratios).line())
+            print(f"measuring {name} ...", flush=True)
+            rows.append(ratio_in_turns(name, *self.calls(workers, language_model), **options))
+        return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", help="folder or Hub id of a base model (default: Whisper tiny.en with SmolLM2-135M)")
     parser.add_argument("--folder", type=Path, default=Path(".speed"), help="folder for models, clips and features")
-    parser.add_argument("--device", default="cpu")
+    add_options(parser, "cache")
     parser.add_argument("--clips", type=int, default=32, help="clips in an epoch")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each clip")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2, 4])
     parser.add_argument("--repeats", type=int, default=5, help="of the audio part; 0 leaves it out")
     parser.add_argument("--language-model-repeats", type=int, default=3, help="0 leaves out the language model")
-    parser.add_argument("--threads", type=int, help="CPU threads of the training process")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    arguments = parse(parser)
+    if arguments.clock == "cpu" and any(arguments.workers):
+        parser.error("--clock cpu does not count the time of workers; pass --workers 0, or leave it out")
     torch.manual_seed(0)
     benchmark = Benchmark(arguments)
-    print(f"{describe_machine(arguments.device)}, {os.cpu_count()} CPUs")
-    print(
-        f"{arguments.clips} clips of {arguments.seconds:g} s, batches of {arguments.batch_size}; {arguments.repeats} "
-        f"alternating repeats, {arguments.language_model_repeats} with the language model\n"
+    setting = (
+        f"{os.cpu_count()} CPUs. {arguments.clips} clips of {arguments.seconds:g} s, batches of {arguments.batch_size}; "
+        f"{arguments.repeats} alternating repeats, {arguments.language_model_repeats} with the language model."
     )
-    print(header())
+    rows = []
     if arguments.repeats:
-        benchmark.run(language_model=False, repeats=arguments.repeats)
+        rows += benchmark.run(language_model=False, repeats=arguments.repeats)
     if arguments.language_model_repeats:
-        benchmark.run(language_model=True, repeats=arguments.language_model_repeats)
+        rows += benchmark.run(language_model=True, repeats=arguments.language_model_repeats)
+    report(arguments, describe(arguments), setting, ratio_table(rows))
 
 
 if __name__ == "__main__":

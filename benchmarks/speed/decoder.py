@@ -2,10 +2,11 @@
 
     python -m benchmarks.speed.decoder [--device cuda] [--output decoder.json]
     python -m benchmarks.speed.decoder --device cpu --size small
+    python -m benchmarks.speed.decoder --device cuda --stored benchmarks/speed/h100/decoder.json --write docs/speed.md
 
 One language model in bfloat16 serves all methods: the base model, PEFT's prompt tuning with the same number of prompts,
-LoRA and LISTEN. The weights are random, because only their sizes matter here. The script prints a table in Markdown and,
-with `--output`, writes all single measurements as JSON.
+LoRA and LISTEN. The weights are random, because only their sizes matter here. With `--output`, all single measurements are
+written as JSON, and `--stored` makes the table from such a file, without measuring.
 """
 
 from __future__ import annotations
@@ -27,28 +28,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from peft_listen import ListenConfig
 from peft_listen.files import atomic_path, check_output_file
 
-from .ratios import describe_machine, timed
-
-
-SIZES: dict[str, dict[str, int]] = {
-    # Llama 3 8B
-    "8b": {
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "intermediate_size": 14336,
-        "vocab_size": 128256,
-    },
-    "small": {
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 96,
-        "vocab_size": 128,
-    },
-}
+from .command import add_options, command_line, describe, parse, report
+from .ratios import timed
+from .sizes import LANGUAGE_MODELS, generate_to_the_end
+from .training_step import Inputs, make_inputs, selection_step, train_step
 
 
 @dataclass
@@ -75,6 +58,14 @@ class Measurement:
     generate_memory: int | None = None
     selection: list[float] = field(default_factory=list)
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Measurement:
+        """The keys of an object in JSON are strings."""
+        times = {
+            name: {int(size): times for size, times in values[name].items()} for name in ("first_token", "decode")
+        }
+        return cls(**{**values, **times})
+
     def tokens_per_second(self, batch_size: int, new_tokens: int) -> list[float]:
         """Decoding speed of each repeat, without the first token of each row."""
         first_token = statistics.median(self.first_token[batch_size])
@@ -94,7 +85,7 @@ class Benchmark:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.device = torch.device(arguments.device)
-        sizes = dict(SIZES[arguments.size])
+        sizes = dict(LANGUAGE_MODELS[arguments.size])
         if arguments.layers is not None:
             sizes["num_hidden_layers"] = arguments.layers
         torch.manual_seed(arguments.seed)
@@ -103,9 +94,7 @@ class Benchmark:
                 LlamaConfig(**sizes, max_position_embeddings=8192), dtype=getattr(torch, arguments.dtype)
             )
         self.llm.eval().requires_grad_(False)
-        # Without an end token, each row generates the requested number of tokens.
-        self.llm.generation_config.eos_token_id = None
-        self.llm.generation_config.pad_token_id = 0
+        generate_to_the_end(self.llm)
 
     def run(self) -> list[Measurement]:
         """Measures all methods, and prints the name of each when it begins."""
@@ -164,25 +153,17 @@ class Benchmark:
         self.llm.requires_grad_(False).eval()
         return measurement
 
-    def inputs(self, batch_size: int) -> dict[str, torch.Tensor]:
-        generator = torch.Generator().manual_seed(self.arguments.seed)
-        shape = (batch_size, self.arguments.length)
-        input_ids = torch.randint(self.llm.config.vocab_size, shape, generator=generator).to(self.device)
-        return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-
-    def train_inputs(self) -> dict[str, torch.Tensor]:
-        """Inputs whose second half is supervised."""
-        inputs = self.inputs(self.arguments.train_batch_size)
-        labels = inputs["input_ids"].clone()
-        labels[:, : self.arguments.length // 2] = -100
-        return {**inputs, "labels": labels}
+    def inputs(self, batch_size: int, labels: bool = False) -> Inputs:
+        arguments = self.arguments
+        vocab_size, seed = self.llm.config.vocab_size, arguments.seed
+        return make_inputs(vocab_size, batch_size, arguments.length, self.device, seed=seed, labels=labels)
 
     def train_step(self, model: torch.nn.Module, is_base: bool) -> Callable[[], None]:
         """A training step. The base model has nothing to train: its step computes the gradient of the input embeddings,
         which every method with prompts needs."""
-        inputs = self.train_inputs()
-        model.train()
+        inputs = self.inputs(self.arguments.train_batch_size, labels=True)
         if is_base:
+            model.train()
             embeds = self.llm.get_input_embeddings()(inputs["input_ids"]).requires_grad_()
             inputs = {"inputs_embeds": embeds, "attention_mask": inputs["attention_mask"], "labels": inputs["labels"]}
 
@@ -191,32 +172,18 @@ class Benchmark:
                 model(**inputs, use_cache=False).loss.backward()
 
             return step
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-
-        def step() -> None:
-            model(**inputs, use_cache=False).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return step
+        return train_step(model, inputs)
 
     def selection(self, model: torch.nn.Module) -> Callable[[], None]:
         """What LISTEN computes in a training step before the language model runs, forward and backward."""
-        inputs = self.train_inputs()
-        pool = model.base_model.layer.pool_of().train()  # type: ignore[union-attr, operator]
-        embeds = self.llm.get_input_embeddings()(inputs["input_ids"])
-
-        def select() -> None:
-            output = pool(embeds, inputs["attention_mask"], inputs["labels"])
-            (output.prompts.sum() + output.key_loss_per_row.mean()).backward()
-            pool.zero_grad()
-
-        return select
+        inputs = self.inputs(self.arguments.train_batch_size, labels=True)
+        pool = model.base_model.layer.pool_of()  # type: ignore[union-attr, operator]
+        return selection_step(pool, self.llm.get_input_embeddings()(inputs["input_ids"]), inputs)
 
     def times(self, call: Callable[[], Any]) -> list[float]:
         for _ in range(self.arguments.warm_up):
             call()
-        return [timed(call, self.device) for _ in range(self.arguments.repeats)]
+        return [timed(call, self.device, self.arguments.clock) for _ in range(self.arguments.repeats)]
 
     def _allocated(self) -> int:
         if self.device.type != "cuda":
@@ -266,10 +233,9 @@ def _mebibytes(memory: int | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--size", choices=SIZES, default="8b")
+    add_options(parser, "decoder", dtype="bfloat16")
+    parser.add_argument("--size", choices=LANGUAGE_MODELS, default="8b")
     parser.add_argument("--layers", type=int, help="decoder layers, instead of those of the size")
-    parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--length", type=int, default=256, help="tokens of each row")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16], help="of `generate`")
     parser.add_argument("--new-tokens", type=int, default=32)
@@ -281,14 +247,22 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="file for all measurements, as JSON")
-    arguments = parser.parse_args()
+    parser.add_argument("--stored", type=Path, help="file of --output, whose table is made without measuring")
+    arguments = parse(parser)
     if arguments.new_tokens < 2:
         parser.error(
             f"--new-tokens must be at least 2, since the first token is not counted, got {arguments.new_tokens}"
         )
     if arguments.output is not None:
         check_output_file(arguments.output)
-    machine = f"{arguments.dtype}; {describe_machine(arguments.device)}, peft {peft.__version__}"
+    if arguments.stored is not None:
+        content = json.loads(arguments.stored.read_text(encoding="utf-8"))
+        device = content["arguments"]["device"]
+        if torch.device(device).type != torch.device(arguments.device).type:
+            parser.error(f"{arguments.stored} was measured on {device}; pass --device {device}")
+        publish(arguments, content)
+        return
+    machine = f"{describe(arguments)}; peft {peft.__version__}"
     benchmark = Benchmark(arguments)
     size = sum(parameter.numel() for parameter in benchmark.llm.parameters())
     setting = (
@@ -297,13 +271,28 @@ def main() -> None:
         f"median of {arguments.repeats} repeats (minimum to maximum); memory above that of the language model"
     )
     results = benchmark.run()
-    print(f"\n{machine}\n{setting}\n\n{table(results, arguments)}", flush=True)
+    settings = {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)}
+    content = {"command": command_line("decoder"), "machine": machine, "setting": setting, "arguments": settings}
+    content["measurements"] = [asdict(result) for result in results]
+    publish(arguments, content)
     if arguments.output is not None:
-        settings = {name: value for name, value in vars(arguments).items() if name != "output"}
-        content = {"machine": machine, "setting": setting, "arguments": settings}
-        content["measurements"] = [asdict(result) for result in results]
         with atomic_path(arguments.output) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def publish(arguments: argparse.Namespace, content: dict[str, Any]) -> None:
+    """
+    Reports measurements.
+
+    Args:
+        arguments (`argparse.Namespace`): the command line.
+        content (`dict`): what `--output` writes.
+    """
+    measured = argparse.Namespace(**content["arguments"])
+    results = [Measurement.from_json(measurement) for measurement in content["measurements"]]
+    # The first files do not have the command.
+    command = content.get("command", "")
+    report(arguments, content["machine"], content["setting"], table(results, measured), command=command)
 
 
 if __name__ == "__main__":

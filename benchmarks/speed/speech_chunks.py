@@ -25,7 +25,8 @@ from peft_listen.audio import load_audio
 from peft_listen.data import read_examples
 from peft_listen.metrics import get_metric
 
-from .ratios import Ratio, describe_machine, header, time_in_turns
+from .command import add_options, describe, parse, report, turn_options
+from .ratios import Ratio, ratio_in_turns, ratio_table
 
 
 SAMPLING_RATE = 16_000
@@ -43,7 +44,10 @@ class Benchmark:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
-        self.pipe: Any = pipeline("audio-text-to-text", model=str(arguments.model), device=arguments.device)
+        dtype = getattr(torch, arguments.dtype)
+        self.pipe: Any = pipeline(
+            "audio-text-to-text", model=str(arguments.model), device=arguments.device, dtype=dtype
+        )
         self.model, self.processor = self.pipe.model.eval(), self.pipe.processor
         self.examples = [example for example in read_examples(arguments.data) if example["audio"] is not None]
 
@@ -80,15 +84,12 @@ class Benchmark:
                 self.inputs(form, waveforms)
 
             for name, call in (("processor", process), ("encoders", encode), ("forward", forward)):
-                turns = time_in_turns(
+                yield ratio_in_turns(
+                    f"{name}, {multiple} s / {OWN_FORM} s, batch {batch_size}",
                     lambda call=call: call(multiple),
                     lambda call=call: call(OWN_FORM),
-                    repeats=self.arguments.repeats,
-                    warm_up=2,
-                    device=self.model.device,
+                    **turn_options(self.arguments),
                 )
-                values = [seconds / peer_seconds for seconds, peer_seconds in turns]
-                yield Ratio(f"{name}, {multiple} s / {OWN_FORM} s, batch {batch_size}", values)
 
     def features(self, multiple: int) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -122,17 +123,14 @@ class Benchmark:
         return [output[0]["generated_text"].strip() for output in outputs]
 
     @torch.no_grad()
-    def run(self) -> None:
-        """Prints the tables."""
+    def run(self) -> list[str]:
+        """The tables."""
+        print("measuring times ...", flush=True)
         trained_with = self.model.config.speech_chunk_multiple
-        print(f"\nclips of {self.arguments.seconds:g} s; {self.arguments.repeats} alternating repeats\n")
-        print(header())
-        for multiple in self.arguments.multiples:
-            for ratio in self.time(multiple):
-                print(ratio.line(), flush=True)
-
-        print("\n| features | cosine: mean | cosine: 5 % of frames below | relative difference: median | frames |")
-        print("|---|---|---|---|---|")
+        times = ratio_table([ratio for multiple in self.arguments.multiples for ratio in self.time(multiple)])
+        print("measuring features ...", flush=True)
+        lines = ["| features | cosine: mean | cosine: 5 % of frames below | relative difference: median | frames |"]
+        lines.append("|---|---|---|---|---|")
         for multiple in self.arguments.multiples:
             cosine, difference = self.features(multiple)
             cells = [
@@ -141,21 +139,24 @@ class Benchmark:
                 f"{difference.median():.2f}",
                 f"{len(cosine)}",
             ]
-            print(f"| {multiple} s compared with {OWN_FORM} s | {' | '.join(cells)} |", flush=True)
+            lines.append(f"| {multiple} s compared with {OWN_FORM} s | {' | '.join(cells)} |")
+        answers = [self.compare_answers(trained_with)] if self.arguments.answers else []
+        return [times, "\n".join(lines), *answers]
 
-        if self.arguments.answers:
-            self.compare_answers(trained_with)
-
-    def compare_answers(self, trained_with: int) -> None:
-        print(f"\nThe model was saved with a multiple of {trained_with} s.\n")
-        print(f"| answers | accuracy | equal to those at {trained_with} s |\n|---|---|---|")
+    def compare_answers(self, trained_with: int) -> str:
+        print("measuring answers ...", flush=True)
+        lines = [
+            f"| answers | accuracy | equal to those at {trained_with} s, with which it was saved |",
+            "|---|---|---|",
+        ]
         references = [example["answer"] for example in self.examples]
         own = self.answers(trained_with)
         for multiple in sorted({trained_with, *self.arguments.multiples, OWN_FORM}):
             answers = own if multiple == trained_with else self.answers(multiple)
             accuracy = get_metric("exact_match").compute(predictions=answers, references=references)["exact_match"]
             equal = sum(map(str.__eq__, answers, own))
-            print(f"| {multiple} s | {accuracy:.0%} | {equal} of {len(answers)} |", flush=True)
+            lines.append(f"| {multiple} s | {accuracy:.0%} | {equal} of {len(answers)} |")
+        return "\n".join(lines)
 
 
 def main() -> None:
@@ -164,15 +165,13 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="JSON lines of examples")
     parser.add_argument("--multiples", type=int, nargs="+", default=[5, 10], help="seconds (default: 5 10)")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of the timed clips (default: 3)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_options(parser, "speech_chunks")
     parser.add_argument("--no-answers", dest="answers", action="store_false", help="compare only time and features")
     parser.add_argument("--repeats", type=int, default=11)
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    print(describe_machine(arguments.device))
-    Benchmark(arguments).run()
+    parser.add_argument("--warm-up", type=int, default=2)
+    arguments = parse(parser)
+    setting = f"Clips of {arguments.seconds:g} s; {arguments.repeats} alternating repeats."
+    report(arguments, describe(arguments), setting, *Benchmark(arguments).run())
 
 
 if __name__ == "__main__":

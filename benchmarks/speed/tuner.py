@@ -2,26 +2,24 @@
 
     python -m benchmarks.speed.tuner [--device cuda] [--hidden-size 4096 --layers 32 --dtype bfloat16]
 
-Each comparison times two calls in turns and prints the median of their ratios and the quartiles. The weights are random,
+Each comparison times two calls in turns and gives the median of their ratios and the quartiles. The weights are random,
 because only their sizes matter here.
 """
 
 import argparse
-import itertools
-import re
-import resource
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from peft_listen import ListenConfig, get_selector
+from benchmarks.memory import peak_memory, reset_peak_memory
+from peft_listen import ListenConfig
 
-from .ratios import Call, Ratio, describe_machine, header, memory_ratio, time_in_turns
+from .command import add_options, describe, parse, report, turn_options
+from .ratios import Call, Ratio, memory_ratio, ratio_in_turns, ratio_table
+from .training_step import Inputs, make_inputs, train_step
 
 
 class Benchmark:
@@ -65,24 +63,12 @@ class Benchmark:
         }
         return get_peft_model(llm or self.llm(), configs[method]())
 
-    def inputs(self, length: int) -> dict[str, torch.Tensor]:
-        generator = torch.Generator().manual_seed(0)
-        input_ids = torch.randint(self.config.vocab_size, (self.batch_size, length), generator=generator)
-        input_ids = input_ids.to(self.device)
-        return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    def inputs(self, length: int, labels: bool = False) -> Inputs:
+        return make_inputs(self.config.vocab_size, self.batch_size, length, self.device, labels=labels)
 
-    def compare(self, name: str, call: Call, peer: Call, before: tuple[Call, Call] | None = None) -> Ratio:
-        turns = time_in_turns(
-            call,
-            peer,
-            repeats=self.arguments.repeats,
-            warm_up=self.arguments.warm_up,
-            device=self.device,
-            before=before,
-        )
-        result = Ratio(name, [seconds / peer_seconds for seconds, peer_seconds in turns])
-        print(result.line(), flush=True)
-        return result
+    def compare(self, name: str, call: Call, peer: Call, before: tuple[Call, ...] = ()) -> Ratio:
+        print(f"measuring {name} ...", flush=True)
+        return ratio_in_turns(name, call, peer, **turn_options(self.arguments), before=before)
 
     def forward(self) -> Ratio:
         model, base = self.adapted("listen"), self.llm()
@@ -99,23 +85,10 @@ class Benchmark:
         return self.compare("forward / base model with the same number of positions", listen, peer)
 
     def train_step(self, peer_method: str) -> Ratio:
-        steps = [self._train_step(self.adapted(method)) for method in ("listen", peer_method)]
+        inputs = self.inputs(self.length, labels=True)
+        steps = [train_step(self.adapted(method), inputs) for method in ("listen", peer_method)]
         peer = {"prompt_tuning": "PromptTuning of the same length", "lora": "LoRA r = 8 on q, v"}[peer_method]
         return self.compare(f"training step / {peer}", *steps)
-
-    def _train_step(self, model: PeftModel) -> Callable[[], None]:
-        model.train()
-        inputs = self.inputs(self.length)
-        labels = inputs["input_ids"].clone()
-        labels[:, : self.length // 2] = -100
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-
-        def step() -> None:
-            model(**inputs, labels=labels).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return step
 
     def decode(self) -> Ratio:
         model, base = self.adapted("listen"), self.llm()
@@ -150,68 +123,45 @@ class Benchmark:
         name = "decoding step / base model with a cache of the same length"
         return self.compare(name, run, run_peer, before=(fill, fill_peer))
 
-    def selectors(self, keys_change: bool) -> Ratio:
-        """
-        Compares the residual selector with the similarity selector.
-
-        The residual selector caches the Gram matrix of the keys until an optimizer step changes them. `keys_change`
-        measures it without the cache.
-        """
-        torch.manual_seed(0)
-        size, pool_size = self.arguments.selector_size, 400
-        query = torch.randn(self.batch_size, size, device=self.device)
-        pools = [torch.randn(pool_size, size, device=self.device) for _ in range(2 if keys_change else 1)]
-
-        def selector(name: str) -> Callable[[], None]:
-            selector, turn = get_selector(name), itertools.cycle(pools)
-            return lambda: selector.select(query, next(turn), self.prompts)
-
-        when = "different keys in each call" if keys_change else "same keys in each call"
-        name = f"residual / similarity selector, P = {pool_size}, d = {size}, {when}"
-        return self.compare(name, selector("residual"), selector("similarity"))
-
     def memory(self) -> Ratio:
         command = [sys.executable, "-m", "benchmarks.speed.tuner", *sys.argv[1:], "--memory-of"]
-        pairs = []
+        name, pairs = "peak memory of a training step above the base model / LoRA r = 8", []
+        print(f"measuring {name} ...", flush=True)
         for _ in range(self.arguments.memory_repeats):
             listen, lora = (
-                float(subprocess.run([*command, method], check=True, capture_output=True, text=True).stdout)
+                float(subprocess.run([*command, method], check=True, stdout=subprocess.PIPE, text=True).stdout)
                 for method in ("listen", "lora")
             )
             pairs.append((listen, lora))
-        ratio = memory_ratio("peak memory of a training step above the base model / LoRA r = 8", pairs)
-        print(ratio.line(), flush=True)
-        return ratio
+        return memory_ratio(name, pairs)
 
     def print_peak_memory(self, method: str) -> None:
         """
-        Prints the peak memory of an adapter and two training steps above that of the base model, in bytes: allocated memory on
+        Prints the peak memory of an adapter and two training steps above that of the base model, in MiB: allocated memory on
         CUDA, resident memory otherwise.
         """
         llm = self.llm()
-        if self.device.type == "cuda":
-            # Building the base model takes more memory than the model itself, and may take more than the training step.
-            torch.cuda.reset_peak_memory_stats()
-        before = self._peak_memory()  # on a CPU, the peak of building the base model, since it never decreases
-        step = self._train_step(self.adapted(method, llm))
+        # Building the base model takes more memory than the model itself, and may take more than the training step.
+        reset_peak_memory(self.device)
+        before = peak_memory(self.device)
+        step = train_step(self.adapted(method, llm), self.inputs(self.length, labels=True))
         step(), step()
-        print(self._peak_memory() - before)
+        print(peak_memory(self.device) - before)
 
-    def _peak_memory(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated()
-        status = Path("/proc/self/status")
-        if status.exists():  # on Linux, `getrusage` includes the memory of the parent process
-            kilobytes = re.search(r"VmHWM:\s*(\d+)", status.read_text())
-            assert kilobytes is not None
-            return int(kilobytes[1]) * 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    def run(self) -> list[Ratio]:
+        """The rows of the table."""
+        return [
+            self.forward(),
+            self.train_step("prompt_tuning"),
+            self.decode(),
+            self.train_step("lora"),
+            self.memory(),
+        ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="float32")
+    add_options(parser, "tuner")
     parser.add_argument("--hidden-size", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--vocab-size", type=int, default=8192)
@@ -220,34 +170,21 @@ def main() -> None:
     parser.add_argument("--pool-size", type=int, default=400)
     parser.add_argument("--prompt-length", type=int, default=10)
     parser.add_argument("--decode-steps", type=int, default=16)
-    parser.add_argument("--selector-size", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--memory-repeats", type=int, default=5, help="pairs of processes")
     parser.add_argument("--warm-up", type=int, default=2)
-    parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--memory-of", choices=["listen", "lora"], help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    arguments = parse(parser)
     benchmark = Benchmark(arguments)
     if arguments.memory_of:
         benchmark.print_peak_memory(arguments.memory_of)
         return
-    print(f"{arguments.dtype}; {describe_machine(arguments.device)}")
-    print(
-        f"Llama of hidden size {arguments.hidden_size}, {arguments.layers} layers; {arguments.batch_size} rows of ",
-        end="",
+    setting = (
+        f"Llama of hidden size {arguments.hidden_size}, {arguments.layers} layers; {arguments.batch_size} rows of "
+        f"{arguments.length} tokens, k = {arguments.prompt_length} of P = {arguments.pool_size}; {arguments.repeats} "
+        f"alternating repeats, {arguments.memory_repeats} of the memory."
     )
-    print(f"{arguments.length} tokens, k = {arguments.prompt_length} of P = {arguments.pool_size}; ", end="")
-    print(f"{arguments.repeats} alternating repeats\n")
-    print(header())
-    benchmark.forward()
-    benchmark.train_step("prompt_tuning")
-    benchmark.decode()
-    benchmark.selectors(keys_change=False)
-    benchmark.selectors(keys_change=True)
-    benchmark.train_step("lora")
-    benchmark.memory()
+    report(arguments, describe(arguments), setting, ratio_table(benchmark.run()))
 
 
 if __name__ == "__main__":

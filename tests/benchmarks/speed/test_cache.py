@@ -35,7 +35,7 @@ def run(monkeypatch, capsys, tmp_path, base):
             "--batch-size",
             "2",
         ]
-        monkeypatch.setattr(sys, "argv", ["cache", *small, "--threads", "1", *arguments])
+        monkeypatch.setattr(sys, "argv", ["cache", *small, "--device", "cpu", "--threads", "1", *arguments])
         cache.main()
         return capsys.readouterr().out
 
@@ -57,10 +57,20 @@ def test_each_number_of_workers_has_a_row(run):
     assert all(float(ratio) > 0 for _, ratio in rows)
 
 
+def test_cpu_time_is_measured_without_workers(run, capsys):
+    options = ["--clock", "cpu", "--repeats", "1", "--language-model-repeats", "0"]
+    assert "| audio part, 0 workers: cached / not cached |" in run("--workers", "0", *options)
+    with pytest.raises(SystemExit):
+        run("--workers", "0", "2", *options)
+    assert "--clock cpu does not count the time of workers" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("language_model", [False, True])
 def test_both_epochs_take_all_clips_and_only_one_reads_the_cache(run, monkeypatch, language_model):
     steps, caches = [], []
-    monkeypatch.setattr(cache.Benchmark, "run", lambda self, **_: [call() for call in self.calls(0, language_model)])
+    monkeypatch.setattr(
+        cache.Benchmark, "run", lambda self, **_: [call() for call in self.calls(0, language_model)][:0]
+    )
     train_step = cache.Benchmark.train_step
 
     def counted(self, batch, language_model):

@@ -1,14 +1,18 @@
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.markdown import markers
 from benchmarks.speed import decoder
 
 
 SMALL = ["--device", "cpu", "--size", "small", "--layers", "1", "--length", "6", "--new-tokens", "3", "--repeats", "2"]
 SMALL += ["--warm-up", "0", "--pool-size", "12", "--prompt-lengths", "2", "5", "--batch-sizes", "1", "2"]
+DOCUMENT = Path(__file__).parents[3] / "docs" / "speed.md"
+STORED = Path(decoder.__file__).parent / "h100" / "decoder.json"
 METHODS = ["base", "LoRA r=8 (q, v)", "PromptTuning k=2", "LISTEN k=2", "PromptTuning k=5", "LISTEN k=5"]
 METHODS += ["LISTEN k=5 residual"]
 
@@ -36,6 +40,22 @@ def test_every_method_is_in_the_table_and_in_the_file(run, tmp_path):
         assert len(measurement["train_step"]) == 2
         assert len(measurement["selection"]) == (2 if "LISTEN" in measurement["method"] else 0)
         assert measurement["train_memory"] is None  # measured on CUDA only
+    assert output.endswith(run("--stored", str(tmp_path / "decoder.json")))
+
+
+def test_the_documented_table_is_that_of_the_stored_measurements(run, tmp_path):
+    text = DOCUMENT.read_text(encoding="utf-8")
+    begin, end = markers("decoder, cuda")
+    before, _, rest = text.partition(begin)
+    (tmp_path / "page.md").write_text(before + begin + end + rest.partition(end)[2])
+    run("--device", "cuda", "--stored", str(STORED), "--write", str(tmp_path / "page.md"))
+    assert (tmp_path / "page.md").read_text() == text
+
+
+def test_measurements_of_another_device_are_refused(run, capsys):
+    with pytest.raises(SystemExit):
+        run("--stored", str(STORED))
+    assert "was measured on cuda; pass --device cuda" in capsys.readouterr().err
 
 
 def test_speed_is_that_of_the_tokens_after_the_first():

@@ -5,6 +5,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from peft_listen import AudioListenForCausalLM
 
@@ -46,6 +47,20 @@ def test_at_most_two_batches_of_frames_are_in_memory(make_model, processor, clip
         assert len(frames) >= 4
         assert max(alive) <= 2
         assert all(reference() is None for reference in frames)
+
+
+def test_the_spectrum_of_one_chunk_is_in_memory(make_processor, clip) -> None:
+    lengths = []
+
+    class SpectraWatcher(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is torch.stft:
+                lengths.append(args[0].numel())
+            return function(*args, **(kwargs or {}))
+
+    with SpectraWatcher():
+        make_processor()(audio=[clip(95.0), clip(3.0)], sampling_rate=SAMPLING_RATE)
+    assert lengths == [30 * SAMPLING_RATE] * 5
 
 
 @torch.no_grad()
