@@ -65,6 +65,8 @@ def simulated() -> Iterator[torch.device]:
     """The device of `simulated_device.py`."""
     if not simulated_device.IS_SUPPORTED:
         pytest.skip("this version of torch has no backends in Python")
+    if simulated_device.OWN_PROCESS not in os.environ:
+        pytest.skip("tests/test_own_process.py runs it in a process of its own")
     with simulated_device.in_use():
         yield named_device(simulated_device.NAME)
 

@@ -28,6 +28,10 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 NAME = "simulated"
 SIMULATED = f"{NAME}:0"
 
+# Variable of a process whose tests use the device. torch counts its devices in the first backward pass of a process, so the
+# device must be known before it.
+OWN_PROCESS = "PEFT_LISTEN_TEST_SIMULATED"
+
 # The experimental functions of torch that this module needs.
 IS_SUPPORTED = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
 
