@@ -78,7 +78,7 @@ def test_a_missing_model_or_folder_exits_with_2(predict, tmp_path, capsys):
     assert "the folder" in capsys.readouterr().err
     predict[1] = str(tmp_path / "no_model")
     assert main([*predict, "-o", str(tmp_path / "p.jsonl")]) == 2
-    assert "cannot be loaded" in capsys.readouterr().err
+    assert "There is no file or folder" in capsys.readouterr().err
     with pytest.raises(SystemExit) as exit_info:
         main([*predict, "--batch-size", "many"])
     assert exit_info.value.code == 2

@@ -25,6 +25,7 @@ def test_a_clip_is_measured_in_a_new_process(monkeypatch, capsys):
 
 
 @pytest.mark.skipif(not CLEAR.exists(), reason="the peak is reset on Linux only")
+@pytest.mark.slow  # a busy machine frees memory later
 def test_the_peaks_do_not_grow_with_the_clip():
     short, long = (memory.measure("small", "cpu", "float32", seconds, 1) for seconds in (30, 240))
     assert (short.chunks, long.chunks) == (1, 8)

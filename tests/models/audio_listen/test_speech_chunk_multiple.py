@@ -19,7 +19,8 @@ from peft_listen.models.audio_listen.whisper_length import with_length
 from tests.small_models import SAMPLING_RATE
 
 
-TOLERANCE = {"atol": 1e-5, "rtol": 0}
+# Rounding differs with the size of the batch, and with the kernels of the CPU.
+TOLERANCE = {"atol": 5e-5, "rtol": 0}
 SECONDS = (0.9, 31.5, 0.05, 7.3, 4.9, 2.0)
 
 

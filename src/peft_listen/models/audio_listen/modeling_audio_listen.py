@@ -878,7 +878,8 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
         config = AudioListenConfig(**config_kwargs)
         config.dtype = language_model.dtype
         model = cls._assemble(config, speech_tower, sound_tower, language_model)
-        model.model.multi_modal_projector.scale_to(audio_scale * embedding_scale(language_model))
+        if audio_scale != 1.0:
+            model.model.multi_modal_projector.scale_to(audio_scale * embedding_scale(language_model))
         model.generation_config = audio_generation_config(language_model.generation_config, audio_token_id)
         end = find_answer_end(tokenizer, audio_chat_template(audio_token, text_template(tokenizer)))
         stop_at_answer_end(end, model.generation_config, tokenizer)
