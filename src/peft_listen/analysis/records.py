@@ -202,10 +202,10 @@ class SelectionRecords:
         if task is not None and task not in self.tasks:
             raise KeyError(f"There is no task {task!r} in the records; the tasks are {self.task_names}.")
         rows = len(self.tasks) if task is None else Counter(self.tasks)[task]
-        rates = torch.zeros(self.pool_size)
+        rates = torch.zeros(self.pool_size, device="cpu")
         for name, counts in self.usage().counts.items():
             if task is None or name == task:
-                rates[list(counts)] += torch.tensor(list(counts.values()), dtype=torch.float32)
+                rates[list(counts)] += torch.tensor(list(counts.values()), dtype=torch.float32, device="cpu")
         return rates / rows
 
     def save(self, path: str | os.PathLike[str]) -> None:

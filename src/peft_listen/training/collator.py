@@ -224,7 +224,7 @@ class AudioListenCollator:
             attention_mask.append([0] * padding + [1] * (length - padding))
             labels.append([-100] * (padding + len(prompt)) + answer)
         return {
-            "input_ids": torch.tensor(input_ids),
-            "attention_mask": torch.tensor(attention_mask),
-            "labels": torch.tensor(labels),
+            "input_ids": torch.tensor(input_ids, device="cpu"),
+            "attention_mask": torch.tensor(attention_mask, device="cpu"),
+            "labels": torch.tensor(labels, device="cpu"),
         }

@@ -13,9 +13,9 @@ from transformers import AutoModelForMultimodalLM, pipeline
 from peft_listen import BeatsFeatureExtractor, BeatsModel, ListenConfig
 from peft_listen.models.audio_listen import modeling_audio_listen, modeling_window_qformer
 from peft_listen.models.beats import modeling_beats
-from peft_listen.training import FeatureCache
+from peft_listen.training import AudioListenCollator, FeatureCache
 from tests.simulated_device import SIMULATED, TorchWithoutDevices
-from tests.small_models import make_clip, make_model, make_processor
+from tests.small_models import make_chat_model, make_chat_processor, make_clip, make_model, make_processor
 
 
 pytestmark = [
@@ -102,6 +102,21 @@ def test_beats_and_its_filter_bank_are_those_of_the_cpu():
         batch = BeatsFeatureExtractor()(clips, sampling_rate=16000, return_tensors="pt", device=device)
         results.append([batch["input_values"], model(**batch.to(device)).last_hidden_state.cpu()])
     torch.testing.assert_close(results[1], results[0], **CLOSE)
+
+
+@pytest.mark.parametrize("group_sound_by_length", [True, False])
+def test_a_default_device_of_torch_does_not_change_the_features(group_sound_by_length, examples, tmp_path):
+    processor = make_chat_processor(group_sound_by_length=group_sound_by_length)
+    model, clips, batches = make_chat_model(), [example["audio"] for example in examples[:2]], []
+    for device in DEVICES:
+        with torch.device(device):
+            cache = FeatureCache(tmp_path / device, model)
+            cache.build(model, processor, clips)
+            collators = [AudioListenCollator(processor), AudioListenCollator(processor, feature_cache=cache)]
+            batches.append([collator(examples[:2]) for collator in collators])
+    tensors = [value for batch in batches[1] for value in batch.values() if torch.is_tensor(value)]
+    assert {tensor.device.type for tensor in tensors} == {"cpu"}
+    torch.testing.assert_close(batches[1], batches[0])
 
 
 def test_the_pipeline_moves_its_inputs(composite_folder, pipe, clips):

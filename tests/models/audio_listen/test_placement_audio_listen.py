@@ -15,6 +15,8 @@ QFORMER = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
 PROJECTOR = ["multi_modal_projector"]
 
 
+pytestmark = pytest.mark.cpu_only("it offloads and quantises on the CPU; tests/gpu has a model in 4 bits")
+
 # With all weights on the disk, or all of the language model.
 refused_by_older_accelerate = pytest.mark.skipif(
     Version(accelerate.__version__) < Version("1.15"),

@@ -231,7 +231,7 @@ def test_numpy_arrays_are_returned_on_request(processor, clip) -> None:
     assert arrays.keys() == inputs.keys()
     for name, array in arrays.items():
         assert isinstance(array, np.ndarray)
-        assert np.array_equal(array, inputs[name].numpy())
+        assert np.array_equal(array, inputs[name].cpu().numpy())
 
 
 def test_truncating_audio_tokens_is_refused(processor, clip) -> None:

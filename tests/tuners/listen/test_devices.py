@@ -8,8 +8,10 @@ make such mistakes, and check that they are found. The tests marked `gpu` repeat
 import pytest
 import torch
 from peft import PeftModel
+from transformers.utils import ModelOutput
 
 from peft_listen.tuners.listen import hooks, placement, pool, query, synchronization
+from peft_listen.tuners.listen.key_loss import add_key_loss
 from peft_listen.tuners.listen.pool import PromptPool
 from peft_listen.tuners.listen.selectors import grouped
 from tests.simulated_device import SIMULATED, TorchWithoutDevices
@@ -118,7 +120,7 @@ def test_generation_gives_the_tokens_of_the_cpu(way, make, batch):
     assert torch.equal(results[1], results[0])
 
 
-@pytest.mark.parametrize("way", ["assistant", "lookup", "filled cache", "embeddings"])
+@pytest.mark.parametrize("way", ["assistant", "lookup", "filled cache", "filled cache and embeddings", "embeddings"])
 def test_other_ways_of_generating_give_the_tokens_of_the_cpu(way, make, build, tokens):
     results = []
     for device in ("cpu", SIMULATED):
@@ -127,9 +129,11 @@ def test_other_ways_of_generating_give_the_tokens_of_the_cpu(way, make, build, t
             found = model.generate(row, **GREEDY, assistant_model=build().to(device))
         elif way == "lookup":
             found = model.generate(torch.cat([row, row], dim=1), **GREEDY, prompt_lookup_num_tokens=3)
-        elif way == "filled cache":
+        elif way.startswith("filled cache"):
             cache = model(input_ids=row[:, :-1], use_cache=True).past_key_values
-            found = model.generate(row, **GREEDY, past_key_values=cache)
+            embeds = model.get_input_embeddings()(row)
+            inputs = {"inputs_embeds": embeds} if way.endswith("embeddings") else {"input_ids": row}
+            found = model.generate(**inputs, **GREEDY, past_key_values=cache)
         else:
             found = model.generate(inputs_embeds=model.get_input_embeddings()(row), **GREEDY)
         results.append(found.cpu())
@@ -158,6 +162,39 @@ def test_keys_that_begin_at_queries_equal_those_of_the_cpu(selector, make):
         assert_on(device, model)
         results.append([tensor.detach().cpu() for tensor in (*module.parameters(), *module.buffers())])
     torch.testing.assert_close(results[1], results[0], **CLOSE)
+
+
+def test_initial_values_are_embeddings_of_a_model_on_the_device(make, batch):
+    results = []
+    for device in ("cpu", SIMULATED):
+        model = make(device, attached_first=False, init_weights=True, center_queries=True)
+        assert_on(device, model)
+        tensors = [tensor.detach().cpu() for tensor in model.base_model.layer.parameters()]
+        results.append([*tensors, model(**batch(device)).logits.cpu()])
+    torch.testing.assert_close(results[1], results[0], **CLOSE)
+
+
+@pytest.mark.parametrize("init_weights", [True, "normal", False])
+def test_a_default_device_of_torch_does_not_change_a_new_adapter(init_weights, build, attach):
+    queries = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    results = []
+    for device in ("cpu", SIMULATED):
+        base = build().to(device)
+        with torch.device(device):
+            model = attach(base, init_weights=init_weights, center_queries=True, shared_prompt_mode="add")
+            found = [tensor.detach().cpu() for tensor in model.base_model.layer.parameters()]
+            model.base_model.init_keys_from(queries.to(device))
+        assert_on(device, model)
+        results.append([*found, model.base_model.layer.pool_of().keys.detach().cpu()])
+    torch.testing.assert_close(results[1], results[0], **CLOSE)
+
+
+def test_the_key_loss_of_supervised_fine_tuning_is_added_on_the_device_of_its_tensors():
+    per_row, log_probs, mask = torch.tensor([1.0, 2.0]), torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
+    output = ModelOutput(log_probs=log_probs.to(SIMULATED), label_mask=mask, is_top1=mask)
+    found = add_key_loss(output, per_row.to(SIMULATED)).log_probs
+    assert found.device == torch.device(SIMULATED)
+    torch.testing.assert_close(found.cpu(), -per_row[:, None].expand(2, 3))
 
 
 @torch.no_grad()

@@ -413,11 +413,12 @@ class AudioListenProcessor(ProcessorMixin):
         the memory of the features, for a clip of 30 minutes more than 1 GB if it got all chunks at once, which is slower too.
         """
         extractor = self.feature_extractor
-        num_mel_frames = torch.tensor([-(-len(chunk) // extractor.hop_length) for chunk in chunks])
+        # Features are made on the CPU, even if another device is torch's default.
+        num_mel_frames = torch.tensor([-(-len(chunk) // extractor.hop_length) for chunk in chunks], device="cpu")
         num_needed = self._window_reach(num_encoder_frames(num_mel_frames))
         lengths = (2 * encoded_frames(num_needed, self.speech_chunk_multiple, self._max_frames)).tolist()
-        features = torch.zeros(len(chunks), extractor.feature_size, max(lengths))
-        mask = torch.zeros(len(chunks), max(lengths), dtype=torch.int32)
+        features = torch.zeros(len(chunks), extractor.feature_size, max(lengths), device="cpu")
+        mask = torch.zeros(len(chunks), max(lengths), dtype=torch.int32, device="cpu")
         for row, (chunk, length) in enumerate(zip(chunks, lengths, strict=True)):
             extracted = extractor(
                 chunk,
@@ -441,9 +442,9 @@ class AudioListenProcessor(ProcessorMixin):
             extractor(chunk, sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_values"][0]
             for chunk in chunks
         ]
-        lengths = torch.tensor([len(feature) for feature in features])
+        lengths = torch.tensor([len(feature) for feature in features], device="cpu")
         values = torch.nn.utils.rnn.pad_sequence(features, batch_first=True, padding_value=extractor.padding_value)
-        return values, (torch.arange(values.shape[1]) < lengths[:, None]).long()
+        return values, (torch.arange(values.shape[1], device="cpu") < lengths[:, None]).long()
 
     def replace_audio_token(self, audio_inputs: dict, audio_idx: int, **kwargs: Any) -> str:
         return self.audio_token * audio_inputs["num_audio_tokens"][audio_idx]

@@ -164,13 +164,13 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
                 f"Resample the audio to {self.sampling_rate} Hz first."
             )
         waveforms = _as_waveforms(raw_speech)
-        lengths = torch.tensor([len(waveform) for waveform in waveforms])
+        lengths = torch.tensor([len(waveform) for waveform in waveforms], device="cpu")
         num_samples = max(int(lengths.max()), MIN_SAMPLES)
         num_frames = self.get_num_frames(num_samples)
 
         features = {"input_values": self._extract_fbank_features(waveforms, num_frames, torch.device(device))}
         if self.return_attention_mask if return_attention_mask is None else return_attention_mask:
-            frame_starts = torch.arange(num_frames) * (num_samples // num_frames)
+            frame_starts = torch.arange(num_frames, device="cpu") * (num_samples // num_frames)
             features["attention_mask"] = (frame_starts < lengths[:, None]).long()
         return BatchFeature({name: tensor.numpy() for name, tensor in features.items()}, tensor_type=return_tensors)
 

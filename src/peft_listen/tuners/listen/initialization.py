@@ -76,7 +76,8 @@ def vocabulary_embeddings(
         token_id: int | list[int] | None = getattr(model_config, name, None)
         special.update(token_id if isinstance(token_id, list) else [token_id])
     # Some rows of a vocabulary are unused and zero. They are dropped below, so more tokens are drawn than needed.
-    token_ids = torch.randint(vocabulary_size, (4 * count + len(special),), generator=generator).tolist()
+    draws = torch.randint(vocabulary_size, (4 * count + len(special),), generator=generator, device=generator.device)
+    token_ids = draws.tolist()
     ordinary = torch.tensor([i for i in token_ids if i not in special] or token_ids, device=weight.device)
     with gather_params_ctx(weight, modifier_rank=None):
         embeds = _full_tensor(embedding(ordinary)).float()
@@ -130,16 +131,19 @@ def _random_pool(config: ListenConfig, embedding: nn.Module, model_config: objec
     generator = torch.Generator().manual_seed(config.seed)
     size = embedding_size(embedding, model_config)
     counts = (config.pool_size, config.pool_size, config.num_shared_prompts)
-    mean = torch.zeros(size)
+    # On the CPU even if another device is torch's default: the generator is there.
+    mean = torch.zeros(size, device=generator.device)
 
     def normal(scale: float) -> InitialPool:
-        keys, values, shared = (scale * torch.randn(count, size, generator=generator) for count in counts)
+        keys, values, shared = (
+            scale * torch.randn(count, size, generator=generator, device=generator.device) for count in counts
+        )
         return InitialPool(keys, values, shared, mean)
 
     if config.init_weights is False:
         return normal(1.0)
     embeds = [
-        vocabulary_embeddings(embedding, model_config, count, generator) if count else torch.zeros(0, size)
+        vocabulary_embeddings(embedding, model_config, count, generator) if count else mean.new_zeros(0, size)
         for count in counts
     ]
     if config.init_weights == "normal" or any(part is None for part in embeds):

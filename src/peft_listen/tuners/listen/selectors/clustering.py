@@ -24,8 +24,8 @@ def cluster_centers(points: torch.Tensor, count: int, seed: int, iterations: int
     """
     generator = torch.Generator().manual_seed(seed)
     points = points.float().cpu()
-    spread = points.std(dim=0, correction=0) if len(points) > 1 else torch.zeros(points.shape[1])
-    centers = points[torch.randint(len(points), (1,), generator=generator)]
+    spread = points.std(dim=0, correction=0) if len(points) > 1 else points.new_zeros(points.shape[1])
+    centers = points[torch.randint(len(points), (1,), generator=generator, device=points.device)]
     distances = torch.cdist(points, centers).squeeze(-1).square()
     while len(centers) < min(count, len(points)) and float(distances.max()) > 1e-12:
         center = points[torch.multinomial(distances, 1, generator=generator)]
@@ -41,7 +41,7 @@ def cluster_centers(points: torch.Tensor, count: int, seed: int, iterations: int
         centers = moved
     missing = count - len(centers)
     if missing > 0:
-        base = points[torch.randint(len(points), (missing,), generator=generator)]
-        noise = torch.randn(base.shape, generator=generator) * (0.1 * spread.clamp_min(1e-4))
+        base = points[torch.randint(len(points), (missing,), generator=generator, device=points.device)]
+        noise = torch.randn(base.shape, generator=generator, device=points.device) * (0.1 * spread.clamp_min(1e-4))
         centers = torch.cat([centers, base + noise])
     return centers
