@@ -174,21 +174,6 @@ def test_initial_values_are_embeddings_of_a_model_on_the_device(make, batch):
     torch.testing.assert_close(results[1], results[0], **CLOSE)
 
 
-@pytest.mark.parametrize("init_weights", [True, "normal", False])
-def test_a_default_device_of_torch_does_not_change_a_new_adapter(init_weights, build, attach):
-    queries = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
-    results = []
-    for device in ("cpu", SIMULATED):
-        base = build().to(device)
-        with torch.device(device):
-            model = attach(base, init_weights=init_weights, center_queries=True, shared_prompt_mode="add")
-            found = [tensor.detach().cpu() for tensor in model.base_model.layer.parameters()]
-            model.base_model.init_keys_from(queries.to(device))
-        assert_on(device, model)
-        results.append([*found, model.base_model.layer.pool_of().keys.detach().cpu()])
-    torch.testing.assert_close(results[1], results[0], **CLOSE)
-
-
 def test_the_key_loss_of_supervised_fine_tuning_is_added_on_the_device_of_its_tensors():
     per_row, log_probs, mask = torch.tensor([1.0, 2.0]), torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
     output = ModelOutput(log_probs=log_probs.to(SIMULATED), label_mask=mask, is_top1=mask)
