@@ -113,6 +113,16 @@ def test_logits_to_keep_keeps_the_last_logits_of_the_input(architecture, build, 
     torch.testing.assert_close(kept, full[:, [0, 3]], **CLOSE)
 
 
+def test_logits_are_computed_from_contiguous_hidden_states(architecture, build, attach, tokens):
+    model = attach(build(architecture))
+    contiguous = []
+    model.get_output_embeddings().register_forward_pre_hook(
+        lambda module, arguments: contiguous.append(arguments[0].is_contiguous())
+    )
+    model(input_ids=tokens())
+    assert contiguous == [True]
+
+
 def test_attentions_have_a_row_per_token_and_a_column_per_prompt_and_token(
     architecture, build, attach, by_hand, tokens
 ):

@@ -475,7 +475,9 @@ class PromptHooks:
         placement, call.placement = call.placement, None
         if placement is None or output is None:
             return output
-        output["last_hidden_state"] = placement.strip(output["last_hidden_state"])
+        # Contiguous, because a linear layer copies its weights for every row of an input that is not: here those of the
+        # vocabulary.
+        output["last_hidden_state"] = placement.strip(output["last_hidden_state"]).contiguous()
         if output.get("hidden_states") is not None:
             output["hidden_states"] = tuple(
                 placement.strip(hidden_states) for hidden_states in output["hidden_states"]
