@@ -63,7 +63,7 @@ def estimate(
         if kind in per_step:
             continue
         settings = replace(one.settings, steps=WARM_UP_STEPS + steps)
-        adapted, collator = adapt(settings, material)
+        adapted, collator = adapt(settings, material, device)
         timer = StepTimer(WARM_UP_STEPS, settings.steps)
         adapted.callbacks.append(timer)
         examples = read_split(material.data_dir, "train", settings.tasks, settings.train_per_task)

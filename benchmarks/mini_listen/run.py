@@ -79,7 +79,7 @@ def run(
     stored = read_results(results_dir)
     if settings.name in stored:
         return stored[settings.name]
-    adapted, collator = adapt(settings, material)
+    adapted, collator = adapt(settings, material, device)
     examples = read_split(material.data_dir, "train", settings.tasks, settings.train_per_task)
     checkpoints = work_dir / settings.name
     log, seconds_per_step = train(adapted, collator, examples, settings, checkpoints, device)

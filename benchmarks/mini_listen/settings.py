@@ -49,7 +49,7 @@ class Form:
 FORMS = {
     form.name: form
     for form in (
-        Form("small", 300, 8, 800, 30, 60, "float32"),
+        Form("small", 300, 8, 800, 30, 60, "bf16"),
         Form("full", 1500, 16, 2000, 60, 300, "bf16"),
         Form("smoke", 3, 12, 8, 4, 4, "float32"),
     )
