@@ -11,7 +11,8 @@ There are four tasks, in which all classes are equally frequent (to within one c
 
 Train, validation and test are separated as follows:
 
-- voices: no voice occurs in two splits (American and British English occur in all of them);
+- voices: no voice occurs in two splits (American and British English occur in all of them); pitch and formants of those
+  of the training split are changed at random, so that it has more of them;
 - sentences: no carrier phrase of the animals, and no subject or predicate of the other sentences, occurs in two splits;
 - sounds: the parameters of each sound are drawn from the same ranges in all splits, so no two clips are identical;
 - the animals, the settings of the emotions and the wordings of the instructions are the same in all splits: a model
@@ -134,6 +135,13 @@ EMOTIONS = {
 }
 NEUTRAL = {"rate": (135, 170), "pitch": (45, 55), "pitch_range": (40, 60), "volume": (60, 110)}
 
+# Ranges of the factors by which the voices of the training split are changed. There are too few of them to learn what men and
+# women, or feelings, have in common. The voices of the other splits are as they are.
+VOICE_CHANGES = {
+    "woman": {"voice_pitch": (0.85, 1.2), "voice_formants": (0.85, 1.05)},
+    "man": {"voice_pitch": (0.75, 1.25), "voice_formants": (0.9, 1.1)},
+}
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -203,6 +211,9 @@ def plan_clips(task: str, split: str, count: int, seed: int = 0) -> list[Clip]:
             speech = {"voice": str(rng.choice(["en-us", "en"])), "variant": str(rng.choice(VOICES[split][gender]))}
             for name, (low, high) in (EMOTIONS[answer] if task == "emotion" else NEUTRAL).items():
                 speech[name] = int(rng.integers(low, high + 1))
+            if split == "train":
+                for name, limits in VOICE_CHANGES[gender].items():
+                    speech[name] = round(float(rng.uniform(*limits)), 2)
         clips.append(
             Clip(
                 path=f"audio/{split}/{task}-{index:04d}.wav",

@@ -17,6 +17,9 @@ UTF8_CHARACTERS = 1
 RATE, VOLUME, PITCH, PITCH_RANGE = 1, 2, 3, 4
 # The library's limits and defaults: rate in words per minute, the others in its own units, 100 = full volume.
 LIMITS = {"rate": (80, 450), "pitch": (0, 100), "pitch_range": (0, 100), "volume": (0, 200)}
+# Pitch of a variant whose file names none, in Hz: without and with full stress.
+DEFAULT_PITCH = (82, 118)
+SCALES = (0.5, 2.0)
 
 SynthCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
@@ -40,7 +43,10 @@ class EspeakSynthesizer:
             import espeakng_loader
         except ImportError as error:
             raise ImportError('Synthesizing speech needs espeakng-loader: pip install "peft-listen[demo]"') from error
-        self._data = Path(espeakng_loader.get_data_path())
+        # A folder of links, in which variants of our own can be written beside the library's.
+        self._folder = tempfile.TemporaryDirectory(prefix="espeak-ng-")
+        self._data = _link_data(Path(espeakng_loader.get_data_path()), Path(self._folder.name))
+        self._variants = frozenset(path.name for path in (self._data / "voices" / "!v").iterdir())
         self._library = _load_copy(Path(espeakng_loader.get_library_path()))
         self._library.espeak_Synth.argtypes = [
             *(ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int, ctypes.c_uint, ctypes.c_uint),
@@ -62,7 +68,7 @@ class EspeakSynthesizer:
     @property
     def variants(self) -> list[str]:
         """Names of the voice variants, such as "f3" and "m1"."""
-        return sorted(path.name for path in (self._data / "voices" / "!v").iterdir())
+        return sorted(self._variants)
 
     def speak(
         self,
@@ -73,6 +79,8 @@ class EspeakSynthesizer:
         pitch: int = 50,
         pitch_range: int = 50,
         volume: int = 100,
+        voice_pitch: float = 1.0,
+        voice_formants: float = 1.0,
     ) -> tuple[np.ndarray, int]:
         """
         Synthesizes a text.
@@ -85,6 +93,8 @@ class EspeakSynthesizer:
             pitch (`int`, defaults to 50): 0 (low) to 100 (high); 50 is the speaker's own.
             pitch_range (`int`, defaults to 50): 0 (monotone) to 100 (lively).
             volume (`int`, defaults to 100): 0 to 200; 100 is normal, and loud parts may clip above it.
+            voice_pitch, voice_formants (`float`, defaults to 1.0): 0.5 to 2; factors of the speaker's own pitch and formants,
+                which make another speaker of a similar kind.
 
         Returns:
             `tuple[np.ndarray, int]`: float32 samples of shape `(num_samples,)` within -1 and 1, and their sampling rate in
@@ -101,9 +111,14 @@ class EspeakSynthesizer:
             low, high = LIMITS[name]
             if not low <= value <= high:
                 raise ValueError(f"{name}={value} is outside eSpeak NG's limits, expected {low} to {high}.")
+        for name, scale in {"voice_pitch": voice_pitch, "voice_formants": voice_formants}.items():
+            if not SCALES[0] <= scale <= SCALES[1]:
+                raise ValueError(f"{name}={scale}: expected {SCALES[0]} to {SCALES[1]}.")
         # The library silently ignores an unknown variant.
-        if variant is not None and variant not in self.variants:
+        if variant is not None and variant not in self._variants:
             raise ValueError(f"There is no voice variant {variant!r}, expected one of {', '.join(self.variants)}.")
+        if (voice_pitch, voice_formants) != (1, 1):
+            variant = self._write_variant(variant, voice_pitch, voice_formants)
         name = voice if variant is None else f"{voice}+{variant}"
 
         if self._library.espeak_SetVoiceByName(name.encode()) != 0:
@@ -120,10 +135,50 @@ class EspeakSynthesizer:
             raise ValueError(f"`text` must contain words, got {text!r}.")
         return samples, self.sampling_rate
 
+    def _write_variant(self, variant: str | None, pitch: float, formants: float) -> str:
+        """Writes a variant with another pitch and other formants, and returns its name."""
+        folder = self._data / "voices" / "!v"
+        name = f"{variant}-{pitch:.3f}-{formants:.3f}"
+        if not (folder / name).exists():
+            definition = "" if variant is None else (folder / variant).read_text(encoding="utf-8", errors="replace")
+            (folder / name).write_text(_scaled(definition, pitch, formants), encoding="utf-8")
+        return name
+
     def _receive(self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, events: int | None) -> int:
         if samples and count > 0:
             self._chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
         return 0  # continue
+
+
+def _link_data(data: Path, folder: Path) -> Path:
+    """Links the library's data in a folder, in which the folder of the variants can be written to."""
+    variants = Path("voices") / "!v"
+    (folder / variants).mkdir(parents=True)
+    for part in (Path(), variants.parent, variants):
+        for source in (data / part).iterdir():
+            if not (folder / part / source.name).exists():
+                (folder / part / source.name).symlink_to(source)
+    return folder
+
+
+def _scaled(definition: str, pitch: float, formants: float) -> str:
+    """A variant's file with scaled pitch and formants (https://github.com/espeak-ng/espeak-ng, docs/voices.md)."""
+    settings: dict[str, list[str]] = {
+        "language": ["variant"],
+        "pitch": [str(value) for value in DEFAULT_PITCH],
+        **{f"formant {number}": ["100", "100", "100"] for number in range(1, 9)},
+    }
+    for line in definition.splitlines():
+        words = line.split("//")[0].split()
+        if words[:1] == ["formant"] and len(words) > 2:
+            settings[f"formant {words[1]}"] = words[2:]
+        elif len(words) > 1 and words[0] != "name":
+            settings[words[0]] = words[1:]
+    settings["pitch"] = [str(round(float(value) * pitch)) for value in settings["pitch"]]
+    for number in range(1, 9):
+        frequency, *others = settings[f"formant {number}"]
+        settings[f"formant {number}"] = [str(round(float(frequency) * formants)), *others]
+    return "".join(f"{name} {' '.join(values)}\n" for name, values in settings.items())
 
 
 def _load_copy(path: Path) -> ctypes.CDLL:

@@ -185,6 +185,17 @@ def test_no_voice_and_no_sentence_occurs_in_two_splits() -> None:
         assert len(set(listed)) == len(listed)
 
 
+def test_only_the_voices_of_the_training_split_are_changed() -> None:
+    for split in SPLITS:
+        for clip in plan_clips("emotion", split, 100):
+            changes = {name for name in clip.speech if name.startswith("voice_")}
+            assert changes == ({"voice_pitch", "voice_formants"} if split == "train" else set())
+    for clip in plan_clips("speaker", "train", 200):
+        for name, (low, high) in make_dataset_module.VOICE_CHANGES[clip.answer].items():
+            assert low <= clip.speech[name] <= high
+    assert len({clip.speech["voice_pitch"] for clip in plan_clips("speaker", "train", 200)}) > 20
+
+
 def test_no_two_sounds_are_alike() -> None:
     seeds = [clip.seed for split in SPLITS for clip in plan_clips("sound", split, 300)]
     assert len(set(seeds)) == len(seeds)

@@ -64,6 +64,23 @@ def test_voices_and_settings_are_audible(synthesizer: EspeakSynthesizer) -> None
     assert speak(variant=None).size > 0
 
 
+@pytest.mark.parametrize("variant", ["f3", "m5", None])  # the file of "m5" names no pitch, and None has no file
+def test_a_voice_is_changed_in_pitch_and_formants(synthesizer: EspeakSynthesizer, variant: str | None) -> None:
+    def speak(**changes: float) -> np.ndarray:
+        return synthesizer.speak("All the boats are coming home.", variant=variant, **changes)[0]
+
+    def center(samples: np.ndarray) -> float:
+        spectrum = np.abs(np.fft.rfft(samples)) ** 2
+        return float(np.average(np.arange(spectrum.size), weights=spectrum) / samples.size)
+
+    own, rate = speak(), synthesizer.sampling_rate
+    assert pitch_of(speak(voice_pitch=1.2), rate) / pitch_of(own, rate) == pytest.approx(1.2, rel=0.08)
+    assert center(speak(voice_formants=1.15)) > 1.05 * center(own)
+    assert pitch_of(speak(voice_formants=1.15), rate) == pytest.approx(pitch_of(own, rate), rel=0.08)
+    assert abs(speak().size - own.size) < 0.01 * own.size
+    assert not [name for name in synthesizer.variants if name.startswith(f"{variant}-")]
+
+
 def test_settings_of_one_call_do_not_reach_the_next(synthesizer: EspeakSynthesizer) -> None:
     before = synthesizer.speak("The door is open.")[0]
     synthesizer.speak("The door is open.", variant="m1", rate=300, pitch=90, pitch_range=0, volume=10)
@@ -89,6 +106,8 @@ def test_non_ascii_text_is_spoken(synthesizer: EspeakSynthesizer) -> None:
         ({"pitch": 101}, "pitch=101 .* expected 0 to 100"),
         ({"pitch_range": -1}, "pitch_range=-1 .* expected 0 to 100"),
         ({"volume": 201}, "volume=201 .* expected 0 to 200"),
+        ({"voice_pitch": 0.4}, "voice_pitch=0.4: expected 0.5 to 2.0"),
+        ({"voice_formants": float("nan")}, "voice_formants=nan: expected 0.5 to 2.0"),
     ],
 )
 def test_what_cannot_be_spoken_is_refused(
