@@ -1,7 +1,7 @@
 """Default settings of the demo's training, which `demo.run` and `demo.train` share."""
 
-STEPS = 800
-BATCH_SIZE = 4
+STEPS = 500
+BATCH_SIZE = 8
 LEARNING_RATE = 1e-3
 SEED = 0
 

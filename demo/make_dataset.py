@@ -268,7 +268,7 @@ def make_dataset(
     seed: int = 0,
     train_per_task: int = 400,
     validation_per_task: int = 12,
-    test_per_task: int = 16,
+    test_per_task: int = 32,
 ) -> Path:
     """
     Writes WAV files and `train.jsonl`, `validation.jsonl` and `test.jsonl`, or reuses them.
@@ -312,7 +312,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train-per-task", type=int, default=400, metavar="COUNT")
     parser.add_argument("--validation-per-task", type=int, default=12, metavar="COUNT")
-    parser.add_argument("--test-per-task", type=int, default=16, metavar="COUNT")
+    parser.add_argument("--test-per-task", type=int, default=32, metavar="COUNT")
     print(make_dataset(**vars(parser.parse_args())))
 
 
