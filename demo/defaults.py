@@ -1,6 +1,6 @@
 """Default settings of the demo's training, which `demo.run` and `demo.train` share."""
 
-STEPS = 500
+STEPS = 400
 BATCH_SIZE = 8
 LEARNING_RATE = 1e-3
 SEED = 0
