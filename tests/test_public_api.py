@@ -51,6 +51,7 @@ def test_the_public_names_are_these() -> None:
         "available_selectors",
         "get_selector",
         "load_audio",
+        "prompt_embeds",
         "publish",
         "record_selections",
         "register_selector",
