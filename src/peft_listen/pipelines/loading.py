@@ -59,7 +59,7 @@ def load_pipeline(
         dtype = "float32" if on.type == "cpu" else "auto"
     base, is_adapter = model, False
     try:
-        base, is_adapter = _find_base(model)
+        base, is_adapter = find_base(model)
         is_multimodal = type(AutoConfig.from_pretrained(base)) in MODEL_FOR_MULTIMODAL_LM_MAPPING
         auto_class: Any = AutoModelForMultimodalLM if is_multimodal else AutoModelForCausalLM
         if is_adapter and _has_lora(model):
@@ -131,9 +131,15 @@ def _find_device(name: str | None) -> torch.device:
     return device
 
 
-def _find_base(model: str) -> tuple[str, bool]:
+def find_base(model: str) -> tuple[str, bool]:
     """
-    Where the configuration and the processor of a model are, and whether that is the base model of an adapter.
+    Finds where the configuration and the processor of a model are.
+
+    Args:
+        model (`str`): Folder or Hub name of a model or of an adapter.
+
+    Returns:
+        `tuple[str, bool]`: folder or Hub name of the base model, and whether `model` is an adapter of it.
 
     Raises:
         OSError: for an adapter that does not name its base model.
