@@ -1,6 +1,7 @@
 """Several adapters of one base model, which is loaded once."""
 
 import json
+import shutil
 
 import pytest
 from peft import get_peft_model
@@ -63,3 +64,7 @@ def test_models_with_other_bases_are_refused(adapters, composite_folder, tmp_pat
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "org/other"}))
     with pytest.raises(ValueError, match=r"is an adapter of 'org/other'"):
         load_models([first, str(tmp_path)])
+    shutil.copytree(adapters / "cats" / "model", tmp_path / "both")
+    shutil.copytree(adapters / "cats" / "model", tmp_path / "both" / "lora")
+    with pytest.raises(ValueError, match=r"both' has a LoRA adapter beside the prompts"):
+        load_models([first, str(tmp_path / "both")])

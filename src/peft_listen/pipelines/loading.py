@@ -62,7 +62,7 @@ def load_pipeline(
         base, is_adapter = find_base(model)
         is_multimodal = type(AutoConfig.from_pretrained(base)) in MODEL_FOR_MULTIMODAL_LM_MAPPING
         auto_class: Any = AutoModelForMultimodalLM if is_multimodal else AutoModelForCausalLM
-        if is_adapter and _has_lora(model):
+        if is_adapter and has_lora(model):
             loaded = _load_with_lora(auto_class.from_pretrained(base, dtype=dtype), model)
         else:
             loaded = auto_class.from_pretrained(model, dtype=dtype)
@@ -97,7 +97,8 @@ def check_model_name(model: str) -> None:
         )
 
 
-def _has_lora(adapter: str) -> bool:
+def has_lora(adapter: str) -> bool:
+    """Whether the folder of an adapter has a LoRA adapter in its subfolder `lora`."""
     return os.path.isfile(os.path.join(adapter, LORA_NAME, ADAPTER_CONFIG_NAME))
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
+
+from peft import PeftModel
 
 from ..pipelines import AudioTextToTextPipeline
-from ..pipelines.loading import check_model_name, find_base, load_pipeline
+from ..pipelines.loading import check_model_name, find_base, has_lora, load_pipeline
 
 
 class ServedModels:
@@ -56,10 +59,11 @@ def load_models(models: Sequence[str], dtype: str | None = None, device: str | N
         dtype, device (`str`, *optional*): As in [`~peft_listen.pipelines.loading.load_pipeline`].
 
     Returns:
-        [`ServedModels`]: the models, of which the first is active.
+        [`ServedModels`]: the models.
 
     Raises:
-        ValueError: There is no model, two have the same name, or several are not adapters of the same base model.
+        ValueError: There is no model, two have the same name, or several are not adapters of the same base model, or have
+            LoRA adapters beside the prompts.
         OSError: A model cannot be loaded.
     """
     paths: dict[str, str] = {}
@@ -85,19 +89,19 @@ def load_models(models: Sequence[str], dtype: str | None = None, device: str | N
                 f"Several models can only be served together if they are adapters of the same base model: {first!r} has the "
                 f"base {bases[first][0]!r}, and {path!r} is {found}. Serve them on two ports."
             )
-    pipe = _load(first, dtype, device)
-    adapters = {name: path if path != first else _FIRST for name, path in paths.items()}
+    for path in paths.values():
+        if has_lora(path):
+            raise ValueError(f"{path!r} has a LoRA adapter beside the prompts, so it cannot be served with others.")
+    pipe = _load(bases[first][0], dtype, device)
+    adapters = {name: f"adapter-{number}" for number, name in enumerate(paths)}
+    model: Any = None
     for name, path in paths.items():
-        if path != first:
-            adapters[name] = f"served-{len(pipe.model.peft_config)}"
-            pipe.model.load_adapter(path, adapter_name=adapters[name])
-    served = ServedModels(pipe, adapters)
-    served.activate(next(iter(paths)))
-    return served
-
-
-# Name that transformers gives to the adapter of a model that is loaded by the name of the adapter.
-_FIRST = "default"
+        if model is None:
+            model = PeftModel.from_pretrained(pipe.model, path, adapter_name=adapters[name])
+        else:
+            model.load_adapter(path, adapter_name=adapters[name])
+    pipe = AudioTextToTextPipeline(model.eval(), processor=pipe.processor, device=pipe.device)
+    return ServedModels(pipe, adapters)
 
 
 def _split(model: str) -> tuple[str, str]:
