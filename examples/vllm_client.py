@@ -7,24 +7,25 @@ This process encodes the audio, selects the prompts, and sends embeddings. The s
 trained on the language model of the server; clients with other adapters of it can use the server at the same time.
 """
 
+import argparse
 import base64
 import io
-from dataclasses import dataclass, field
 
 import openai
 import torch
-from transformers import HfArgumentParser, pipeline
+from transformers import pipeline
 
 import peft_listen  # noqa: F401  (registers the pipeline)
 
 
-@dataclass
-class Arguments:
-    audio: str = field(metadata={"help": "path or http(s) URL of the clip"})
-    question: str = field(metadata={"help": "the question about it"})
-    model: str = field(metadata={"help": "folder or Hub id of an adapter, or of an audio model"})
-    url: str = field(default="http://127.0.0.1:8000/v1", metadata={"help": "address of vLLM"})
-    max_tokens: int = field(default=64, metadata={"help": "longest answer in tokens"})
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("audio", help="path or http(s) URL of the clip")
+    parser.add_argument("question", help="the question about it")
+    parser.add_argument("--model", required=True, help="folder or Hub id of an adapter, or of an audio model")
+    parser.add_argument("--url", default="http://127.0.0.1:8000/v1", help="address of vLLM")
+    parser.add_argument("--max_tokens", type=int, default=64, help="longest answer in tokens")
+    return parser.parse_args()
 
 
 def encode(embeds: torch.Tensor) -> str:
@@ -34,7 +35,7 @@ def encode(embeds: torch.Tensor) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def main(arguments: Arguments) -> None:
+def main(arguments: argparse.Namespace) -> None:
     pipe = pipeline("audio-text-to-text", model=arguments.model)
     content = [{"type": "audio", "audio": arguments.audio}, {"type": "text", "text": arguments.question}]
     inputs = pipe.processor.apply_chat_template(
@@ -59,4 +60,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*HfArgumentParser(Arguments).parse_args_into_dataclasses())
+    main(parse_arguments())

@@ -31,16 +31,16 @@ def running_command(arguments: Sequence[str]) -> Iterator[str]:
             servers.append(self)
 
     codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(main([*arguments, "--port", "0"])))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(serving, "Server", Recorded)
-        thread = threading.Thread(target=lambda: codes.append(main([*arguments, "--port", "0"])))
         thread.start()
         while not started.is_set():
             assert thread.is_alive(), f"the command has ended with {codes}"
             time.sleep(0.01)
-        try:
-            yield servers[0].url
-        finally:
-            servers[0].stop()
-            thread.join(60)
+    try:
+        yield servers[0].url
+    finally:
+        servers[0].stop()
+        thread.join(60)
     assert codes == [0]

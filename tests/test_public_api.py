@@ -28,6 +28,9 @@ OPTIONAL = (
     "gradio",
     "vllm",
     "librosa",
+    "starlette",
+    "uvicorn",
+    "openai",
 )
 
 
@@ -141,16 +144,62 @@ def test_no_import_cycle() -> None:
 @pytest.mark.parametrize(
     ("package", "forbidden"),
     [
-        ("audio", ("tuners", "models", "training", "data", "metrics", "analysis", "pipelines", "evaluation", "runs")),
-        ("tuners", ("audio", "models", "training", "data", "metrics", "analysis", "pipelines", "evaluation", "runs")),
-        ("models", ("tuners", "training", "data", "metrics", "analysis", "pipelines", "evaluation", "runs")),
-        ("data", ("tuners", "training", "metrics", "analysis", "pipelines", "evaluation", "runs")),
-        ("metrics", ("audio", "tuners", "models", "training", "data", "analysis", "pipelines", "evaluation", "runs")),
-        ("analysis", ("models", "training", "data", "pipelines", "evaluation", "runs")),
-        ("training", ("metrics", "pipelines", "evaluation", "runs")),
-        ("evaluation", ("tuners", "models", "training", "analysis", "pipelines", "runs")),
-        ("pipelines", ("tuners", "training", "metrics", "analysis", "evaluation", "runs")),
-        ("runs", ("analysis",)),
+        (
+            "audio",
+            (
+                "tuners",
+                "models",
+                "training",
+                "data",
+                "metrics",
+                "analysis",
+                "pipelines",
+                "evaluation",
+                "runs",
+                "serving",
+            ),
+        ),
+        (
+            "tuners",
+            (
+                "audio",
+                "models",
+                "training",
+                "data",
+                "metrics",
+                "analysis",
+                "pipelines",
+                "evaluation",
+                "runs",
+                "serving",
+            ),
+        ),
+        (
+            "models",
+            ("tuners", "training", "data", "metrics", "analysis", "pipelines", "evaluation", "runs", "serving"),
+        ),
+        ("data", ("tuners", "training", "metrics", "analysis", "pipelines", "evaluation", "runs", "serving")),
+        (
+            "metrics",
+            (
+                "audio",
+                "tuners",
+                "models",
+                "training",
+                "data",
+                "analysis",
+                "pipelines",
+                "evaluation",
+                "runs",
+                "serving",
+            ),
+        ),
+        ("analysis", ("models", "training", "data", "pipelines", "evaluation", "runs", "serving")),
+        ("training", ("metrics", "pipelines", "evaluation", "runs", "serving")),
+        ("evaluation", ("tuners", "models", "training", "analysis", "pipelines", "runs", "serving")),
+        ("pipelines", ("tuners", "training", "metrics", "analysis", "evaluation", "runs", "serving")),
+        ("runs", ("analysis", "serving")),
+        ("serving", ("training", "data", "metrics", "analysis", "evaluation", "runs")),
     ],
 )
 def test_imports_run_one_way(package: str, forbidden: tuple[str, ...]) -> None:

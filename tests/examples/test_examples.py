@@ -28,6 +28,7 @@ from tests.small_models import (
     SIZES,
     make_chat_tokenizer,
     make_whisper_config,
+    save_published_parts,
     write_wav,
 )
 
@@ -137,7 +138,8 @@ def test_a_server_without_the_adapters_answers_as_each_of_them(run: Callable, mo
     for name, value in QFORMER.items():
         monkeypatch.setitem(QFORMER_DEFAULTS, name, value)
     write_wav(Path("dog.wav"))
-    parts = {"speech": SPEECH, "llm": LLM}
+    saved = save_published_parts(Path("parts"))
+    parts = {name: str(saved[name]) for name in ("speech", "llm")}
     processor = peft_listen.AudioListenProcessor.from_sub_models_pretrained(**parts)
     base = peft_listen.AudioListenForCausalLM.from_sub_models_pretrained(**parts, tokenizer=processor.tokenizer)
     for part in (base, processor):
@@ -148,7 +150,7 @@ def test_a_server_without_the_adapters_answers_as_each_of_them(run: Callable, mo
         get_peft_model(base, config).save_pretrained(name)
 
     question, answers = "What do you hear?", {}
-    with serving(AutoModelForCausalLM.from_pretrained(LLM), processor.tokenizer) as url:
+    with serving(AutoModelForCausalLM.from_pretrained(parts["llm"]), processor.tokenizer) as url:
         for name in ("one", "two"):
             output = run("vllm_client.py", "dog.wav", question, "--model", name, "--url", url, "--max_tokens", 8)
             pipe = pipeline("audio-text-to-text", model=name, max_new_tokens=8)
