@@ -67,8 +67,8 @@ def load_models(models: Sequence[str], dtype: str | None = None, device: str | N
         OSError: A model cannot be loaded.
     """
     paths: dict[str, str] = {}
-    for model in models:
-        name, path = _split(model)
+    for given in models:
+        name, path = _split(given)
         if name in paths:
             raise ValueError(
                 f"{paths[name]!r} and {path!r} would both be served as {name!r}. Give them names: one={paths[name]} two={path}"
