@@ -22,3 +22,11 @@ def positive_number(text: str) -> float:
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
     return number
+
+
+def port_number(text: str) -> int:
+    """A port of TCP, or 0, for `add_argument(type=...)`."""
+    number = int(text)
+    if not 0 <= number < 1 << 16:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, got {text}")
+    return number

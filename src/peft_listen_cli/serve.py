@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from .argument_types import DTYPES, positive_integer, positive_number
+from .argument_types import DTYPES, port_number, positive_integer, positive_number
 
 
 HELP = "Serve a model, or several adapters of one base model, with OpenAI's API."
@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
     )
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes a free one (default: 8000)")
+    parser.add_argument(
+        "--port", type=port_number, default=8000, help="port to listen on; 0 takes a free one (default: 8000)"
+    )
     parser.add_argument(
         "--max-new-tokens",
         type=positive_integer,

@@ -83,6 +83,13 @@ def test_limits_must_be_positive(option, value, capsys):
     assert exit_info.value.code == 2 and option in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", ["-1", "65536", "http"])
+def test_a_port_must_exist(value, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["serve", "m", "--port", value])
+    assert exit_info.value.code == 2 and "--port" in capsys.readouterr().err
+
+
 def test_what_is_not_installed_is_named(composite_folder, monkeypatch, capsys):
     for name in [name for name in sys.modules if name.startswith("peft_listen.serving")]:
         monkeypatch.delitem(sys.modules, name)

@@ -294,6 +294,18 @@ class TestSizeAndTime:
             # A short answer is still in time.
             assert client.chat.completions.create(**chat(max_tokens=1)).choices
 
+    def test_a_request_does_not_wait_for_a_step_of_the_model(self, models, monkeypatch):
+        forward, is_answered = models.pipe.forward, threading.Event()
+
+        def slow(*args, **kwargs):
+            assert is_answered.wait(30)
+            return forward(*args, **kwargs)
+
+        monkeypatch.setattr(models.pipe, "forward", slow)
+        with running(models, timeout=0.5) as url:
+            assert error_of(url, chat(), 504)["code"] == "timeout"
+            is_answered.set()
+
     def test_more_requests_than_allowed_are_sent_away(self, models):
         with running(models, max_requests=1) as url:
             with unfinished_request(url):
@@ -338,6 +350,11 @@ class TestSizeAndTime:
 
 
 def test_a_key_is_needed_if_there_is_one(models):
+    with running(models, api_key="sécret") as url, client_of(url, api_key="any") as client:
+        good = {"Content-Type": "application/json", "Authorization": "Bearer sécret".encode()}
+        assert post(url, chat(max_tokens=1), good)[0] == 200
+        with pytest.raises(openai.AuthenticationError):
+            client.models.list()
     with running(models, api_key="secret") as url:
         for key in ("other", "secret2", "sécret"):
             status, _, answer = post(

@@ -68,6 +68,17 @@ def test_waiting_requests_of_a_group_are_answered_at_once(worker, row, batches):
     assert batches == [3, 2, 1]
 
 
+def test_a_seed_gives_the_same_answer_beside_others(worker, row, batches):
+    groups = [Group(MODEL, 2.0, seed=1), Group(MODEL, 2.0, seed=1), Group(MODEL, 0, seed=1), Group(MODEL, 0, seed=1)]
+    requests = [Request(row(), group, length=8) for group in groups]
+    for request in requests:
+        worker.submit(request.job)
+    worker.start()
+    sampled, again, greedy, _ = [request.result.text for request in requests]
+    assert sampled == again != greedy
+    assert batches == [1, 1, 2]
+
+
 def test_a_request_that_fails_does_not_affect_the_others(worker, row, chat_pipe):
     broken = row()
     broken["prompt"] += chat_pipe.processor.audio_token  # one placeholder too many

@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from .chat_request import ChatRequest, parse_chat_request
-from .errors import RequestError
+from .errors import RequestError, timeout_error
 from .models import ServedModels
 from .preparation import Preparation
 from .settings import ServerSettings
@@ -31,7 +31,7 @@ from .worker import Finished, Group, Job, Worker
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two checks whether the client of a waiting request is still there.
+# Seconds between two checks whether the client of a waiting request is still there, and its time is not over.
 _CHECK_SECONDS = 0.5
 # A body that is too large is read up to this multiple of the limit and thrown away, because many clients read the answer
 # only after they have sent the body.
@@ -114,12 +114,15 @@ class _Channel:
     job: Job
 
     async def next(self, request: Request) -> str | Finished:
-        """The next event. Gives up the request if its client is gone."""
+        """The next event. Gives up the request if its client is gone, and does not wait longer than its time."""
         waiting = asyncio.ensure_future(self.events.get())
         try:
             while not (await asyncio.wait([waiting], timeout=_CHECK_SECONDS))[0]:
                 if await request.is_disconnected():
                     self.job.cancel()
+                if time.monotonic() > self.job.deadline + _CHECK_SECONDS:
+                    # The worker does not see it before the end of a step or of another batch.
+                    raise timeout_error()
         except asyncio.CancelledError:
             self.job.cancel()
             raise
@@ -218,8 +221,8 @@ class _Chat:
 
     def _check_key(self, request: Request) -> None:
         key = self._settings.api_key
-        given = request.headers.get("authorization", "")
-        if key is not None and not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+        given = request.headers.get("authorization", "").encode("latin-1")  # the bytes of the header
+        if key is not None and not hmac.compare_digest(given, f"Bearer {key}".encode()):
             raise RequestError(
                 "The key of this server is missing or wrong. Send it as `Authorization: Bearer ...`.",
                 status=401,

@@ -33,6 +33,11 @@ class Group:
     top_p: float | None = None
     seed: int | None = None
 
+    def accepts(self, other: Group) -> bool:
+        """Whether a batch of this group may contain a request of another one. With a seed, a request is alone: the rows of a
+        batch draw from one sequence of random numbers."""
+        return self == other and (self.seed is None or self.temperature == 0)
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -163,7 +168,7 @@ class Worker:
                 for job in waiting:
                     if problem := job.problem:
                         job.finish(problem)
-                    elif len(batch) < self._batch_size and (not batch or job.group == batch[0].group):
+                    elif len(batch) < self._batch_size and (not batch or batch[0].group.accepts(job.group)):
                         batch.append(job)
                     else:
                         self._waiting.append(job)
