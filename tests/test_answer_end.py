@@ -176,7 +176,7 @@ def test_the_prompt_is_the_same_in_training_processor_and_pipeline(parts):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipe = pipeline("audio-text-to-text", model=model, processor=processor)
-    collated = pipe._collate([pipe.preprocess({"text": ROW["instruction"]})])["model_inputs"]
+    collated = pipe.collate([pipe.preprocess({"text": ROW["instruction"]})])["model_inputs"]
     assert collated["input_ids"][0].tolist() == prompt
     ends = {processor.tokenizer.convert_tokens_to_ids(end) for end in ("<|im_end|>", "<|endoftext|>")}
     assert prompt[-1] not in ends

@@ -2,7 +2,7 @@
 
 A page's Python blocks and `peft-listen` commands run one after another, the blocks in one namespace, in a folder where
 everything that they name lies as something small and random under the same path: models of the Hub, checkpoints, a base
-model, an adapter, clips and data files.
+model, an adapter, clips and data files. `peft-listen serve` runs on a free port until the page ends.
 """
 
 import ast
@@ -15,6 +15,7 @@ import shutil
 import textwrap
 import tomllib
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ from peft_listen.models.beats.convert_beats_original_checkpoint import to_origin
 from peft_listen_cli import COMMANDS, main
 from tests.data.recipes.trees import write_iemocap, write_librispeech
 from tests.pages import PAGES, ROOT, blocks
+from tests.served import running_command
 
 
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -54,6 +56,10 @@ EXAMPLES = [
     {"audio": "dog.wav", "instruction": "Is it loud?", "answer": "yes", "task": "questions"},
     {"audio": None, "instruction": "What is the capital of France?", "answer": "Paris", "task": "questions"},
 ]
+
+
+# Of `peft-listen serve`.
+DOCUMENTED_ADDRESS = "http://127.0.0.1:8000/v1"
 
 
 def commands(block: str) -> list[list[str]]:
@@ -186,18 +192,22 @@ def test_the_code_of_a_page_runs(page, small_things, tmp_path, monkeypatch) -> N
     namespace: dict = {"__name__": "__main__"}
     keep_registries(monkeypatch)
     limits = set_default_limits(AudioLimits())
+    served = DOCUMENTED_ADDRESS
     try:
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True) as caught, ExitStack() as running:
             warnings.simplefilter("always")
             for language, block in blocks(page, "python", "bash", "yaml"):
                 if language == "yaml":
                     # A block for `peft-listen train` names its file in the first line.
                     Path(re.match(r"# (\w+\.yaml)\n", block)[1]).write_text(block, encoding="utf-8")
                 elif language == "python":
-                    exec(compile(block, str(page), "exec"), namespace)
+                    exec(compile(block.replace(DOCUMENTED_ADDRESS, served), str(page), "exec"), namespace)
                 else:
                     for arguments in commands(block):
-                        assert main(arguments) == 0, arguments
+                        if arguments[0] == "serve":
+                            served = running.enter_context(running_command(arguments))
+                        else:
+                            assert main(arguments) == 0, arguments
     finally:
         set_default_limits(limits)
     # Warnings of this package name its own files or, with a `stacklevel`, the line of the page.

@@ -28,6 +28,9 @@ OPTIONAL = (
     "gradio",
     "vllm",
     "librosa",
+    "starlette",
+    "uvicorn",
+    "openai",
 )
 
 
@@ -51,6 +54,7 @@ def test_the_public_names_are_these() -> None:
         "available_selectors",
         "get_selector",
         "load_audio",
+        "prompt_embeds",
         "publish",
         "record_selections",
         "register_selector",
@@ -150,6 +154,7 @@ def test_no_import_cycle() -> None:
         ("evaluation", ("tuners", "models", "training", "analysis", "pipelines", "runs")),
         ("pipelines", ("tuners", "training", "metrics", "analysis", "evaluation", "runs")),
         ("runs", ("analysis",)),
+        ("serving", ("training", "data", "metrics", "analysis", "evaluation", "runs")),
     ],
 )
 def test_imports_run_one_way(package: str, forbidden: tuple[str, ...]) -> None:
@@ -160,9 +165,11 @@ def test_imports_run_one_way(package: str, forbidden: tuple[str, ...]) -> None:
             assert name.split(".")[1] not in forbidden, f"{path.relative_to(SOURCE)} imports {name}"
 
 
-def test_nothing_imports_the_command() -> None:
-    for path in FILES.values():
+def test_nothing_imports_the_command_or_the_server() -> None:
+    for name, path in FILES.items():
         assert "peft_listen_cli" not in path.read_text(encoding="utf-8"), path
+        if not f"{name}.".startswith("peft_listen.serving."):
+            assert not any(imported.startswith("peft_listen.serving") for imported in imports_of(path)), path
 
 
 def public_exports() -> dict[str, set[str]]:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from . import ask, cache_features, convert_beats, data, evaluate, predict, prepare, report, train
+from . import ask, cache_features, convert_beats, data, evaluate, predict, prepare, report, serve, train
 
 
 COMMANDS = {
@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": predict,
     "prepare": prepare,
     "report": report,
+    "serve": serve,
     "train": train,
 }
 REPORTED_VERSIONS = ("peft-listen", "torch", "transformers", "peft", "accelerate", "trl")

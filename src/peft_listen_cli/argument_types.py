@@ -1,6 +1,7 @@
 """Argument types that several sub-commands use."""
 
 import argparse
+import math
 
 
 # Values of `--dtype`: names of torch's dtypes, and "auto" for that of the checkpoint.
@@ -12,4 +13,20 @@ def positive_integer(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def positive_number(text: str) -> float:
+    """A number above 0 and not infinite, for `add_argument(type=...)`."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
+    return number
+
+
+def port_number(text: str) -> int:
+    """A port of TCP, or 0, for `add_argument(type=...)`."""
+    number = int(text)
+    if not 0 <= number < 1 << 16:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, got {text}")
     return number

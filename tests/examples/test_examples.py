@@ -8,17 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
+    pipeline,
 )
 
 import peft_listen
 from peft_listen.models.audio_listen.configuration_audio_listen import QFORMER_DEFAULTS
+from tests.embeds_server import serving
 from tests.small_models import (
     CHAT_IDS,
     CHAT_VOCAB_SIZE,
@@ -26,6 +28,7 @@ from tests.small_models import (
     SIZES,
     make_chat_tokenizer,
     make_whisper_config,
+    save_published_parts,
     write_wav,
 )
 
@@ -67,7 +70,8 @@ def write_rows(path: str, rows: list[dict]) -> None:
 
 def test_every_example_is_tested_and_fits_on_a_page() -> None:
     files = {path.name: path for path in FOLDER.iterdir() if path.suffix == ".py"}
-    assert set(files) == {"text_adapter.py", "audio_adapter.py", "sft_with_lora.py", "custom_selector.py"}
+    tested = {"text_adapter.py", "audio_adapter.py", "sft_with_lora.py", "custom_selector.py", "vllm_client.py"}
+    assert set(files) == tested
     for path in files.values():
         assert len(path.read_text(encoding="utf-8").splitlines()) < 100
 
@@ -128,3 +132,28 @@ def test_an_own_selector_is_trained_and_recorded(run: Callable) -> None:
     for row in rows:
         weights = json.loads(row.partition("weights ")[2])
         assert sum(weights) == pytest.approx(4, abs=0.03)
+
+
+def test_a_server_without_the_adapters_answers_as_each_of_them(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in QFORMER.items():
+        monkeypatch.setitem(QFORMER_DEFAULTS, name, value)
+    write_wav(Path("dog.wav"))
+    saved = save_published_parts(Path("parts"))
+    parts = {name: str(saved[name]) for name in ("speech", "llm")}
+    processor = peft_listen.AudioListenProcessor.from_sub_models_pretrained(**parts)
+    base = peft_listen.AudioListenForCausalLM.from_sub_models_pretrained(**parts, tokenizer=processor.tokenizer)
+    for part in (base, processor):
+        part.save_pretrained("base")
+    for seed, name in enumerate(("one", "two")):
+        base = peft_listen.AudioListenForCausalLM.from_pretrained("base")
+        config = peft_listen.ListenConfig(pool_size=16, prompt_length=4, init_weights=False, seed=seed)
+        get_peft_model(base, config).save_pretrained(name)
+
+    question, answers = "What do you hear?", {}
+    with serving(AutoModelForCausalLM.from_pretrained(parts["llm"]), processor.tokenizer) as url:
+        for name in ("one", "two"):
+            output = run("vllm_client.py", "dog.wav", question, "--model", name, "--url", url, "--max_tokens", 8)
+            pipe = pipeline("audio-text-to-text", model=name, max_new_tokens=8)
+            answers[name] = pipe("dog.wav", text=question)[0]["generated_text"]
+            assert output == answers[name] + "\n"
+    assert answers["one"] != answers["two"]

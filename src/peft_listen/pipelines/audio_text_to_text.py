@@ -209,7 +209,7 @@ class AudioTextToTextPipeline(Pipeline):
         else:
             dataset = PipelineIterator(inputs, self.preprocess, preprocess_params)
             num_workers = min(num_workers, 1)
-        loader = DataLoader(dataset, num_workers=num_workers, batch_size=batch_size, collate_fn=self._collate)
+        loader = DataLoader(dataset, num_workers=num_workers, batch_size=batch_size, collate_fn=self.collate)
         outputs = PipelineIterator(loader, self.forward, forward_params, loader_batch_size=batch_size)
         return PipelineIterator(outputs, self.postprocess, postprocess_params)
 
@@ -220,7 +220,7 @@ class AudioTextToTextPipeline(Pipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> list[dict[str, Any]]:
-        model_inputs = self._collate([self.preprocess(inputs, **preprocess_params)])
+        model_inputs = self.collate([self.preprocess(inputs, **preprocess_params)])
         return self.postprocess(self.forward(model_inputs, **forward_params), **postprocess_params)
 
     def preprocess(  # type: ignore[override]
@@ -258,7 +258,17 @@ class AudioTextToTextPipeline(Pipeline):
             "audio_kwargs": audio_kwargs,
         }
 
-    def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """
+        Makes a batch of preprocessed inputs.
+
+        Args:
+            rows (`list[dict]`): Outputs of [`preprocess`](AudioTextToTextPipeline.preprocess).
+
+        Returns:
+            `dict`: The argument of [`forward`](AudioTextToTextPipeline.forward); `"model_inputs"` are those of
+            `model.generate`, padded on the left.
+        """
         prompts, add_special_tokens = as_prompts([row["prompt"] for row in rows], self.tokenizer)
         audio: dict[str, Any] = {}
         waveforms = [waveform for row in rows for waveform in row["audio"]]

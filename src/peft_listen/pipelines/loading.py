@@ -59,10 +59,10 @@ def load_pipeline(
         dtype = "float32" if on.type == "cpu" else "auto"
     base, is_adapter = model, False
     try:
-        base, is_adapter = _find_base(model)
+        base, is_adapter = find_base(model)
         is_multimodal = type(AutoConfig.from_pretrained(base)) in MODEL_FOR_MULTIMODAL_LM_MAPPING
         auto_class: Any = AutoModelForMultimodalLM if is_multimodal else AutoModelForCausalLM
-        if is_adapter and _has_lora(model):
+        if is_adapter and has_lora(model):
             loaded = _load_with_lora(auto_class.from_pretrained(base, dtype=dtype), model)
         else:
             loaded = auto_class.from_pretrained(model, dtype=dtype)
@@ -97,7 +97,8 @@ def check_model_name(model: str) -> None:
         )
 
 
-def _has_lora(adapter: str) -> bool:
+def has_lora(adapter: str) -> bool:
+    """Whether the folder of an adapter has a LoRA adapter in its subfolder `lora`."""
     return os.path.isfile(os.path.join(adapter, LORA_NAME, ADAPTER_CONFIG_NAME))
 
 
@@ -131,9 +132,15 @@ def _find_device(name: str | None) -> torch.device:
     return device
 
 
-def _find_base(model: str) -> tuple[str, bool]:
+def find_base(model: str) -> tuple[str, bool]:
     """
-    Where the configuration and the processor of a model are, and whether that is the base model of an adapter.
+    Finds where the configuration and the processor of a model are.
+
+    Args:
+        model (`str`): Folder or Hub name of a model or of an adapter.
+
+    Returns:
+        `tuple[str, bool]`: folder or Hub name of the base model, and whether `model` is an adapter of it.
 
     Raises:
         OSError: for an adapter that does not name its base model.

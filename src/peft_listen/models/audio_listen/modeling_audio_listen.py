@@ -32,6 +32,7 @@ from ...answer_end import find_answer_end, stop_at_answer_end, warn_of_unsupervi
 from ...chat import AUDIO_TOKEN
 from ...folder_saving import replaced_checkpoint
 from ...model_card import write_model_card
+from ...untouched import check_untouched
 from ..beats.modeling_beats import BeatsModel
 from ..complete_weights import CompleteWeightsMixin
 from .audio_tokens import (
@@ -540,6 +541,41 @@ class AudioListenModel(AudioListenPreTrainedModel):
             )
         return is_audio.unsqueeze(-1).expand_as(inputs_embeds)
 
+    def _embed(
+        self,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.Tensor | None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        cache: Cache | None = None,
+        **audio: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        The input of the language model.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor | None]`: the embeddings of text and audio, `(batch_size, sequence_length,
+            hidden_size)`, and those of the audio alone, `(num_audio_tokens, hidden_size)`, if there is any.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+
+        audio_embeds = None
+        if mm_encoder_outputs is not None and "audio" in mm_encoder_outputs:
+            audio_embeds = mm_encoder_outputs["audio"]["pooler_output"].flatten(0, -2)
+        elif audio.get("input_features") is not None or audio.get("speech_features") is not None:
+            audio_embeds = self.get_audio_features(**audio, return_dict=True).pooler_output
+        if audio_embeds is not None:
+            is_audio = self.get_placeholder_mask(input_ids, inputs_embeds, audio_embeds)
+            inputs_embeds = inputs_embeds.masked_scatter(
+                is_audio, audio_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
+            )
+        elif input_ids is not None and self.config.audio_token_id is not None and not torch.compiler.is_compiling():
+            if cache is None or cache.get_seq_length() == 0:
+                check_token_count(int((input_ids == self.config.audio_token_id).sum()), 0)
+        return inputs_embeds, audio_embeds
+
     @can_return_tuple
     def forward(
         self,
@@ -562,34 +598,19 @@ class AudioListenModel(AudioListenPreTrainedModel):
     ) -> tuple | AudioListenModelOutputWithPast:
         """See [`AudioListenForCausalLM.forward`] for the arguments."""
         cache = past_key_values if cache is None else cache
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-
-        audio_embeds = None
-        if mm_encoder_outputs is not None and "audio" in mm_encoder_outputs:
-            audio_embeds = mm_encoder_outputs["audio"]["pooler_output"].flatten(0, -2)
-        elif input_features is not None or speech_features is not None:
-            audio_embeds = self.get_audio_features(
-                input_features,
-                input_features_mask,
-                sound_input_values,
-                sound_attention_mask,
-                speech_features,
-                sound_features,
-                audio_features_mask,
-                return_dict=True,
-            ).pooler_output
-        if audio_embeds is not None:
-            is_audio = self.get_placeholder_mask(input_ids, inputs_embeds, audio_embeds)
-            inputs_embeds = inputs_embeds.masked_scatter(
-                is_audio, audio_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
-            )
-        elif input_ids is not None and self.config.audio_token_id is not None and not torch.compiler.is_compiling():
-            if cache is None or cache.get_seq_length() == 0:
-                check_token_count(int((input_ids == self.config.audio_token_id).sum()), 0)
-
+        inputs_embeds, audio_embeds = self._embed(
+            input_ids,
+            inputs_embeds,
+            mm_encoder_outputs,
+            cache,
+            input_features=input_features,
+            input_features_mask=input_features_mask,
+            sound_input_values=sound_input_values,
+            sound_attention_mask=sound_attention_mask,
+            speech_features=speech_features,
+            sound_features=sound_features,
+            audio_features_mask=audio_features_mask,
+        )
         if use_cache is None and self.training and getattr(self.language_model, "gradient_checkpointing", False):
             # Otherwise the language model warns that it turns its default off.
             use_cache = False
@@ -666,6 +687,49 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
     def get_encoder_features(self, *args: Any, **kwargs: Any) -> AudioFeatures:
         """See [`AudioListenModel.get_encoder_features`]."""
         return self.model.get_encoder_features(*args, **kwargs)
+
+    @torch.no_grad()
+    def prompt_embeds(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **audio: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        """
+        What the language model gets in `generate`: the embeddings of text and audio and, with an active LISTEN adapter, of
+        the selected prompts before them. The untouched language model generates the same tokens from them, here or in
+        another program:
+
+        ```python
+        llm = AutoModelForCausalLM.from_pretrained(llm_name)
+        llm.generate(**model.prompt_embeds(**inputs), max_new_tokens=20)
+        ```
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Token ids, with one audio token per audio embedding.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
+                1 for tokens, 0 for padding.
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
+                Embeddings in place of `input_ids`.
+            audio: The audio arguments of [`forward`](AudioListenForCausalLM.forward). With a LISTEN adapter,
+                `listen_query_mask` is accepted too.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `inputs_embeds`, `(batch_size, k + sequence_length, hidden_size)` for k prompts, in the
+            data type of the language model, and `attention_mask`, `(batch_size, k + sequence_length)`, with the padding of
+            the input.
+
+        Raises:
+            ValueError: if an active adapter changes the language model itself (LoRA, `modules_to_save`, or the
+                `value_layers` of a LISTEN adapter), or for invalid inputs.
+        """
+        check_untouched(self.model.language_model, self.lm_head)
+        embeds, _ = self.model._embed(input_ids, inputs_embeds, **audio)
+        if attention_mask is None:
+            attention_mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+        return {"inputs_embeds": embeds, "attention_mask": attention_mask}
 
     @can_return_tuple
     def forward(

@@ -2,7 +2,7 @@
 
 from .calls import SelectionRecord
 from .config import ListenConfig
-from .functional import record_selections, set_prompt_length, use_prompt_length
+from .functional import prompt_embeds, record_selections, set_prompt_length, use_prompt_length
 from .layer import ListenLayer, find_listen_layer
 from .model import ListenModel
 from .pool import PromptPool
@@ -30,6 +30,7 @@ __all__ = [
     "available_selectors",
     "find_listen_layer",
     "get_selector",
+    "prompt_embeds",
     "record_selections",
     "register_selector",
     "set_prompt_length",

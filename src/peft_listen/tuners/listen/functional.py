@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import nn
 
 from .calls import SelectionRecord
@@ -66,3 +68,23 @@ def set_prompt_length(model: nn.Module, prompt_length: int, adapter_name: str | 
         ValueError: if the pool holds fewer prompts (both numbers are named), or if there is no such adapter.
     """
     find_listen_layer(model).set_prompt_length(prompt_length, adapter_name)
+
+
+def prompt_embeds(model: nn.Module, **inputs: Any) -> dict[str, torch.Tensor]:
+    """
+    What the language model gets in `generate`: the embeddings of the selected prompts and of the input, audio included.
+    The untouched language model generates the same tokens from them; see [`ListenModel.prompt_embeds`].
+
+    Args:
+        model (`nn.Module`): a model with a LISTEN adapter, such as `pipe.model`.
+        inputs: the inputs of `generate`.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `inputs_embeds`, `(batch_size, k + length, embedding_size)`, and `attention_mask`,
+        `(batch_size, k + length)`; arguments of the `generate` of the language model.
+
+    Raises:
+        ValueError: if the model has no LISTEN adapter, or for the reasons of [`ListenModel.prompt_embeds`].
+        NotImplementedError: for a language model that gets more than embeddings.
+    """
+    return find_listen_layer(model).prompt_embeds(**inputs)

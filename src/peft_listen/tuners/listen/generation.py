@@ -14,12 +14,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
 
+from ...untouched import check_untouched
 from .calls import GenerateCall, repeat_rows
 from .hooks import CACHE_ATTRIBUTE, PromptHooks, has_generate
+from .input_preparation import InputPreparation
+from .layer import ListenLayer
 from .placement import PromptPlacement
 from .pool import PoolOutput
 from .query import leading_padding
@@ -33,53 +35,12 @@ DEFAULT_NEW_TOKENS = 20
 _STATIC_CACHES = frozenset(ALL_STATIC_CACHE_IMPLEMENTATIONS) - {"hybrid"}
 
 
-class InputPreparation:
-    """
-    Wraps the `prepare_inputs_for_generation` of one model, which `generate` calls before each of its forward passes. It
-    tells them from other calls of the model in between, for example by a streamer.
-
-    Args:
-        model (`nn.Module`): a model with `generate`.
-        hooks ([`PromptHooks`]): the hooks on its backbone.
-    """
-
-    def __init__(self, model: nn.Module, hooks: PromptHooks) -> None:
-        self._model = model
-        self._hooks = hooks
-        self._overridden: Callable[..., Any] | None = model.__dict__.get("prepare_inputs_for_generation")
-        model.prepare_inputs_for_generation = self  # type: ignore[assignment]
-
-    def remove(self) -> None:
-        """Restores the model's own method."""
-        self._model.__dict__.pop("prepare_inputs_for_generation", None)
-        if self._overridden is not None:
-            self._model.prepare_inputs_for_generation = self._overridden  # type: ignore[assignment]
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self._original)  # `generate` reads it
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        inputs: dict[str, Any] = self._original(*args, **kwargs)
-        generate_call = self._hooks.layer.thread.generate_call
-        if generate_call is not None:
-            generate_call.prepare(inputs, self._hooks.cache_name)
-        return inputs
-
-    @property
-    def _original(self) -> Callable[..., dict[str, Any]]:
-        if self._overridden is not None:
-            return self._overridden
-        method: Callable[..., dict[str, Any]] = type(self._model).prepare_inputs_for_generation.__get__(self._model)  # type: ignore[attr-defined]
-        return method
-
-
 class PromptGeneration:
     """
-    Wraps the `generate` of one language model.
+    Wraps the `generate` of one language model, and its `prompt_embeds` if it has this method.
 
-    It is set as an attribute of the model instance, like a custom `generate` in transformers. Every generation
-    therefore calls it, whether the model is wrapped in a `PeftModel`, in a pipeline, or not at all.
+    Both are set as attributes of the model instance, like a custom `generate` in transformers. Every generation
+    therefore calls the first, whether the model is wrapped in a `PeftModel`, in a pipeline, or not at all.
 
     Args:
         hooks ([`PromptHooks`]): the hooks on this model's backbone.
@@ -91,6 +52,8 @@ class PromptGeneration:
         self._cache_name = hooks.cache_name
         self._overridden: Callable[..., Any] | None = self._model.__dict__.get("generate")
         self._model.generate = self.generate  # type: ignore[assignment]
+        if hasattr(type(self._model), "prompt_embeds"):
+            self._model.prompt_embeds = self.prompt_embeds  # type: ignore[assignment]
         # Some models run the `generate` of a language model inside them.
         self._preparations = [
             InputPreparation(module, hooks)
@@ -99,8 +62,9 @@ class PromptGeneration:
         ]
 
     def remove(self) -> None:
-        """Restores the model's own `generate`."""
+        """Restores the model's own methods."""
         self._model.__dict__.pop("generate", None)
+        self._model.__dict__.pop("prompt_embeds", None)
         if self._overridden is not None:
             self._model.generate = self._overridden  # type: ignore[assignment]
         for preparation in self._preparations:
@@ -187,6 +151,32 @@ class PromptGeneration:
             )
         return output
 
+    @torch.no_grad()
+    def prompt_embeds(self, **inputs: Any) -> dict[str, torch.Tensor]:
+        """See [`ListenModel.prompt_embeds`]."""
+        check_untouched(self._hooks.backbone, self._model.get_output_embeddings(), ignored=(ListenLayer,))  # type: ignore[operator]
+        query_mask = self._query_mask(inputs, inputs.pop("listen_query_mask", None))
+        inputs = self._model_inputs(inputs)
+        pool = self._hooks.layer.active_pool
+        if pool is None:
+            backbone_call, _ = self._hooks.backbone_inputs(**inputs)
+        elif pool.deep is not None:
+            raise ValueError(
+                f"This adapter adds vectors in the layers {list(pool.deep.layers)} of the language model (`value_layers`), "
+                "which embeddings of the input cannot express. Generate with this model, or train an adapter without "
+                "`value_layers`."
+            )
+        else:
+            backbone_call, _, _ = self._insert_prompts(inputs, GenerateCall(query_mask=query_mask))
+        embeds = backbone_call["inputs_embeds"]
+        mask = backbone_call.get("attention_mask")
+        if mask is None:
+            mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+        found = {"inputs_embeds": embeds, "attention_mask": mask}
+        if backbone_call.get("position_ids") is not None:
+            found["position_ids"] = backbone_call["position_ids"]
+        return found
+
     def _check_positions(self, call: dict[str, Any]) -> None:
         """Warns if the new tokens may exceed the positions of the model, and limits their number if it cannot compute
         more."""
@@ -268,13 +258,13 @@ class PromptGeneration:
         output = self._hooks.layer.select(embeds, mask, query_mask=query_mask, groups=groups)
         return backbone_call, output
 
-    def _with_prompts(self, call: dict[str, Any], generate_call: GenerateCall) -> tuple[dict[str, Any], GenerateCall]:
-        """Selects the prompts, and inserts them into the initial embeddings of `generate`."""
-        inputs = self._model_inputs(call)
+    def _insert_prompts(
+        self, inputs: dict[str, Any], generate_call: GenerateCall
+    ) -> tuple[dict[str, Any], PoolOutput, PromptPlacement]:
+        """Selects the prompts, and inserts them into the arguments that the backbone gets for these inputs."""
         backbone_call, output = self._select(inputs, generate_call)
-        prompts = output.prompts
         length = backbone_call["inputs_embeds"].shape[1]
-        placement = self._hooks.insert(backbone_call, prompts)
+        placement = self._hooks.insert(backbone_call, output.prompts)
         others = [
             name
             for name, value in backbone_call.items()
@@ -286,17 +276,27 @@ class PromptGeneration:
                 f"{type(self._model).__name__} passes {', '.join(f'`{name}`' for name in others)} to its decoder in "
                 "addition to the embeddings, which `generate` does not accept. Use the default dynamic cache."
             )
+        positions = backbone_call.get("position_ids")
+        if positions is not None and "position_ids" not in inputs and positions.ndim <= 2:
+            del backbone_call["position_ids"]  # they are computed from the mask
+        self._hooks.position_limit.check(output.prompts.shape[1], 0, length, inputs.get("attention_mask"))
+        return backbone_call, output, placement
+
+    def _with_prompts(self, call: dict[str, Any], generate_call: GenerateCall) -> tuple[dict[str, Any], GenerateCall]:
+        """Inserts the prompts into the initial embeddings of `generate`."""
+        inputs = self._model_inputs(call)
+        backbone_call, output, placement = self._insert_prompts(inputs, generate_call)
+        prompts = output.prompts
+        length = backbone_call["inputs_embeds"].shape[1] - prompts.shape[1]
         call = {name: value for name, value in call.items() if name not in inputs and name != "inputs"}
         call["inputs_embeds"], call["attention_mask"] = backbone_call["inputs_embeds"], backbone_call["attention_mask"]
-        positions = backbone_call.get("position_ids")
-        if positions is not None and ("position_ids" in inputs or positions.ndim > 2):
-            call["position_ids"] = positions  # other positions are computed from the mask
+        if backbone_call.get("position_ids") is not None:
+            call["position_ids"] = backbone_call["position_ids"]
         batch_size = len(prompts) * self._copies(call)
         if "input_ids" in inputs:
             call["input_ids"] = inputs["input_ids"]
         self._count_new_tokens(call, length)
         self._check_cache_size(call, prompts.shape[1], length)
-        self._hooks.position_limit.check(prompts.shape[1], 0, length, inputs.get("attention_mask"))
         placement = placement.repeat_rows(batch_size)
         return call, GenerateCall(prompts=prompts, deep=output.deep, prompts_are_inserted=True, placement=placement)
 

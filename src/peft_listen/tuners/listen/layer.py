@@ -43,6 +43,14 @@ class BackboneHooks(Attachment, Protocol):
         ...
 
 
+class Generation(Attachment, Protocol):
+    """The part of the wrapped `generate` that the layer uses."""
+
+    def prompt_embeds(self, **inputs: Any) -> dict[str, torch.Tensor]:
+        """The embeddings that `generate` gives to the language model."""
+        ...
+
+
 class ListenLayer(nn.Module, BaseTunerLayer):
     """
     Prompt pools of one decoder, one for each adapter.
@@ -66,7 +74,7 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self.thread = ThreadState()
         self.hooks: BackboneHooks | None = None
-        self.generation: Attachment | None = None
+        self.generation: Generation | None = None
         self.query_loading: Attachment | None = None
 
     def update_layer(
@@ -210,6 +218,14 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         for recorder in thread.recorders:
             recorder(record)
         return output
+
+    def prompt_embeds(self, **inputs: Any) -> dict[str, torch.Tensor]:
+        """What `generate` gives to the language model; see [`ListenModel.prompt_embeds`]."""
+        if self.generation is None:
+            raise ValueError(
+                "This model does not generate text, so there are no embeddings that it would generate from."
+            )
+        return self.generation.prompt_embeds(**inputs)
 
     def set_prompt_length(self, prompt_length: int, adapter_name: str | None = None) -> None:
         """Sets the number of prompts used in evaluation and generation; see [`ListenModel.set_prompt_length`]."""

@@ -39,7 +39,7 @@ class ListenModel(BaseTuner):
 
     Created by [`~peft.get_peft_model`] from a [`ListenConfig`]. All methods can be called on the `PeftModel` as well. For
     a model without a `PeftModel` around it, such as that of a pipeline, the package has the functions `record_selections`,
-    `use_prompt_length` and `set_prompt_length`.
+    `use_prompt_length`, `set_prompt_length` and `prompt_embeds`.
 
     Several threads may call one model at the same time. `last_selection`, `key_loss`, `record_selections` and
     `use_prompt_length` belong to the calling thread; `set_prompt_length`, `set_adapter` and enabling or disabling
@@ -202,6 +202,33 @@ class ListenModel(BaseTuner):
         """The model's `generate`, with prompts. In addition, it accepts `listen_query_mask`, `(batch_size,
         sequence_length)`: the positions of the input that form the query."""
         return self.model.generate(*args, **kwargs)
+
+    def prompt_embeds(self, **inputs: Any) -> dict[str, torch.Tensor]:
+        """
+        What the language model gets in `generate`: the embeddings of the selected prompts and of the input, audio
+        included. The untouched language model generates the same tokens from them, here or in another program:
+
+        ```python
+        llm = AutoModelForCausalLM.from_pretrained(llm_name)  # without the adapter
+        llm.generate(**model.prompt_embeds(**inputs), max_new_tokens=20)
+        ```
+
+        The language model does not run, except for the first layers of an adapter with `query_layer`.
+
+        Args:
+            inputs: the inputs of `generate`: `input_ids`, `attention_mask`, audio and so on, and `listen_query_mask`.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `inputs_embeds`, `(batch_size, k + length, embedding_size)`, in the data type of the
+            embeddings, and `attention_mask`, `(batch_size, k + length)`, with the padding of the input. `position_ids` is
+            only there if it was given, or if the model has several axes of positions.
+
+        Raises:
+            ValueError: if embeddings cannot express what the adapter does (`value_layers`), if another active adapter
+                changes the language model, or if the model does not generate text.
+            NotImplementedError: for a language model that gets more than embeddings.
+        """
+        return self.layer.prompt_embeds(**inputs)
 
     # ------------------------------------------------------------------------------------------- prompts and pools
 

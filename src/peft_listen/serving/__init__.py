@@ -1,0 +1,21 @@
+"""
+A server with OpenAI's API for models with audio.
+
+A request is read and checked (`chat_request.py`), its chat is rendered and its audio decoded (`preparation.py`), it waits for
+a batch and is answered (`worker.py`), and the text is sent while it is generated (`answer_text.py`, `app.py`).
+"""
+
+try:
+    import pydantic  # noqa: F401
+    import starlette  # noqa: F401
+    import uvicorn  # noqa: F401
+except ImportError as error:
+    raise ImportError('The server needs starlette, pydantic and uvicorn: pip install "peft-listen[serve]"') from error
+
+from .app import create_app
+from .models import ServedModels, load_models
+from .server import Server, bind, url_of
+from .settings import ServerSettings
+
+
+__all__ = ["ServedModels", "Server", "ServerSettings", "bind", "create_app", "load_models", "url_of"]

@@ -1,0 +1,120 @@
+"""The models of a server: one language model, whose adapters have names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from peft import PeftModel
+
+from ..pipelines import AudioTextToTextPipeline
+from ..pipelines.loading import check_model_name, find_base, has_lora, load_pipeline
+
+
+class ServedModels:
+    """
+    The names by which clients select an adapter, and the pipeline that they share.
+
+    Args:
+        pipe ([`AudioTextToTextPipeline`]): The pipeline. Only one thread at a time may call it.
+        names (`dict[str, str]` or `str`): Names of models and the adapters of `pipe.model` that they are; or the name of
+            `pipe.model` as it is.
+
+    Raises:
+        ValueError: There is no name.
+    """
+
+    def __init__(self, pipe: AudioTextToTextPipeline, names: dict[str, str] | str) -> None:
+        self.pipe = pipe
+        self._adapters: dict[str, str | None] = {names: None} if isinstance(names, str) else dict(names)
+        self._active: str | None = None
+        if not self._adapters or not all(self._adapters):
+            raise ValueError("A served model needs a name.")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._adapters
+
+    @property
+    def names(self) -> list[str]:
+        """The names, the first of which is that of the first model."""
+        return list(self._adapters)
+
+    def activate(self, name: str) -> None:
+        """Activates the adapter of a model for the following calls of the pipeline."""
+        adapter = self._adapters[name]
+        if adapter is not None and adapter != self._active:
+            self.pipe.model.set_adapter(adapter)
+            self._active = adapter
+
+
+def load_models(models: Sequence[str], dtype: str | None = None, device: str | None = None) -> ServedModels:
+    """
+    Loads a model, or several adapters of one base model, which is loaded once.
+
+    Args:
+        models (`Sequence[str]`):
+            Folders or Hub names, each with a name for clients before it if needed: `dogs=runs/3/model`. Without one, the
+            name is that of the Hub, or that of the folder without its parents.
+        dtype, device (`str`, *optional*): As in [`~peft_listen.pipelines.loading.load_pipeline`].
+
+    Returns:
+        [`ServedModels`]: the models.
+
+    Raises:
+        ValueError: There is no model, two have the same name, or several are not adapters of the same base model, or have
+            LoRA adapters beside the prompts.
+        OSError: A model cannot be loaded.
+    """
+    paths: dict[str, str] = {}
+    for given in models:
+        name, path = _split(given)
+        if name in paths:
+            raise ValueError(
+                f"{paths[name]!r} and {path!r} would both be served as {name!r}. Give them names: one={paths[name]} two={path}"
+            )
+        paths[name] = path
+    if not paths:
+        raise ValueError("Name at least one model.")
+    for path in paths.values():
+        check_model_name(path)
+    first, *others = paths.values()
+    if not others:
+        return ServedModels(_load(first, dtype, device), next(iter(paths)))
+    bases = {path: find_base(path) for path in paths.values()}
+    for path, (base, is_adapter) in bases.items():
+        if not is_adapter or base != bases[first][0]:
+            found = f"an adapter of {base!r}" if is_adapter else "not an adapter"
+            raise ValueError(
+                f"Several models can only be served together if they are adapters of the same base model: {first!r} has the "
+                f"base {bases[first][0]!r}, and {path!r} is {found}. Serve them on two ports."
+            )
+    for path in paths.values():
+        if has_lora(path):
+            raise ValueError(f"{path!r} has a LoRA adapter beside the prompts, so it cannot be served with others.")
+    pipe = _load(bases[first][0], dtype, device)
+    adapters = {name: f"adapter-{number}" for number, name in enumerate(paths)}
+    model: Any = None
+    for name, path in paths.items():
+        if model is None:
+            model = PeftModel.from_pretrained(pipe.model, path, adapter_name=adapters[name])
+        else:
+            model.load_adapter(path, adapter_name=adapters[name])
+    pipe = AudioTextToTextPipeline(model.eval(), processor=pipe.processor, device=pipe.device)
+    return ServedModels(pipe, adapters)
+
+
+def _split(model: str) -> tuple[str, str]:
+    """Name for clients, and folder or Hub name."""
+    name, separator, path = model.partition("=")
+    if separator and not os.path.exists(model):
+        if not name or not path:
+            raise ValueError(f"{model!r} is not of the form NAME=MODEL.")
+        return name, path
+    return os.path.basename(os.path.abspath(model)) if os.path.exists(model) else model, model
+
+
+def _load(model: str, dtype: str | None, device: str | None) -> AudioTextToTextPipeline:
+    pipe = load_pipeline(model, dtype, device)
+    assert isinstance(pipe, AudioTextToTextPipeline)
+    return pipe

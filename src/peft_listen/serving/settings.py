@@ -1,0 +1,47 @@
+"""Settings of the server."""
+
+import math
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """
+    Limits of the server. They hold for each request, whatever it asks for.
+
+    Args:
+        max_new_tokens (`int`, defaults to 256):
+            Longest answer in tokens, and the length if a request does not name one.
+        batch_size (`int`, defaults to 8):
+            Number of waiting requests that are answered at once.
+        max_requests (`int`, defaults to 64):
+            Number of requests that are read, wait or run at the same time. Further ones are refused with the status 429.
+        max_request_bytes (`int`, defaults to 25 MiB):
+            Largest body of a request. Base64 takes four bytes for three of audio.
+        max_audio_seconds (`float`, defaults to 600.0):
+            Longest audio of a request, all clips together.
+        timeout (`float`, defaults to 120.0):
+            Seconds within which a request must be read, wait and be answered.
+        api_key (`str`, *optional*):
+            If given, requests must have the header `Authorization: Bearer <api_key>`.
+
+    Raises:
+        ValueError: A number is not positive, or the key is empty.
+    """
+
+    max_new_tokens: int = 256
+    batch_size: int = 8
+    max_requests: int = 64
+    max_request_bytes: int = 25 << 20
+    max_audio_seconds: float = 600.0
+    timeout: float = 120.0
+    api_key: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "api_key":
+                if value is not None and not value.strip():
+                    raise ValueError("ServerSettings: `api_key` is empty. Leave it out, or choose a key.")
+            elif not value > 0 or math.isinf(value):  # NaN fails the comparison too
+                raise ValueError(f"ServerSettings: `{field.name}` must be a positive number, got {value!r}.")
