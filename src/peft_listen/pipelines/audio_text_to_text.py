@@ -16,12 +16,12 @@ from ..answer_end import end_token_ids, find_answer_end, warn_of_other_end
 from ..audio import DEFAULT_SAMPLING_RATE, AudioLimits, AudioSource, load_audio
 from ..chat import as_prompts
 from ..models.audio_listen import AudioListenProcessor
+from ..rows import split_clips
 from .inputs import (
     as_pipeline_inputs,
     ends_with_assistant,
     pair_with_questions,
     questions_as_inputs,
-    split_clips,
     to_chat,
     with_answer,
 )
@@ -142,7 +142,9 @@ class AudioTextToTextPipeline(Pipeline):
                 - a clip: any argument of [`~peft_listen.audio.load_audio`] (a path, an http(s) URL, bytes, an array with
                   `sampling_rate`, `{"array": ..., "sampling_rate": ...}`, ...);
                 - a row `{"audio": clip or list of clips, "instruction": str}`, such as a row of a data set; `"text"` is
-                  used if there is no `"instruction"`, and other columns are ignored;
+                  used if there is no `"instruction"`, `"system"` is the system prompt, and other columns are ignored;
+                - a row `{"messages": [...]}` with a conversation, as [`~peft_listen.training.AudioListenCollator`] takes it.
+                  If its last message is the assistant's, this is the row's own answer, which is left out;
                 - a chat: a list of messages `{"role": ..., "content": ...}`, whose content may be a list of parts
                   `{"type": "audio", "audio": clip}` (or `"url"`, `"path"`) and `{"type": "text", "text": ...}`.
             text (`str`, or `list` of `str`, *optional*, defaults to `"Describe what you hear."`):
@@ -236,7 +238,7 @@ class AudioTextToTextPipeline(Pipeline):
         chat, input_text = to_chat(inputs, text)
         if continue_final_message is None:
             continue_final_message = ends_with_assistant(chat)
-        messages, clips = split_clips(chat)
+        messages, clips = split_clips(chat.messages)  # type: ignore[arg-type]
         prompt = self.processor.apply_chat_template(
             messages,
             tokenize=False,
