@@ -6,7 +6,7 @@ A row is `{"audio": clip or clips, "system": ..., "instruction": ..., "answer": 
 conversation of several turns.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .audio.waveform import is_list_of_clips
@@ -19,6 +19,28 @@ ROLES = ("system", "user", "assistant")
 _WRITTEN_OUT = ("system", "instruction", "answer")
 
 Messages = list[dict[str, Any]]
+
+
+def clips_of(rows: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """
+    All clips of some rows, in their order: what [`~peft_listen.training.FeatureCache.build`] takes.
+
+    Args:
+        rows (`Iterable[Mapping]`): rows that [`~peft_listen.training.AudioListenCollator`] takes.
+
+    Returns:
+        `list`: the clips; one that several rows have occurs several times.
+
+    Raises:
+        ValueError: if the `messages` of a row are not valid; the message names the row, from 0.
+    """
+    clips: list[Any] = []
+    for number, row in enumerate(rows):
+        try:
+            clips += split_clips(row_messages(row))[1] if has_messages(row) else row_clips(row)
+        except ValueError as error:
+            raise ValueError(f"Row {number}: {error}") from error
+    return clips
 
 
 def has_messages(row: Mapping[str, Any]) -> bool:
@@ -185,7 +207,7 @@ def _message_problem(message: Any) -> str | None:
 
 def contradiction(row: Mapping[str, Any], messages: Messages) -> str | None:
     """Describes a field of a row that says something else than its messages, or returns `None`."""
-    system = messages[0]["content"] if messages[0]["role"] == "system" else None
+    system = text_of(messages[0]) if messages[0]["role"] == "system" else None
     before, answer = split_answer(messages)
     question = next(text_of(message) for message in reversed(before) if message["role"] == "user")
     for name, value in zip(_WRITTEN_OUT, (system, question, answer), strict=True):
