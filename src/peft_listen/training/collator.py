@@ -4,31 +4,54 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ..answer_end import find_answer_end, stop_at_answer_end
-from ..chat import as_prompts
+from ..answer_end import stop_at_answer_end
+from ..chat_encoding import (
+    ChatEncoder,
+    ClipInputs,
+    EncodedRow,
+    TextChatEncoder,
+    make_chat_encoder,
+    naming_row,
+    pad_left,
+    padding_token_id,
+)
 from ..rows import Messages, has_messages, row_messages, split_clips, text_of
 from ..unicode import half_surrogate_problem
-from .rendering import Piece, render_row
 
 
 if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
     from ..audio import AudioLimits
     from ..models.audio_listen import AudioListenProcessor
     from .feature_cache import FeatureCache
 
 
-class _Tokens(NamedTuple):
-    input_ids: list[int]
-    labels: list[int]  # -100 at positions that are not trained
+class _OwnChatEncoder(TextChatEncoder):
+    """For [`AudioListenProcessor`], which loads the clips itself, or whose features are in a cache."""
+
+    cache: FeatureCache | None = None
+
+    def encode_clips(self, clips: list[Any]) -> ClipInputs:
+        if not clips:
+            return ClipInputs([], {})
+        processor = self.processor
+        if self.cache is not None:
+            features = [self.cache[clip] for clip in clips]
+            counts = [processor.num_audio_tokens(feature["audio_features_mask"].sum(-1)) for feature in features]
+            return ClipInputs([[processor.audio_token_id] * count for count in counts], self.cache.batch(features))
+        text = [processor.audio_token] * len(clips)
+        return self._clip_inputs(processor(text=text, audio=clips, limits=self.limits, add_special_tokens=False))
 
 
 class AudioListenCollator:
     """
-    Data collator for [`AudioListenForCausalLM`], with or without a PEFT adapter, under `Trainer` or `SFTTrainer`.
+    Data collator for [`AudioListenForCausalLM`] and other audio language models of transformers, with or without a PEFT adapter,
+    under `Trainer` or `SFTTrainer`.
 
     The processor creates the prompt (audio, instruction, chat template) exactly as in generation. The answer is the text
     that the chat template renders after the prompt, up to its end token; only its tokens are supervised. If the template
@@ -41,11 +64,14 @@ class AudioListenCollator:
     generation they are selected by the whole chat. With `trained_answers="last"`, both are the same.
 
     Args:
-        processor ([`AudioListenProcessor`]):
-            processor that loads the audio and creates the prompt.
+        processor ([`AudioListenProcessor`], or another `ProcessorMixin`):
+            processor of the model. Others need a chat template that renders audio parts as `processor.audio_token`, as those of
+            Qwen2-Audio and Audio Flamingo 3; that of Voxtral is supported too. Clips are loaded for them at the sampling rate
+            of their feature extractor.
         feature_cache ([`FeatureCache`], *optional*):
-            cache to read the frozen encoders' outputs from, instead of running the encoders. It must contain every clip.
-        supervised_logits_only (`bool`, defaults to `True`):
+            cache to read the frozen encoders' outputs from, instead of running the encoders. It must contain every clip. For
+            an [`AudioListenProcessor`] only.
+        supervised_logits_only (`bool`, *optional*, defaults to `True` for an [`AudioListenProcessor`]):
             whether to add `logits_to_keep` and `shift_labels` to the batch, so that the language head runs only on the
             positions of the answers. The loss is the same. In an evaluation the model returns all logits nevertheless,
             so that those that `Trainer` passes to `compute_metrics` fit the labels. Set it to `False` for `SFTTrainer`,
@@ -60,15 +86,16 @@ class AudioListenCollator:
             `feature_cache`, pass them to the cache instead, which loads the clips.
 
     Raises:
-        ValueError: if neither the chat template nor the tokenizer has a token that ends an answer, both `feature_cache` and
-            `limits` are given, or `trained_answers` is another value.
+        ValueError: if neither the chat template nor the tokenizer has a token that ends an answer, the processor is not
+            supported, `feature_cache` is given together with `limits` or with the processor of another model, or
+            `trained_answers` is another value.
     """
 
     def __init__(
         self,
-        processor: AudioListenProcessor,
+        processor: AudioListenProcessor | ProcessorMixin,
         feature_cache: FeatureCache | None = None,
-        supervised_logits_only: bool = True,
+        supervised_logits_only: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         limits: AudioLimits | None = None,
         trained_answers: Literal["all", "last"] = "all",
@@ -80,13 +107,26 @@ class AudioListenCollator:
                 "The collator got `limits` and a `feature_cache`, which loads the clips itself. Pass the limits to the "
                 "cache: `FeatureCache(folder, model, limits=...)`."
             )
+        is_own = _is_own(processor)
+        if feature_cache is not None and not is_own:
+            raise ValueError(
+                f"A feature cache has the outputs of the encoders of an AudioListenForCausalLM, and {type(processor).__name__} is "
+                "the processor of another model. Leave out `feature_cache`."
+            )
         self.limits = limits
-        self.processor = processor
+        self.processor: Any = processor
         self.feature_cache = feature_cache
-        self.supervised_logits_only = supervised_logits_only
+        self.supervised_logits_only = is_own if supervised_logits_only is None else supervised_logits_only
         self.trained_answers = trained_answers
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
-        self.answer_end = find_answer_end(processor, **self.chat_template_kwargs)
+        self._encoder: ChatEncoder
+        if is_own:
+            own = _OwnChatEncoder(processor, self.chat_template_kwargs, limits)
+            own.cache = feature_cache
+            self._encoder = own
+        else:
+            self._encoder = make_chat_encoder(processor, self.chat_template_kwargs, limits)
+        self.answer_end = self._encoder.answer_end
         self._check_answer_end()
 
     def _check_answer_end(self) -> None:
@@ -134,7 +174,7 @@ class AudioListenCollator:
 
         Returns:
             `dict` with `input_ids`, `attention_mask` and `labels` of shape `(batch_size, sequence_length)`, the audio
-            inputs of [`AudioListenForCausalLM.forward`], and, with `supervised_logits_only`, `logits_to_keep` (`int`)
+            inputs of the model, and, with `supervised_logits_only`, `logits_to_keep` (`int`)
             and `shift_labels` of shape `(batch_size, logits_to_keep)`.
 
         Raises:
@@ -147,13 +187,11 @@ class AudioListenCollator:
                 surrogate pair.
         """
         self._check_columns(examples)
-        rows = [self._in_row(index, self._split, example) for index, example in enumerate(examples)]
-        rendered = [self._in_row(index, self._render, messages) for index, (messages, _) in enumerate(rows)]
-        audio_tokens, audio_inputs = self._audio([clip for _, clips in rows for clip in clips])
-        tokens = []
-        for index, (pieces, (_, clips)) in enumerate(zip(rendered, rows, strict=True)):
-            own, audio_tokens = audio_tokens[: len(clips)], audio_tokens[len(clips) :]
-            tokens.append(self._in_row(index, self._tokenize, pieces, own))
+        rows = []
+        for number, example in enumerate(examples):
+            with naming_row(number):
+                rows.append(self._split(example))
+        tokens, audio_inputs = self._encoder.encode_rows(rows, every_answer=self.trained_answers == "all")
         batch: dict[str, Any] = self._pad(tokens)
         if self.supervised_logits_only:
             # Position i predicts token i + 1: the position before the first answer is needed, and that of the last token is
@@ -184,13 +222,6 @@ class AudioListenCollator:
                 "`None`."
             )
 
-    @staticmethod
-    def _in_row(index: int, step: Any, *arguments: Any) -> Any:
-        try:
-            return step(*arguments)
-        except ValueError as error:
-            raise ValueError(f"Row {index} of the batch: {error}") from error
-
     def _split(self, example: Mapping[str, Any]) -> tuple[Messages, list[Any]]:
         """The messages of a row, with places of its clips, and the clips."""
         if not has_messages(example):
@@ -220,80 +251,19 @@ class AudioListenCollator:
                 "it from the text."
             )
 
-    def _render(self, messages: Messages) -> list[Piece]:
-        every_answer = self.trained_answers == "all"
-        return render_row(self.processor, messages, self.answer_end, every_answer, self.chat_template_kwargs)
-
-    def _audio(self, clips: list[Any]) -> tuple[list[list[int]], dict[str, torch.Tensor]]:
-        """The token ids that stand for each clip, and the audio inputs of the model."""
-        if not clips:
-            return [], {}
-        if self.feature_cache is not None:
-            features = [self.feature_cache[clip] for clip in clips]
-            token = self.processor.audio_token_id
-            return [[token] * self._num_tokens(feature) for feature in features], self.feature_cache.batch(features)
-        inputs = self.processor(
-            text=[self.processor.audio_token] * len(clips),
-            audio=clips,
-            limits=self.limits,
-            add_special_tokens=False,
-        )
-        real = inputs.pop("attention_mask").bool()
-        token_ids = [row[mask].tolist() for row, mask in zip(inputs.pop("input_ids"), real, strict=True)]
-        return token_ids, {name: value for name, value in inputs.items() if torch.is_tensor(value)}
-
-    def _num_tokens(self, features: Mapping[str, torch.Tensor]) -> int:
-        return self.processor.num_audio_tokens(features["audio_features_mask"].sum(-1))
-
-    def _tokenize(self, pieces: list[Piece], audio_tokens: list[list[int]]) -> _Tokens:
-        tokenizer = self.processor.tokenizer
-        token_ids: list[int] = []
-        labels: list[int] = []
-        # Every answer is tokenized by itself, as the model writes it: after the tokens of its prompt.
-        for number, (text, is_answer) in enumerate(pieces):
-            add_special_tokens = False
-            if number == 0:
-                (text,), add_special_tokens = as_prompts([text], tokenizer)
-            ids = tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
-            token_ids += ids
-            labels += ids if is_answer else [-100] * len(ids)
-        if self.answer_end is not None and not self.answer_end.is_rendered:
-            token_ids.append(self.answer_end.token_id)
-            labels.append(self.answer_end.token_id)
-        return self._with_audio(token_ids, labels, audio_tokens)
-
-    def _with_audio(self, token_ids: list[int], labels: list[int], audio_tokens: list[list[int]]) -> _Tokens:
-        """Replaces each audio token by those of its clip."""
-        token = self.processor.audio_token_id
-        places = token_ids.count(token)
-        if places != len(audio_tokens):
-            raise ValueError(
-                f"The chat template writes {places} audio tokens {self.processor.audio_token} for {len(audio_tokens)} clips. Set "
-                'a `chat_template` of the processor that renders each {"type": "audio"} part as one audio token.'
-            )
-        remaining = iter(audio_tokens)
-        new_ids: list[int] = []
-        new_labels: list[int] = []
-        for token_id, label in zip(token_ids, labels, strict=True):
-            replaced = next(remaining) if token_id == token else [token_id]
-            new_ids += replaced
-            new_labels += [-100] * len(replaced) if token_id == token else [label]
-        return _Tokens(new_ids, new_labels)
-
-    def _pad(self, rows: list[_Tokens]) -> dict[str, torch.Tensor]:
-        length = max(len(row.input_ids) for row in rows)
-        input_ids, attention_mask, labels = [], [], []
-        for row in rows:
-            padding = length - len(row.input_ids)
-            input_ids.append([self.processor.tokenizer.pad_token_id] * padding + row.input_ids)
-            attention_mask.append([0] * padding + [1] * (length - padding))
-            labels.append([-100] * padding + row.labels)
+    def _pad(self, rows: list[EncodedRow]) -> dict[str, torch.Tensor]:
         return {
-            "input_ids": torch.tensor(input_ids, device="cpu"),
-            "attention_mask": torch.tensor(attention_mask, device="cpu"),
-            "labels": torch.tensor(labels, device="cpu"),
+            "input_ids": pad_left([row.input_ids for row in rows], padding_token_id(self.processor.tokenizer)),
+            "attention_mask": pad_left([[1] * len(row.input_ids) for row in rows], 0),
+            "labels": pad_left([row.labels for row in rows], -100),
         }
 
 
-def _first_supervised(row: _Tokens) -> int:
+def _first_supervised(row: EncodedRow) -> int:
     return next((position for position, label in enumerate(row.labels) if label != -100), len(row.labels))
+
+
+def _is_own(processor: Any) -> bool:
+    from ..models.audio_listen import AudioListenProcessor
+
+    return isinstance(processor, AudioListenProcessor)

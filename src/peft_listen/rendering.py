@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..answer_end import AnswerEnd, without_empty_reasoning, without_trailing_reasoning
-from ..rows import Messages, text_of
+from .answer_end import AnswerEnd, without_empty_reasoning, without_trailing_reasoning
+from .rows import Messages, text_of
 
 
 class Piece(NamedTuple):
