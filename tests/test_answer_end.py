@@ -382,3 +382,83 @@ def test_the_mask_of_the_assistants_tokens_covers_the_answer(adds):
     inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     marked = inputs["input_ids"][0][torch.as_tensor(inputs["assistant_masks"])[0].bool()]
     assert processor.tokenizer.decode(marked) == ANSWER
+
+
+TURNS_OF_A_CHAT = [
+    {"role": "user", "content": "What is said?"},
+    {"role": "assistant", "content": "the quick"},
+    {"role": "user", "content": "And then?"},
+    {"role": "assistant", "content": "brown fox "},
+]
+
+
+def supervised_runs(batch: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
+    """The supervised runs of the only row, each with what precedes it."""
+    ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
+    begins = [i for i in range(1, len(labels)) if labels[i] != -100 and labels[i - 1] == -100]
+    ends = [next((i for i in range(begin, len(labels)) if labels[i] == -100), len(labels)) for begin in begins]
+    return [(ids[:begin], ids[begin:end]) for begin, end in zip(begins, ends, strict=True)]
+
+
+def test_every_turn_ends_as_generation_ends_it(case, parts):
+    _, processor, collator = parts
+    tokenizer = processor.tokenizer
+    runs = supervised_runs(collator([{"messages": TURNS_OF_A_CHAT}]))
+    end = tokenizer.convert_tokens_to_ids(case.end)
+    assert len(runs) == 2
+    for turn, (prompt, answer) in zip((1, 3), runs, strict=True):
+        expected = processor.apply_chat_template(
+            TURNS_OF_A_CHAT[:turn], add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        expected = expected["input_ids"][0].tolist()
+        if not any(block in tokenizer.decode(expected) for block in ("</think>", "[/THINK]", "</reasoning>")):
+            assert tokenizer.decode(prompt) == tokenizer.decode(expected)
+            # A prompt that ends with a space is tokenized in another way if its answer is in the history.
+            assert prompt == expected or (turn == 3 and tokenizer.decode(prompt).endswith(" "))
+        # An end token that the template does not write is added to the last answer only, as the history of generation.
+        is_ended = collator.answer_end.is_rendered or turn == 3
+        assert answer.count(end) == is_ended and (answer[-1] == end) == is_ended
+        text = tokenizer.decode([token for token in answer if token != end])
+        assert text.removesuffix("<|eot|>").strip() == TURNS_OF_A_CHAT[turn]["content"].strip()
+        assert not {"<think>", "</think>", "[THINK]", "<reasoning>"} & set(text.split())
+
+
+@pytest.mark.parametrize("variables", [{}, {"enable_thinking": False}])
+@pytest.mark.parametrize("trained", ["all", "last"])
+def test_an_empty_block_that_a_template_writes_in_the_prompt_or_before_the_last_answer(variables, trained):
+    # As published reasoning models do: the block is in the prompt if reasoning is switched off, and before a last answer.
+    block = "{% if m['role'] == 'assistant' and loop.last %}{{ '" + BLOCK + "' }}{% endif %}"
+    template = THINKING.replace("{% if m['role'] == 'assistant' %}{{ '" + BLOCK + "' }}{% endif %}", block)
+    processor = make_processor(Case(template, end="<|im_end|>", eos="<|im_end|>"))
+    collator = AudioListenCollator(processor, chat_template_kwargs=variables, trained_answers=trained)
+    runs = supervised_runs(collator([{"messages": TURNS_OF_A_CHAT}]))
+    decoded = [processor.tokenizer.decode(answer) for _, answer in runs]
+    assert decoded == ["the quick<|im_end|>", "brown fox <|im_end|>"][-len(runs) :]
+    assert len(runs) == (2 if trained == "all" else 1)
+    expected = processor.apply_chat_template(
+        TURNS_OF_A_CHAT[:3], add_generation_prompt=True, tokenize=True, return_dict=True, **variables
+    )
+    assert runs[-1][0] == expected["input_ids"][0].tolist()
+
+
+def test_a_block_that_only_the_generation_prompt_has_is_part_of_the_prompt():
+    template = TURNS.removesuffix("{% endif %}") + "{{ '" + BLOCK + "' }}{% endif %}"
+    processor = make_processor(Case(template, end="<|im_end|>", eos="<|im_end|>"))
+    prompt, answer = supervised(AudioListenCollator(processor)([ROW]))
+    inputs = processor.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=True, return_dict=True)
+    assert prompt == inputs["input_ids"][0].tolist()
+    assert processor.tokenizer.decode(answer) == ANSWER + "<|im_end|>"
+
+
+def test_an_answer_that_a_template_shortens_in_the_history_is_refused_or_trained_last():
+    template = TURNS.replace("m['content'] +", "(m['content'] if loop.last else m['content'].split('</think>')[-1]) +")
+    processor = make_processor(Case(template, end="<|im_end|>", eos="<|im_end|>"))
+    answer = "<think>Hm.</think>the quick"
+    chat = [TURNS_OF_A_CHAT[0], {"role": "assistant", "content": answer}, *TURNS_OF_A_CHAT[2:]]
+    message = r"renders the answer of message 1 in another form .*trained_answers=\"last\""
+    with pytest.raises(ValueError, match="Row 0 of the batch: .*" + message):
+        AudioListenCollator(processor)([{"messages": chat}])
+    _, trained = supervised(AudioListenCollator(processor, trained_answers="last")([{"messages": chat}]))
+    assert processor.tokenizer.decode(trained) == "brown fox <|im_end|>"
+    _, trained = supervised(AudioListenCollator(processor)([{"messages": chat[:2]}]))
+    assert processor.tokenizer.decode(trained) == answer + "<|im_end|>"

@@ -108,6 +108,21 @@ def without_empty_reasoning(text: str, answer: str) -> str:
     return text[block.end() :] if block and not _EMPTY_BLOCK.match(answer) else text
 
 
+def without_trailing_reasoning(prompt: str) -> str:
+    """
+    Removes an empty reasoning block from the end of a generation prompt, where a template may write it so that the model
+    answers without reasoning.
+
+    Args:
+        prompt (`str`): The generation prompt.
+    """
+    for block in _EMPTY_BLOCK.finditer(prompt):
+        if block.end() == len(prompt):
+            # The white space before the block belongs to the role marker.
+            return prompt[: block.end() - len(block.group().lstrip())]
+    return prompt
+
+
 def end_token_ids(generation_config: Any) -> list[int]:
     """The ids of the tokens at which generation stops."""
     ids = getattr(generation_config, "eos_token_id", None)

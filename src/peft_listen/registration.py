@@ -23,6 +23,7 @@ from transformers import (
     AutoModelForAudioClassification,
     AutoModelForCausalLM,
     AutoModelForMultimodalLM,
+    AutoModelForSeq2SeqLM,
     AutoProcessor,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -177,7 +178,8 @@ def register_pipelines() -> None:
         PIPELINE_REGISTRY.register_pipeline(
             PIPELINE_TASK,
             pipeline_class=AudioTextToTextPipeline,
-            pt_model=AutoModelForMultimodalLM,
+            # Audio Flamingo 3 is registered as the second only.
+            pt_model=(AutoModelForMultimodalLM, AutoModelForSeq2SeqLM),  # type: ignore[arg-type]
             type="multimodal",
         )
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 class AnswerOptions:
     """Options for the generation of answers."""
 
+    _VALID_DICT_FIELDS = ("chat_template_kwargs",)
+
     batch_size: int = field(default=8, metadata={"help": "Rows that are answered at once, in each process."})
     max_new_tokens: int = field(default=128, metadata={"help": "Maximum length of an answer in tokens."})
     num_beams: int = field(default=1, metadata={"help": "Beams of the search; 1 is greedy."})
@@ -35,6 +37,9 @@ class AnswerOptions:
     )
     overwrite: bool = field(
         default=False, metadata={"help": "Start again if the output exists, instead of continuing it."}
+    )
+    chat_template_kwargs: str | None = field(
+        default=None, metadata={"help": "Variables for the chat template: a mapping, or a JSON object."}
     )
     json: bool = field(default=False, metadata={"help": "Print the result as one JSON object."})
 
@@ -58,8 +63,10 @@ def answer(
     from transformers import Pipeline
 
     from peft_listen.evaluation import predict
+    from peft_listen.mappings import parse_mapping
     from peft_listen.settings_record import checkpoint_fingerprint
 
+    variables = parse_mapping("chat_template_kwargs", options.chat_template_kwargs)
     state = start_processes()
 
     def load() -> Pipeline:
@@ -78,5 +85,6 @@ def answer(
         show_progress=True,
         max_new_tokens=options.max_new_tokens,
         num_beams=options.num_beams,
+        **({"chat_template_kwargs": variables} if variables else {}),
     )
     return predictions, state

@@ -74,11 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from peft_listen.data import read_examples
+    from peft_listen.data import clips_of, read_examples
 
     # The data files are read first, since loading the model may take minutes.
     examples = [example for path in arguments.data for example in read_examples(path)]
-    clips = list(dict.fromkeys(example["audio"] for example in examples if example["audio"] is not None))
+    clips = list(dict.fromkeys(clips_of(examples)))
     if not clips:
         raise ValueError(
             f"{', '.join(arguments.data)}: no example has audio, so there is nothing to encode. Pass data files whose "

@@ -63,6 +63,24 @@ def test_rows_keep_their_order_tasks_and_names(pipe, rows) -> None:
     assert torch.equal(records.indices[4:5], alone.indices)
 
 
+def test_rows_of_several_clips_and_turns_are_recorded_by_their_clips_and_last_question(
+    pipe, adapted, rows, make_processor
+):
+    clips = [row["audio"] for row in rows[:2]]
+    messages = [
+        {"role": "user", "content": [{"type": "audio", "audio": clips[0]}, {"type": "text", "text": "Which pitch?"}]},
+        {"role": "assistant", "content": "High."},
+        {"role": "user", "content": [{"type": "audio", "audio": clips[1]}, {"type": "text", "text": "And now?"}]},
+        {"role": "assistant", "content": "Low."},
+    ]
+    several = [{"messages": messages, "task": "chat"}, {**rows[0], "audio": clips}]
+    records = record_dataset(pipe, several, batch_size=2)
+    assert records.inputs == [f"clip_0.wav · clip_1.wav · {text}" for text in ("And now?", "Which pitch?")]
+    collator = AudioListenCollator(make_processor(), trained_answers="last")
+    by_model = record_dataset(adapted, several, collator=collator, batch_size=2)
+    torch.testing.assert_close(records.queries, by_model.queries, rtol=1e-4, atol=1e-5)
+
+
 def test_the_recorded_queries_are_those_compared_with_the_keys(pipe, rows) -> None:
     records = record_dataset(pipe, rows)
     cosine = F.normalize(records.queries, dim=-1) @ F.normalize(records.keys, dim=-1).T

@@ -15,8 +15,8 @@ from peft_listen_cli import main
 
 @pytest.fixture
 def data(tmp_path, clips):
-    """A data file of four clips, one of which occurs twice, and a text-only example."""
-    return write(tmp_path / "data.jsonl", [*clips, clips[0], None])
+    """A data file of four clips, two of which occur twice, and a text-only example."""
+    return write(tmp_path / "data.jsonl", [*clips[:2], clips[2:], clips[:2], None])
 
 
 def write(path, clips):

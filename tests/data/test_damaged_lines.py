@@ -53,7 +53,10 @@ BAD_LINES = {
     "a long URL": (line(audio="https://" + "x" * LONG), r"`audio` has 2000008 characters"),
     "an answer like a data URI": (line(answer="data:" + "x" * LONG), r"`answer` has 2000005 characters"),
     "a long wrong type": (line(answer=["x" * LONG]), r"`answer` must be a string, got \['x"),
-    "a long wrong audio": (line(audio={"x" * LONG: "y" * LONG}), r"`audio` must be a path, a URL or null"),
+    "a long wrong audio": (
+        line(audio={"x" * LONG: "y" * LONG}),
+        r"`audio` must be a path, a URL, a list of these, or null",
+    ),
     "long field names": (json.dumps({"x" * LONG: 1}), "the fields .* are missing"),
     "many field names": (json.dumps(dict.fromkeys(map(str, range(LONG // 10)))), "the fields .* are missing"),
     "not JSON": ("x" * LONG, "not valid JSON"),

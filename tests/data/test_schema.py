@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from peft_listen.data import Problem, check_examples, read_examples, read_predictions
+from peft_listen.data import Problem, check_examples, clips_of, read_examples, read_predictions
 
 
 SAMPLING_RATE = 16_000
@@ -72,8 +72,11 @@ class TestReadExamples:
             (example(instruction=None), r"`instruction` must be a string, got None"),
             (example(instruction="  "), r"`instruction` is empty"),
             (example(task=""), r"`task` is empty"),
-            (example(audio=["a.wav", "b.wav"]), r"`audio` must be a path, a URL or null, got \['a\.wav'"),
-            (example(audio=""), r"`audio` must be a path, a URL or null, got ''"),
+            (example(audio=["a.wav", 2]), r"`audio` must be a path, a URL, a list of these, or null, got \['a\.wav'"),
+            (example(audio=[]), r"`audio` must be a path, a URL, a list of these, or null, got \[\]"),
+            (example(audio=""), r"`audio` must be a path, a URL, a list of these, or null, got ''"),
+            (example(system=3), r"`system` must be a string, got 3"),
+            (example(system=" "), r"`system` is empty"),
         ],
     )
     def test_an_invalid_line_raises_with_its_number(self, write, line, message):
@@ -95,6 +98,98 @@ class TestReadExamples:
         for function in (read_examples, check_examples):
             with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
                 function(tmp_path / "none.jsonl")
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+def chat(*, audio="tone.wav", **fields):
+    """A line with a conversation of two turns, with a clip in each."""
+    questions = [
+        [{"type": "audio", "audio": audio}, {"type": "text", "text": text}] for text in ("What?", "And this?")
+    ]
+    answers = ["a tone", "the same"]
+    messages = [SYSTEM]
+    for question, answer in zip(questions, answers, strict=True):
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"messages": messages, "task": "sounds"} | fields
+
+
+class TestSeveralClipsAndTurns:
+    def test_each_of_several_clips_is_found_relative_to_the_file(self, write, tmp_path):
+        (row,) = read_examples(write(example(audio=["tone.wav", "https://example.org/b.wav", "/c.wav"], system="Hi.")))
+        assert row["audio"] == [str(tmp_path / "tone.wav"), "https://example.org/b.wav", "/c.wav"]
+        assert row["system"] == "Hi."
+
+    def test_the_fields_of_a_conversation_are_those_of_its_messages(self, write, tmp_path):
+        tone = str(tmp_path / "tone.wav")
+        (row,) = read_examples(write(chat()))
+        assert row["audio"] == [tone, tone]
+        assert (row["instruction"], row["answer"], row["task"]) == ("And this?", "the same", "sounds")
+        assert row["messages"][1]["content"] == [{"type": "audio"}, {"type": "text", "text": "What?"}]
+        assert [message["role"] for message in row["messages"]] == ["system", *["user", "assistant"] * 2]
+        assert row.keys() == {"audio", "messages", "instruction", "answer", "task"}
+
+    def test_what_was_read_can_be_written_and_read_again(self, write):
+        texts = {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": ""}], "task": "a"}
+        rows = read_examples(write(chat(references=["the same"]), example(audio=["tone.wav"]), texts, example()))
+        assert rows[2]["audio"] is None
+        assert read_examples(write(*rows, name="again.jsonl")) == rows
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            (chat(messages=[]), "`messages` must be a list of at least one message"),
+            (chat(messages={"role": "user"}), "`messages` must be a list of at least one message, got dict"),
+            (chat(messages=chat()["messages"][:4]), "the last of the `messages` is not the assistant's"),
+            (chat(messages=[SYSTEM, SYSTEM]), "Message 1 of `messages` is a system prompt"),
+            (chat(messages=[{"role": "tool", "content": ""}]), "Message 0 of `messages` has the role 'tool'"),
+            (
+                chat(audio=["a.wav", "b.wav"]),
+                r"`audio` must be a path, a URL, a list of these, or null, got \[\['a.wav'",
+            ),
+            (chat(audio=None), "have 2 audio parts without a clip, and `audio` has 0 clips"),
+            (chat(audio="a\0b"), "`audio` contains a null character"),
+            (chat(answer="another"), "its `answer` 'another' is not that of the messages, 'the same'"),
+            (chat(instruction=3), "its `instruction` 3 is not that of the messages, 'And this\\?'"),
+            (chat(system="Be long."), "its `system` 'Be long.' is not that of the messages"),
+            ({"messages": chat()["messages"]}, r"the fields \['task'\] are missing"),
+            (chat(messages=[SYSTEM | {"content": "\ud83d"}, *chat()["messages"][1:]]), "message 0 contains half"),
+            (
+                chat(messages=[SYSTEM | {"content": "a" * 500_001}, *chat()["messages"][1:]]),
+                "message 0 has 500001 char",
+            ),
+        ],
+    )
+    def test_an_invalid_conversation_is_refused_with_its_line(self, write, line, message):
+        with pytest.raises(ValueError, match=rf"data\.jsonl, line 2: .*{message}"):
+            read_examples(write(example(), line))
+        assert [problem.line for problem in check_examples(write(example(), line, example()))] == [2]
+
+    def test_every_clip_and_text_is_checked(self, write, tmp_path):
+        soundfile.write(tmp_path / "silent.wav", np.zeros(100), SAMPLING_RATE)
+        token = [SYSTEM | {"content": "a <|audio|>"}, *chat()["messages"][1:]]
+        path = write(
+            example(audio=["tone.wav", "silent.wav"]),
+            chat(audio="none.wav"),
+            chat(messages=token),
+            example(system="<|audio|>"),
+            chat(),
+        )
+        problems = check_examples(path)
+        assert [problem.line for problem in problems] == [1, 2, 3, 4]
+        for problem, message in zip(
+            problems,
+            ["silent.wav: the audio is silent", "none.wav", "message 0 contains", "`system` contains"],
+            strict=True,
+        ):
+            assert message in problem.message
+
+    def test_clips_of_rows_are_in_order(self, write, tmp_path):
+        rows = [*read_examples(write(chat(), example(audio=None))), chat(audio="b.wav"), {"audio": "c.wav"}]
+        assert clips_of(rows) == [str(tmp_path / "tone.wav")] * 2 + ["b.wav"] * 2 + ["c.wav"]
+        with pytest.raises(ValueError, match="^Row 1: `messages` must be a list"):
+            clips_of([*rows[:1], {"messages": "Hi."}])
 
 
 class TestReadPredictions:

@@ -12,7 +12,16 @@ from peft_listen.evaluation.prediction_file import PredictionFile
 
 @pytest.fixture
 def rows(examples):
-    return [*examples, {**examples[0], "audio": None, "metric": "wer"}]
+    clips = [example["audio"] for example in examples]
+    messages = [
+        {"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "Who?"}]},
+        {"role": "assistant", "content": "a man"},
+        {"role": "user", "content": [{"type": "audio"}]},
+        {"role": "assistant", "content": "a woman"},
+    ]
+    chat = {"messages": messages, "audio": clips[:2], "instruction": "", "answer": "a woman", "task": "asr"}
+    several = {**examples[0], "audio": clips[1:3], "system": "Be brief."}
+    return [*examples[:2], chat, several, {**examples[0], "audio": None, "metric": "wer"}]
 
 
 class Counter:
@@ -45,6 +54,14 @@ def test_the_answers_are_those_of_the_pipeline(pipe, rows, tmp_path):
     for row, prediction in zip(rows, predictions, strict=True):
         assert {name: prediction[name] for name in row} == row
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "out.jsonl.settings.json"]
+
+
+def test_clips_in_messages_are_written_as_clips_of_the_row(pipe, rows, tmp_path):
+    content = [[{"type": "audio", "audio": rows[2]["audio"][0]}, {"type": "text", "text": "Who?"}]]
+    messages = [{"role": "user", "content": content[0]}, {"role": "assistant", "content": "a man"}]
+    (prediction,) = run(pipe, [{"messages": messages, "task": "asr"}], tmp_path / "out.jsonl")
+    assert prediction["audio"] == rows[2]["audio"][:1] and prediction["answer"] == "a man"
+    assert prediction["messages"][0]["content"][0] == {"type": "audio"}
 
 
 def test_an_interrupted_run_answers_only_the_missing_batches(pipe, rows, tmp_path):

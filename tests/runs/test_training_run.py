@@ -93,6 +93,37 @@ def test_each_adapter_is_trained_saved_and_resumed(make_run, tmp_path, adapter, 
     assert answer_rows(pipe, rows, **generation) == answer_batches(pipe.model, collator, rows, 4, **generation)
 
 
+def test_conversations_and_rows_of_several_clips_are_trained_and_scored(make_run, clips, examples, tmp_path):
+    messages = [
+        {"role": "user", "content": [{"type": "audio", "audio": clips[0]}, {"type": "text", "text": "Who?"}]},
+        {"role": "assistant", "content": "a man"},
+        {"role": "user", "content": [{"type": "audio", "audio": clips[1]}]},
+        {"role": "assistant", "content": "a woman"},
+    ]
+    rows = [
+        {"messages": messages, "task": "sounds"},
+        {**examples[0], "audio": clips[1:3], "system": "Be brief."},
+        {**examples[1], "audio": None},
+        examples[2],
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = str(tmp_path / "rows.jsonl")
+    variables = {"chat_template_kwargs": '{"enable_thinking": false}', "feature_cache": str(tmp_path / "features")}
+    options = {"metrics": ["asr=cer", "sounds=cer"], "per_device_train_batch_size": 4}
+    splits = {"train_data": [data], "eval_data": [data], "eval_strategy": "steps", "eval_steps": 2, "max_steps": 2}
+    result = make_run(**splits, **variables, **options).run()
+    last = next(row for row in reversed(result.log_history) if "eval_loss" in row)
+    # The model in training, whose encoders' outputs are cached, answers as the saved one.
+    assert last["eval_sounds_cer"] == pytest.approx(result.scores["eval"]["sounds"].value)
+    assert last["eval_asr_cer"] == pytest.approx(result.scores["eval"]["asr"].value)
+    settings = json.loads((tmp_path / "run" / "eval" / "predictions.jsonl.settings.json").read_text())
+    assert settings["generation"]["chat_template_kwargs"] == {"enable_thinking": False}
+    last_only = make_run(
+        train_data=[data], trained_answers="last", max_steps=1, output_dir=str(tmp_path / "last")
+    ).run()
+    assert losses(last_only)[0] != losses(result)[0]
+
+
 def test_both_adapters_are_active_in_the_loaded_model(make_run, data_file):
     result = make_run(adapter="listen+lora", max_steps=2, learning_rate=0.05).run()
     both = load_pipeline(str(result.model_dir), device="cpu")

@@ -12,6 +12,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import Pipeline
 
+from ..rows import bare_row, has_messages, row_clips
 from ..tuners.listen import SelectionRecord, find_listen_layer
 from ..unicode import half_surrogate_problem
 from .records import SelectionRecords
@@ -134,12 +135,12 @@ class _Names:
 
 
 def _describe(row: Mapping[str, Any]) -> str:
-    audio = row.get("audio")
-    if isinstance(audio, Mapping):
-        audio = audio.get("path")
+    if has_messages(row):
+        row = bare_row(row)
+    clips = [clip.get("path") if isinstance(clip, Mapping) else clip for clip in row_clips(row)]
+    names = [os.path.basename(os.fsdecode(clip)) for clip in clips if isinstance(clip, (str, os.PathLike))]
     text = next((row[name] for name in ("instruction", "text") if isinstance(row.get(name), str)), None)
-    name = os.path.basename(os.fsdecode(audio)) if isinstance(audio, (str, os.PathLike)) else None
-    description = " · ".join(part for part in (name, text) if part)
+    description = " · ".join(part for part in (*names, text) if part)
     # A file name that is not UTF-8 contains half surrogate pairs, which cannot be written to a file.
     return description.encode(errors="backslashreplace").decode()
 

@@ -1,6 +1,15 @@
 """Data files for training and evaluation: their schema, reading and checking."""
 
+from ..rows import clips_of
 from .schema import Example, Prediction, Problem, check_examples, read_examples, read_predictions
 
 
-__all__ = ["Example", "Prediction", "Problem", "check_examples", "read_examples", "read_predictions"]
+__all__ = [
+    "Example",
+    "Prediction",
+    "Problem",
+    "check_examples",
+    "clips_of",
+    "read_examples",
+    "read_predictions",
+]

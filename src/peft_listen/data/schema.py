@@ -1,4 +1,4 @@
-"""Schema of data files: JSON lines of `{"audio", "instruction", "answer", "task"}`."""
+"""Schema of data files: JSON lines of `{"audio", "instruction", "answer", "task"}` or `{"messages", "task"}`."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from ..audio import AudioLimits, display_name, is_url, load_audio
 from ..audio.addresses import is_data_uri
 from ..chat import AUDIO_TOKEN
+from ..rows import bare_row, has_messages, messages_problem, row_clips, text_of
 from ..unicode import half_surrogate_problem
 
 
@@ -31,8 +32,11 @@ MAX_TEXT_CHARACTERS = 500_000
 # Lines at the beginning of a file of which at least one must be a JSON object.
 _MAX_UNREADABLE_LINES = 10
 
+# Required text fields of the two forms of a line.
 _TEXT_FIELDS = ("instruction", "answer", "task")
-_PREDICTION_FIELDS = (*_TEXT_FIELDS, "generated")
+_FIELDS_BESIDE_MESSAGES = ("task",)
+# What a file of predictions has in addition.
+_PREDICTED = ("generated",)
 
 
 class Example(TypedDict):
@@ -40,21 +44,27 @@ class Example(TypedDict):
     One example, in the form that the collator and the pipeline accept.
 
     Attributes:
-        audio (`str` or `None`): path, http(s) URL or `data:` URI of the clip; `None` for a text-only example.
-        instruction (`str`): question or instruction about the clip.
-        answer (`str`): correct answer.
+        audio (`str`, `list[str]` or `None`): path, http(s) URL or `data:` URI of the clip, or of each of several clips; `None`
+            for a text-only example.
+        instruction (`str`): question or instruction about the clip; with `messages`, the last one of the user.
+        answer (`str`): correct answer; with `messages`, the last one of the assistant.
         task (`str`): name of the task, by which metrics and selections are grouped.
         references (`list[str]`, *optional*): all correct answers, if there are several. Metrics that take several
             references per row compare with these.
         metric (`str`, *optional*): the metric of the task, in the notation of [`~peft_listen.metrics.MetricChoice`].
+        system (`str`, *optional*): system prompt.
+        messages (`list[dict]`, *optional*): conversation of several turns that ends with the answer. Its parts
+            `{"type": "audio"}` are the places of the clips in `audio`.
     """
 
-    audio: str | None
+    audio: str | list[str] | None
     instruction: str
     answer: str
     task: str
     references: NotRequired[list[str]]
     metric: NotRequired[str]
+    system: NotRequired[str]
+    messages: NotRequired[list[dict[str, Any]]]
 
 
 class Prediction(Example):
@@ -93,8 +103,10 @@ def read_examples(path: str | os.PathLike[str]) -> list[Example]:
     """
     Reads a data file: UTF-8 text with one JSON object per line, which has the fields of [`Example`].
 
-    Relative audio paths are resolved against the folder of the file, so a data set can be moved as a whole. The field `metric`
-    may be left out. Other fields and empty lines are ignored. Audio files are not opened; use [`check_examples`] for that.
+    A line with `messages` has no need of `instruction`, `answer` and `audio`: they are taken from the messages, whose audio
+    parts `{"type": "audio", "audio": path}` name the clips, unless the field `audio` has them. Relative audio paths are
+    resolved against the folder of the file, so a data set can be moved as a whole. The optional fields may be left out. Other
+    fields and empty lines are ignored. Audio files are not opened; use [`check_examples`] for that.
 
     A line may have at most 64 MiB (`MAX_LINE_BYTES`), and each field that is used at most 500 000 characters
     (`MAX_TEXT_CHARACTERS`), except for a `data:` URI as `audio`.
@@ -110,7 +122,7 @@ def read_examples(path: str | os.PathLike[str]) -> list[Example]:
         ValueError: if a line is not a valid example (the message contains its number), the file contains none, or it is
             not a file of JSON lines.
     """
-    examples: list[Example] = _read(path, _TEXT_FIELDS)
+    examples: list[Example] = _read(path)
     return examples
 
 
@@ -128,7 +140,7 @@ def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
         OSError: if the file cannot be read, or is a device.
         ValueError: if a line is not a valid prediction (the message contains its number), or the file contains none.
     """
-    predictions: list[Prediction] = _read(path, _PREDICTION_FIELDS)
+    predictions: list[Prediction] = _read(path, _PREDICTED)
     return predictions
 
 
@@ -168,15 +180,16 @@ def check_examples(
         message = None
         if isinstance(parsed, str):
             message = parsed
-        elif containing := [name for name in ("instruction", "answer") if audio_token in parsed[name]]:
+        elif containing := [name for name, text in _texts(parsed) if audio_token in text]:
             message = (
-                f"`{containing[0]}` contains the audio token {audio_token}, which is a placeholder for the clip. Remove it "
+                f"{containing[0]} contains the audio token {audio_token}, which is a placeholder for the clip. Remove it "
                 "from the text."
             )
-        elif (audio := parsed["audio"]) is not None:
-            if audio not in checked:
-                checked[audio] = clip_problem(audio, limits)
-            message = checked[audio]
+        else:
+            for audio in row_clips(parsed):
+                if audio not in checked:
+                    checked[audio] = clip_problem(audio, limits)
+                message = message or checked[audio]
         if message is not None:
             problems.append(Problem(line, message))
     return problems
@@ -184,13 +197,21 @@ def check_examples(
 
 def example_problem(fields: dict[str, Any]) -> str | None:
     """Describes why a line with these fields is not a valid example, or returns `None`; its clip is not opened."""
-    row = _to_row(fields, [], Path(), _TEXT_FIELDS)
+    row = _to_row(fields, [], Path(), ())
     return row if isinstance(row, str) else None
 
 
-def _read(path: str | os.PathLike[str], text_fields: tuple[str, ...]) -> Any:
+def _texts(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The texts of a row that a model reads, and what an error message calls them."""
+    if has_messages(row):
+        yield from ((f"message {number}", text_of(message)) for number, message in enumerate(row["messages"]))
+    else:
+        yield from ((f"`{name}`", row[name]) for name in ("system", "instruction", "answer") if name in row)
+
+
+def _read(path: str | os.PathLike[str], more_fields: tuple[str, ...] = ()) -> Any:
     rows = []
-    for line, parsed in _parse(path, text_fields):
+    for line, parsed in _parse(path, more_fields):
         if isinstance(parsed, str):
             raise ValueError(f"{_name(path)}, line {line}: {parsed}")
         rows.append(parsed)
@@ -200,10 +221,10 @@ def _read(path: str | os.PathLike[str], text_fields: tuple[str, ...]) -> Any:
 
 
 def _parse(
-    path: str | os.PathLike[str], text_fields: tuple[str, ...] = _TEXT_FIELDS
+    path: str | os.PathLike[str], more_fields: tuple[str, ...] = ()
 ) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """
-    Yields the number of each non-empty line, and its `audio` and text fields or an error message. Raises a `ValueError`
+    Yields the number of each non-empty line, and its fields or an error message. Raises a `ValueError`
     if none of the first lines is a JSON object: the file is another one, and an error for each of its lines would not
     help.
     """
@@ -216,7 +237,7 @@ def _parse(
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if not line.strip():
                 continue
-            parsed = _parse_line(line, folder, text_fields)
+            parsed = _parse_line(line, folder, more_fields)
             if unreadable is None:
                 yield number, parsed
             elif isinstance(parsed, _Unreadable):
@@ -280,9 +301,9 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
         yield line
 
 
-def _parse_line(line: bytes, folder: Path, text_fields: tuple[str, ...]) -> dict[str, Any] | str:
+def _parse_line(line: bytes, folder: Path, more_fields: tuple[str, ...]) -> dict[str, Any] | str:
     fields = _parse_object(line)
-    return fields if isinstance(fields, str) else _to_row(*fields, folder, text_fields)
+    return fields if isinstance(fields, str) else _to_row(*fields, folder, more_fields)
 
 
 def _parse_object(line: bytes) -> tuple[dict[str, Any], list[str]] | _Unreadable:
@@ -323,30 +344,28 @@ def _parse_object(line: bytes) -> tuple[dict[str, Any], list[str]] | _Unreadable
 
 
 def _to_row(
-    fields: dict[str, Any], repeated: list[str], folder: Path, text_fields: tuple[str, ...]
+    fields: dict[str, Any], repeated: list[str], folder: Path, more_fields: tuple[str, ...]
 ) -> dict[str, Any] | str:
     if repeated:
         return f"the fields {_shortened(sorted(repeated))} occur more than once. Keep one of each."
-    missing = [name for name in ("audio", *text_fields) if name not in fields]
+    is_chat = has_messages(fields)
+    text_fields = (*(_FIELDS_BESIDE_MESSAGES if is_chat else _TEXT_FIELDS), *more_fields)
+    missing = [name for name in (*(() if is_chat else ("audio",)), *text_fields) if name not in fields]
     if missing:
         return f"the fields {missing} are missing; the line has {_shortened(sorted(fields))}. For a text-only example, set `audio` to null."
-    for name in text_fields:
+    given = text_fields if fields.get("system") is None else (*text_fields, "system")
+    for name in given:
         if not isinstance(fields[name], str):
             return f"`{name}` must be a string, got {_shortened(fields[name])}."
         if problem := _text_problem(fields[name]):
             return f"`{name}` {problem}"
-    for name in ("instruction", "task"):
-        if not fields[name].strip():
+    for name in ("system", "instruction", "task"):
+        if name in given and not fields[name].strip():
             return f"`{name}` is empty."
-    audio: Any = fields["audio"]
-    if audio is not None and (not isinstance(audio, str) or not audio):
-        return f"`audio` must be a path, a URL or null, got {_shortened(audio)}."
-    if audio is not None and (problem := _text_problem(audio, is_path=True)):
-        return f"`audio` {problem}"
-    if audio is not None and not is_url(audio):
-        # If `audio` is an absolute path, the folder is ignored.
-        audio = str(folder / audio)
-    row = {"audio": audio, **{name: fields[name] for name in text_fields}}
+    row = _chat_fields(fields, folder) if is_chat else _plain_fields(fields, folder)
+    if isinstance(row, str):
+        return row
+    row |= {name: fields[name] for name in text_fields}
     references = fields.get("references")
     if references is not None:
         if problem := _references_problem(references):
@@ -360,6 +379,49 @@ def _to_row(
             return f"`metric` {problem}"
         row["metric"] = metric
     return row
+
+
+def _plain_fields(fields: dict[str, Any], folder: Path) -> dict[str, Any] | str:
+    audio = _to_clips(fields["audio"], folder)
+    if isinstance(audio, _ClipProblem):
+        return audio
+    system = fields.get("system")
+    return {"audio": audio, **({"system": system} if system is not None else {})}
+
+
+def _chat_fields(fields: dict[str, Any], folder: Path) -> dict[str, Any] | str:
+    if problem := messages_problem(fields["messages"]):
+        return problem
+    for number, message in enumerate(fields["messages"]):
+        if problem := _text_problem(text_of(message)):
+            return f"message {number} {problem}"
+    if fields["messages"][-1]["role"] != "assistant":
+        return "the last of the `messages` is not the assistant's. End them with the answer."
+    try:
+        row = bare_row(fields)
+    except ValueError as error:
+        return str(error)
+    audio = _to_clips(row["audio"] or None, folder)
+    return audio if isinstance(audio, _ClipProblem) else {**row, "audio": audio}
+
+
+class _ClipProblem(str):
+    """Error message about the clips of a line."""
+
+
+def _to_clips(audio: Any, folder: Path) -> str | list[str] | _ClipProblem | None:
+    """The clips of a line, with whole paths, or what is wrong with them."""
+    if audio is None:
+        return None
+    is_list = isinstance(audio, list)
+    clips: list[Any] = audio if is_list else [audio]
+    if not clips or not all(isinstance(clip, str) and clip for clip in clips):
+        return _ClipProblem(f"`audio` must be a path, a URL, a list of these, or null, got {_shortened(audio)}.")
+    if problem := next((problem for clip in clips if (problem := _text_problem(clip, is_path=True))), None):
+        return _ClipProblem(f"`audio` {problem}")
+    # If a clip is an absolute path, the folder is ignored.
+    resolved = [clip if is_url(clip) else str(folder / clip) for clip in clips]
+    return resolved if is_list else resolved[0]
 
 
 def _references_problem(references: Any) -> str | None:

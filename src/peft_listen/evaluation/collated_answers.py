@@ -28,7 +28,7 @@ def answer_batches(
     Args:
         model (`nn.Module`): the model, with or without an adapter, in evaluation mode.
         collator ([`~peft_listen.training.AudioListenCollator`]): makes batches; its feature cache is used.
-        rows (`Sequence[Mapping]`): rows with `audio`, `instruction` and `answer`.
+        rows (`Sequence[Mapping]`): rows that the collator accepts; their last answers are generated.
         batch_size (`int`): rows in one call of `generate`.
         generate_kwargs (`Any`): arguments of `generate`.
 
@@ -43,8 +43,7 @@ def answer_batches(
     for start in range(0, len(rows), batch_size):
         batch = collator(rows[start : start + batch_size])
         prompts = [
-            ids[mask.bool() & (labels == -100)].tolist()
-            for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True)
+            _prompt(*row) for row in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True)
         ]
         padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
         audio = {name: value for name, value in batch.items() if name not in _TRAINING_INPUTS}
@@ -60,3 +59,9 @@ def answer_batches(
                 tokens = [token for token in tokens if token != answer_end.token_id]
             answers.append(tokenizer.decode(tokens, skip_special_tokens=True).strip())
     return answers
+
+
+def _prompt(input_ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> list[int]:
+    """What precedes the last answer of a row, with earlier answers."""
+    length = int((labels == -100).nonzero()[-1]) + 1
+    return input_ids[:length][mask[:length].bool()].tolist()

@@ -15,6 +15,10 @@ from ..processes import in_main_process
 from .prediction_file import PredictionFile
 
 
+# Fields of a row that its question consists of.
+_READ = ("audio", "system", "instruction", "messages")
+
+
 def predict(
     pipe: Pipeline | Callable[[], Pipeline],
     examples: Sequence[Example],
@@ -46,8 +50,8 @@ def predict(
             settings is not continued. By default, the pipeline's `model.name_or_path`.
         overwrite (`bool`, defaults to `False`): whether to start again if the file exists.
         show_progress (`bool`, defaults to `False`): whether to show a progress bar on stderr.
-        generate_kwargs (`Any`): arguments of `generate`, such as `max_new_tokens`. Answers are greedy unless `do_sample`
-            is set.
+        generate_kwargs (`Any`): arguments of `generate`, such as `max_new_tokens`, and `chat_template_kwargs`, variables for the
+            chat template. Answers are greedy unless `do_sample` is set.
 
     Returns:
         `list[Prediction]`: the examples with their answers.
@@ -99,12 +103,12 @@ def answer_rows(pipe: Pipeline, rows: Sequence[Mapping[str, Any]], **generate_kw
 
     Args:
         pipe ([`~transformers.Pipeline`]): the pipeline "audio-text-to-text".
-        rows (`Sequence[Mapping]`): rows with `audio` and `instruction`.
-        generate_kwargs (`Any`): arguments of `generate`.
+        rows (`Sequence[Mapping]`): rows as [`~peft_listen.data.read_examples`] returns them.
+        generate_kwargs (`Any`): arguments of `generate`, and `chat_template_kwargs`.
 
     Returns:
         `list[str]`: the answers, without surrounding white space.
     """
-    inputs = [{name: row[name] for name in ("audio", "instruction") if row[name] is not None} for row in rows]
+    inputs = [{name: row[name] for name in _READ if row.get(name) is not None} for row in rows]
     outputs = pipe(inputs, batch_size=len(inputs), **generate_kwargs)
     return [output[0]["generated_text"].strip() for output in outputs]

@@ -13,6 +13,7 @@ from typing import Any
 from ..audio.addresses import is_url
 from ..data import Example, Prediction, read_predictions
 from ..files import atomic_path, check_output_file
+from ..rows import bare_row, has_messages
 from ..settings_record import SettingsRecord, fingerprint
 
 
@@ -174,12 +175,15 @@ class PredictionFile:
         with atomic_path(self.path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             for batch, examples in enumerate(self.batches):
                 for example, generated in zip(examples, answers[batch], strict=True):
-                    row = {**example, "audio": self._from_here(example["audio"]), "generated": generated}
+                    row: dict[str, Any] = {**example, **(bare_row(example) if has_messages(example) else {})}
+                    row |= {"audio": self._from_here(row["audio"]), "generated": generated}
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
         shutil.rmtree(self._parts, ignore_errors=True)
 
-    def _from_here(self, audio: str | None) -> str | None:
-        """The path of a clip relative to the folder of this file, as `read_predictions` expects it."""
+    def _from_here(self, audio: Any) -> Any:
+        """The paths of clips relative to the folder of this file, as `read_predictions` expects them."""
+        if isinstance(audio, list):
+            return [self._from_here(clip) for clip in audio] or None
         if audio is None or is_url(audio) or os.path.isabs(audio):
             return audio
         try:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import GenerationConfig, Pipeline
+from transformers import BatchFeature, GenerationConfig, Pipeline
 from transformers.pipelines.base import GenericTensor
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import ModelOutput
@@ -15,13 +15,14 @@ from transformers.utils.chat_template_utils import Chat
 from ..answer_end import end_token_ids, find_answer_end, warn_of_other_end
 from ..audio import DEFAULT_SAMPLING_RATE, AudioLimits, AudioSource, load_audio
 from ..chat import as_prompts
+from ..chat_encoding import find_chat_encoder, make_chat_encoder, pad_left, padding_token_id
 from ..models.audio_listen import AudioListenProcessor
+from ..rows import split_clips
 from .inputs import (
     as_pipeline_inputs,
     ends_with_assistant,
     pair_with_questions,
     questions_as_inputs,
-    split_clips,
     to_chat,
     with_answer,
 )
@@ -38,7 +39,8 @@ class AudioTextToTextPipeline(Pipeline):
         model (`str`, [`AudioListenForCausalLM`] or `PeftModel`):
             Folder or Hub name of a model that was saved with its processor, or of a PEFT adapter, whose base model and
             processor are loaded from its `base_model_name_or_path`; or a model object. Other multimodal language models
-            of transformers are supported if the chat template of their processor accepts `{"type": "audio"}` parts.
+            of transformers are supported if the chat template of their processor accepts `{"type": "audio"}` parts, and so is
+            Voxtral.
         processor ([`AudioListenProcessor`], *optional*):
             Processor of the model; required with a model object.
         kwargs:
@@ -142,7 +144,9 @@ class AudioTextToTextPipeline(Pipeline):
                 - a clip: any argument of [`~peft_listen.audio.load_audio`] (a path, an http(s) URL, bytes, an array with
                   `sampling_rate`, `{"array": ..., "sampling_rate": ...}`, ...);
                 - a row `{"audio": clip or list of clips, "instruction": str}`, such as a row of a data set; `"text"` is
-                  used if there is no `"instruction"`, and other columns are ignored;
+                  used if there is no `"instruction"`, `"system"` is the system prompt, and other columns are ignored;
+                - a row `{"messages": [...]}` with a conversation, as [`~peft_listen.training.AudioListenCollator`] takes it.
+                  If its last message is the assistant's, this is the row's own answer, which is left out;
                 - a chat: a list of messages `{"role": ..., "content": ...}`, whose content may be a list of parts
                   `{"type": "audio", "audio": clip}` (or `"url"`, `"path"`) and `{"type": "text", "text": ...}`.
             text (`str`, or `list` of `str`, *optional*, defaults to `"Describe what you hear."`):
@@ -236,27 +240,34 @@ class AudioTextToTextPipeline(Pipeline):
         chat, input_text = to_chat(inputs, text)
         if continue_final_message is None:
             continue_final_message = ends_with_assistant(chat)
-        messages, clips = split_clips(chat)
-        prompt = self.processor.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=not continue_final_message,
-            continue_final_message=continue_final_message,
-            **(chat_template_kwargs or {}),
-        )
+        messages, clips = split_clips(chat.messages)  # type: ignore[arg-type]
         rate = int(getattr(self.feature_extractor, "sampling_rate", DEFAULT_SAMPLING_RATE))
-        waveforms = [load_audio(clip, sampling_rate, target_sampling_rate=rate, limits=limits) for clip in clips]
-        audio_kwargs: dict[str, Any] = {"sampling_rate": rate}
-        # This processor checks the limits again; those of transformers do not have any.
-        if isinstance(self.processor, AudioListenProcessor):
-            audio_kwargs["limits"] = limits
-        return {
+        row: dict[str, Any] = {
             "chat": chat,
             "input_text": input_text,
-            "prompt": prompt,
-            "audio": waveforms,
-            "audio_kwargs": audio_kwargs,
+            "messages": messages,
+            "is_continued": continue_final_message,
+            "chat_template_kwargs": chat_template_kwargs or {},
+            "audio_kwargs": {"sampling_rate": rate},
         }
+        if not self._has_encoder:
+            row["prompt"] = self.processor.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=not continue_final_message,
+                continue_final_message=continue_final_message,
+                **row["chat_template_kwargs"],
+            )
+        row["audio"] = [load_audio(clip, sampling_rate, target_sampling_rate=rate, limits=limits) for clip in clips]
+        # These check the limits again; the processors of transformers do not have any.
+        if self._has_encoder or isinstance(self.processor, AudioListenProcessor):
+            row["audio_kwargs"]["limits"] = limits
+        return row
+
+    @property
+    def _has_encoder(self) -> bool:
+        """Whether chats are encoded as for training; the processor of this package does it by itself."""
+        return not isinstance(self.processor, AudioListenProcessor) and find_chat_encoder(self.processor) is not None
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """
@@ -269,12 +280,37 @@ class AudioTextToTextPipeline(Pipeline):
             `dict`: The argument of [`forward`](AudioTextToTextPipeline.forward); `"model_inputs"` are those of
             `model.generate`, padded on the left.
         """
+        model_inputs = self._encode(rows) if self._has_encoder else self._process(rows)
+        return {
+            "chat": [row["chat"] for row in rows],
+            "input_text": [row["input_text"] for row in rows],
+            "model_inputs": model_inputs.to(dtype=self.dtype),
+        }
+
+    def _encode(self, rows: list[dict[str, Any]]) -> BatchFeature:
+        audio_kwargs = rows[0]["audio_kwargs"]
+        encoder = make_chat_encoder(self.processor, rows[0]["chat_template_kwargs"], audio_kwargs["limits"])
+        rate = audio_kwargs["sampling_rate"]
+        chats = [
+            (row["messages"], [{"array": waveform, "sampling_rate": rate} for waveform in row["audio"]])
+            for row in rows
+        ]
+        prompts, audio = encoder.encode_prompts(chats, [row["is_continued"] for row in rows])
+        return BatchFeature(
+            {
+                "input_ids": pad_left(prompts, padding_token_id(self.tokenizer)),
+                "attention_mask": pad_left([[1] * len(prompt) for prompt in prompts], 0),
+                **audio,
+            }
+        )
+
+    def _process(self, rows: list[dict[str, Any]]) -> BatchFeature:
         prompts, add_special_tokens = as_prompts([row["prompt"] for row in rows], self.tokenizer)
         audio: dict[str, Any] = {}
         waveforms = [waveform for row in rows for waveform in row["audio"]]
         if waveforms:
             audio = {"audio": waveforms, **rows[0]["audio_kwargs"]}
-        model_inputs = self.processor(
+        return self.processor(
             text=prompts,
             padding=True,
             padding_side="left",
@@ -282,11 +318,6 @@ class AudioTextToTextPipeline(Pipeline):
             return_tensors="pt",
             **audio,
         )
-        return {
-            "chat": [row["chat"] for row in rows],
-            "input_text": [row["input_text"] for row in rows],
-            "model_inputs": model_inputs.to(dtype=self.dtype),
-        }
 
     def _forward(  # type: ignore[override]
         self, input_tensors: dict[str, Any], **generate_kwargs: Any

@@ -10,13 +10,13 @@ from torch.utils.data import Dataset
 from transformers.utils.chat_template_utils import Chat, is_valid_message
 
 from ..audio.waveform import is_list_of_clips, is_samples
-from ..chat import clip_of
+from ..rows import has_messages, row_clips, row_messages, split_answer
 
 
 # The question about an input that has audio but no text.
 DEFAULT_INSTRUCTION = "Describe what you hear."
 
-_ROW_KEYS = frozenset({"audio", "text", "instruction"})
+_ROW_KEYS = frozenset({"audio", "text", "instruction", "messages"})
 _SINGLE_TYPES = (str, os.PathLike, bytes, bytearray, memoryview, Mapping, np.ndarray, torch.Tensor, Chat)
 
 
@@ -104,62 +104,31 @@ def to_chat(inputs: Any, question: str | None = None) -> tuple[Chat, str | Chat]
         The chat, and the text of the input: its question, or the chat itself.
 
     Raises:
-        ValueError: The input has neither audio nor text, or its text is not a string.
+        ValueError: The input has neither audio nor text, its text is not a string, or its `messages` are not valid.
     """
     if _is_chat(inputs):
         inputs = _chat(inputs)
     if isinstance(inputs, Chat):
         return inputs, inputs
-    clips = inputs
+    row = {"audio": inputs}
     if isinstance(inputs, Mapping) and not _ROW_KEYS.isdisjoint(inputs):
-        clips = inputs.get("audio")
+        if has_messages(inputs):
+            messages, _ = split_answer(row_messages(inputs))
+            chat = _chat(messages)
+            return chat, chat
         # The "text" of a row is often a transcript, so "instruction" takes precedence.
         own = next((inputs[key] for key in ("instruction", "text") if inputs.get(key) is not None), None)
         question = question if own is None else own
-    clips = [] if clips is None else list(clips) if _is_list_of_inputs(clips) else [clips]
+        row = {"audio": inputs.get("audio"), "system": inputs.get("system")}
+    clips = row_clips(row)
     if question is None:
         if not clips:
             raise ValueError(f"The input {inputs!r} has neither audio nor text. Pass at least one of them.")
         question = DEFAULT_INSTRUCTION
-    if not isinstance(question, str):
-        raise ValueError(f"The question must be a string, got a {type(question).__name__}: {question!r}.")
-    content = [{"type": "audio", "audio": clip} for clip in clips] + [{"type": "text", "text": question}]
-    return _chat([{"role": "user", "content": content}]), question
-
-
-def split_clips(chat: Chat) -> tuple[list[dict[str, Any]], list[Any]]:
-    """
-    Separates the clips of a chat from its messages.
-
-    Args:
-        chat ([`Chat`]): The chat, which is not changed.
-
-    Returns:
-        The messages for the chat template, with audio parts reduced to `{"type": "audio"}`, and the clips in order.
-
-    Raises:
-        ValueError: An audio part has no audio.
-    """
-    bare, clips = [], []
-    messages: Any = chat.messages
-    for message in messages:
-        content = message["content"]
-        if isinstance(content, (list, tuple)):
-            parts = []
-            for part in content:
-                if part.get("type") == "audio":
-                    clip = clip_of(part)
-                    if clip is None:
-                        raise ValueError(
-                            f"A message has an audio part without audio: {part!r}. Expected "
-                            '{"type": "audio", "audio": ...} with a clip that `load_audio` can read.'
-                        )
-                    clips.append(clip)
-                    part = {"type": "audio"}
-                parts.append(part)
-            message = {**message, "content": parts}
-        bare.append(message)
-    return bare, clips
+    for name, text in (("question", question), ("system prompt", row.get("system"))):
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"The {name} must be a string, got a {type(text).__name__}: {text!r}.")
+    return _chat(row_messages({**row, "instruction": question})), question
 
 
 def ends_with_assistant(chat: Chat) -> bool:

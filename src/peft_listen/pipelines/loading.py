@@ -9,9 +9,11 @@ from peft import PeftModel
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from transformers import (
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMultimodalLM,
+    AutoModelForSeq2SeqLM,
     AutoProcessor,
     AutoTokenizer,
     Pipeline,
@@ -60,8 +62,12 @@ def load_pipeline(
     base, is_adapter = model, False
     try:
         base, is_adapter = find_base(model)
-        is_multimodal = type(AutoConfig.from_pretrained(base)) in MODEL_FOR_MULTIMODAL_LM_MAPPING
-        auto_class: Any = AutoModelForMultimodalLM if is_multimodal else AutoModelForCausalLM
+        config_class = type(AutoConfig.from_pretrained(base))
+        auto_class: Any = AutoModelForCausalLM
+        if config_class in MODEL_FOR_MULTIMODAL_LM_MAPPING:
+            auto_class = AutoModelForMultimodalLM
+        elif config_class in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:  # Audio Flamingo 3 is among these only
+            auto_class = AutoModelForSeq2SeqLM
         if is_adapter and has_lora(model):
             loaded = _load_with_lora(auto_class.from_pretrained(base, dtype=dtype), model)
         else:

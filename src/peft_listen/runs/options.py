@@ -3,13 +3,13 @@
 # No postponed annotations: the parser of the command line reads the types of the fields.
 
 import dataclasses
-import json
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from transformers import TrainingArguments
 
+from ..mappings import parse_mapping
 from ..metrics.registry import available_metrics, metric_class
 from ..metrics.tasks import parse_task_metrics
 from ..training.mixture import parse_weights
@@ -139,17 +139,8 @@ class ListenOptions(_ListenFields):  # type: ignore[valid-type, misc]
     )
 
     def __post_init__(self) -> None:
-        selector_kwargs: Any = vars(self)["listen_selector_kwargs"]
-        if isinstance(selector_kwargs, str):
-            try:
-                selector_kwargs = json.loads(selector_kwargs)
-            except ValueError as error:
-                raise ValueError(
-                    f"`listen_selector_kwargs` must be a JSON object, got {selector_kwargs!r}."
-                ) from error
-        if selector_kwargs is not None and not isinstance(selector_kwargs, dict):
-            raise ValueError(f"`listen_selector_kwargs` must be a mapping, got {selector_kwargs!r}.")
-        self.listen_selector_kwargs = selector_kwargs
+        name = "listen_selector_kwargs"
+        setattr(self, name, parse_mapping(name, vars(self)[name]))
 
     def config_values(self) -> dict[str, Any]:
         """The values that are set, by the names of the fields of [`ListenConfig`]."""
@@ -206,12 +197,15 @@ class DataOptions:
         metrics (`list[str]`): `TASK=METRIC`.
         eval_rows_per_task (`int`, *optional*): rows of each task that are answered in an evaluation during training.
         max_new_tokens, num_beams (`int`): settings of generation.
+        chat_template_kwargs (`dict`, *optional*), trained_answers (`str`): see [`~peft_listen.training.AudioListenCollator`];
+            the former are used for generation too.
 
     Raises:
         ValueError: for no training data, or a value of another form.
     """
 
     _argument_group_name = "data and scores"
+    _VALID_DICT_FIELDS = ("chat_template_kwargs",)
 
     train_data: list[str] = field(
         default_factory=list,
@@ -251,8 +245,17 @@ class DataOptions:
     )
     max_new_tokens: int = field(default=128, metadata={"help": "Maximum length of an answer in tokens."})
     num_beams: int = field(default=1, metadata={"help": "Beams of the search; 1 is greedy."})
+    chat_template_kwargs: str | None = field(
+        default=None,
+        metadata={"help": "Variables for the chat template, in training and generation: a mapping, or a JSON object."},
+    )
+    trained_answers: Literal["all", "last"] = field(
+        default="all", metadata={"help": "Answers of a conversation of several turns that are trained."}
+    )
 
     def __post_init__(self) -> None:
+        name = "chat_template_kwargs"
+        setattr(self, name, parse_mapping(name, vars(self)[name]))
         if not self.train_data:
             raise ValueError("There is no training data: set `train_data` to one or more data files.")
         if self.eval_rows_per_task is not None and self.eval_rows_per_task < 0:
@@ -262,6 +265,11 @@ class DataOptions:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         parse_task_metrics(self.metrics)
         parse_weights(self.task_weights)
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """Variables for the chat template; may be empty."""
+        return parse_mapping("chat_template_kwargs", self.chat_template_kwargs) or {}
 
 
 @dataclass

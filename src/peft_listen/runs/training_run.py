@@ -29,6 +29,7 @@ from ..models.audio_listen import AudioListenForCausalLM, AudioListenProcessor
 from ..pipelines.loading import load_pipeline
 from ..processes import in_main_process
 from ..publishing import check_can_be_published, publish
+from ..rows import clips_of
 from ..settings_record import SettingsRecord, checkpoint_fingerprint
 from ..training import AudioListenCollator, FeatureCache, ListenCallback, TaskMixture, create_listen_optimizer
 from ..training.mixture import parse_weights
@@ -208,7 +209,12 @@ class TrainingRun:
         base, processor = load_base(self._base, self.model)
         cache = self._feature_cache(base, processor, rows)
         model: Any = add_adapter(base, processor, self.adapter, self.listen, arguments.seed)
-        collator = AudioListenCollator(processor, feature_cache=cache)
+        collator = AudioListenCollator(
+            processor,
+            feature_cache=cache,
+            chat_template_kwargs=self.data.template_variables,
+            trained_answers=self.data.trained_answers,
+        )
         collator.check_generation(model)
         if arguments.push_to_hub:
             check_can_be_published(model, arguments.hub_include)
@@ -245,7 +251,7 @@ class TrainingRun:
         module: nn.Module = base
         module.to(self.arguments.device)
         cache = FeatureCache(self.data.feature_cache, base)
-        clips = [row["audio"] for split in ("train", "eval") for row in rows[split] if row["audio"] is not None]
+        clips = clips_of([*rows["train"], *rows["eval"]])
         cache.build(base, processor, list(dict.fromkeys(clips)))
         return cache
 
@@ -283,6 +289,8 @@ class TrainingRun:
         folder = self._folder / split
         in_main_process(lambda: folder.mkdir(exist_ok=True))
         device = str(self.arguments.device)
+        template_variables = self.data.template_variables
+        variables: dict[str, Any] = {"chat_template_kwargs": template_variables} if template_variables else {}
         predictions = predict(
             lambda: load_pipeline(str(self.model_dir), self.model.dtype, device),
             rows,
@@ -291,6 +299,7 @@ class TrainingRun:
             settings={"checkpoint": checkpoint_fingerprint(self.model_dir)},
             show_progress=not self.arguments.disable_tqdm,
             **self._generation,
+            **variables,
         )
         scores = score_predictions(predictions, _of_tasks(metrics, rows))
         in_main_process(

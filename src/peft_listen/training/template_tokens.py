@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..chat_encoding import find_chat_encoder, make_chat_encoder
+
 
 # Two messages without a common word: the tokens that both rendered messages contain come from the template.
 _PROBES = ("apple", "seven")
@@ -33,12 +35,16 @@ def chat_template_token_ids(processor: Any) -> list[int]:
     config = ListenConfig(query_ignored_token_ids=chat_template_token_ids(processor))
     ```
     """
-    if getattr(processor, "chat_template", None) is None:
-        raise ValueError(f"{type(processor).__name__} has no chat template. Set its `chat_template`.")
-    tokenizer = getattr(processor, "tokenizer", processor)
-    tokens = []
-    for probe in _PROBES:
-        chat: Any = [{"role": "user", "content": probe}]
+    return sorted(set.intersection(*(_token_ids(processor, probe) for probe in _PROBES)))
+
+
+def _token_ids(processor: Any, probe: str) -> set[int]:
+    chat: Any = [{"role": "user", "content": probe}]
+    if getattr(processor, "chat_template", None) is not None:
+        tokenizer = getattr(processor, "tokenizer", processor)
         text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        tokens.append(set(tokenizer(text, add_special_tokens=False)["input_ids"]))
-    return sorted(set.intersection(*tokens))
+        return set(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if find_chat_encoder(processor) is not None:
+        ((prompt,), _) = make_chat_encoder(processor).encode_prompts([(chat, [])])
+        return set(prompt)
+    raise ValueError(f"{type(processor).__name__} has no chat template. Set its `chat_template`.")
