@@ -97,6 +97,7 @@ class PromptPool(nn.Module):
         self._observer: StepObserver | None = None  # created by the first forward pass in training
         self._batches_to_check = 16
         self._is_checked = False  # that keys and values are finite
+        self.may_be_a_copy = True  # before the tensors are loaded, initialized from queries, or used
         self._warned_of_skipped_rows = False
 
     def extra_repr(self) -> str:
@@ -140,6 +141,7 @@ class PromptPool(nn.Module):
         if is_loaded:
             self._step_is_read_from = None
             self._is_checked = False
+            self.may_be_a_copy = False
             if self.deep is not None:
                 self.deep.forget_scales()
             if self._observer is not None:
@@ -149,6 +151,29 @@ class PromptPool(nn.Module):
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.warn_of_skipped_rows()
         super()._save_to_state_dict(*args, **kwargs)
+
+    def has_parameters_of(self, other: PromptPool) -> bool:
+        """Whether all parameters equal those of another pool. Parameters without values (on the meta device, or partitioned
+        by ZeRO-3) equal none."""
+        others = dict(other.named_parameters())
+        return {name for name, _ in self.named_parameters()} == others.keys() and all(
+            parameter.numel() > 0
+            and parameter.device == others[name].device
+            and parameter.device.type != "meta"
+            and torch.equal(parameter, others[name])
+            for name, parameter in self.named_parameters()
+        )
+
+    @torch.no_grad()
+    def take_statistics_of(self, other: PromptPool) -> None:
+        """Sets the running statistics and the step to those of a pool with the same configuration."""
+        others = dict(other.named_buffers())
+        for name, buffer in self.named_buffers():
+            if name != "recent_queries" and name in others:
+                buffer.copy_(others[name])
+        self._step_is_read_from = None
+        if self.deep is not None:
+            self.deep.forget_scales()
 
     def check_finite(self, purpose: str) -> None:
         """
@@ -284,7 +309,7 @@ class PromptPool(nn.Module):
             labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): the query ends before them.
             query_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): positions of the query, if given.
             groups ([`TokenGroups`]): positions that the query treats separately.
-            prompt_length (`int`, *optional*): number of prompts outside training; that of the configuration if not
+            prompt_length (`int`, *optional*): number of prompts outside training steps; that of the configuration if not
                 given.
 
         Returns:
@@ -415,6 +440,7 @@ class PromptPool(nn.Module):
         keys = self.selector.initial_keys(queries, self.keys.shape[0], seed=self.config.seed)
         check_initial_keys(keys, self.selector, self.keys.shape)
         self._is_checked = False
+        self.may_be_a_copy = False
         if self._observer is not None:
             self._observer.forget_values()
         self.keys.copy_(keys)
