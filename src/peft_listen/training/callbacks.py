@@ -195,7 +195,7 @@ class ListenCallback(LogValuesCallback):
             return
         self._step_queries.append(record.query.float())
         if self._is_selected is None:
-            self._is_selected = torch.zeros(len(pool.keys), dtype=torch.bool, device=record.indices.device)
+            self._is_selected = torch.zeros(pool.config.pool_size, dtype=torch.bool, device=record.indices.device)
         self._is_selected[record.indices.flatten()] = True
         self._prompt_length = record.indices.shape[1]
 
