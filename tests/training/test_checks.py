@@ -5,6 +5,7 @@ import warnings
 import pytest
 from transformers import TrainingArguments
 
+from peft_listen import ListenConfig
 from peft_listen.training.checks import check_trainer_arguments
 
 
@@ -33,6 +34,14 @@ def test_a_distorting_option_gives_a_warning(options, message):
     with pytest.warns(UserWarning, match=message) as caught:
         messages = check_trainer_arguments(Arguments(**options))
     assert messages == [str(warning.message) for warning in caught]
+
+
+def test_trainers_that_generate_need_a_fixed_number_of_prompts():
+    arguments, drawn = Arguments(num_generations=8), ListenConfig(stochastic_prompt_length=True, prompt_length=5)
+    with pytest.warns(UserWarning, match="generates with 5 prompts"):
+        assert len(check_trainer_arguments(arguments, config=drawn)) == 1
+    assert check_trainer_arguments(arguments, config=ListenConfig(stochastic_prompt_length=False)) == []
+    assert check_trainer_arguments(Arguments(), config=drawn) == []
 
 
 def test_a_custom_loss_function_gives_a_warning():

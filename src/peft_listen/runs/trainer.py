@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerState
@@ -16,6 +17,7 @@ from ..metrics import MetricChoice, mean_quality, score_predictions
 from ..models.audio_listen import AudioListenForCausalLM
 from ..training import TaskMixture
 from .building import save_trained_base
+from .sharding import trained_state_dict
 
 
 class RunTrainer(Trainer):
@@ -30,6 +32,7 @@ class RunTrainer(Trainer):
         scored_rows (`Sequence[Mapping]`): rows of the evaluation that are answered; may be empty.
         metrics (`Mapping[str, Sequence[MetricChoice]]`): see [`~peft_listen.metrics.score_predictions`].
         generate_kwargs (`Mapping[str, Any]`): arguments of `generate`.
+        make_optimizer (`Callable`): creates the optimizer of a model.
         args, kwargs (`Any`): of [`~transformers.Trainer`]; the collator is an [`AudioListenCollator`].
     """
 
@@ -40,6 +43,7 @@ class RunTrainer(Trainer):
         scored_rows: Sequence[Mapping[str, Any]],
         metrics: Mapping[str, Sequence[MetricChoice]],
         generate_kwargs: Mapping[str, Any],
+        make_optimizer: Callable[[Any], torch.optim.Optimizer],
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -47,6 +51,19 @@ class RunTrainer(Trainer):
         self.scored_rows = scored_rows
         self.metrics = metrics
         self.generate_kwargs = generate_kwargs
+        self.make_optimizer = make_optimizer
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        # `Trainer` accepts no `optimizers` under FSDP.
+        if self.optimizer is None:
+            self.optimizer = self.make_optimizer(self.model if model is None else model)
+        return self.optimizer
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if self.is_fsdp_enabled:  # `Trainer` would gather the frozen parts too
+            self._save(output_dir, state_dict=trained_state_dict(self.model))
+        else:
+            super().save_model(output_dir, _internal_call)
 
     def restore(self, state: TrainerState, checkpoint: str) -> None:
         """

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import parse_flag_from_env
 from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..data import Example, read_examples
 from ..evaluation import predict, save_scores
@@ -37,6 +35,7 @@ from .building import add_adapter, load_base, save_base, save_trained_base
 from .checkpoints import last_whole_checkpoint
 from .options import AdapterOptions, DataOptions, ListenOptions, ModelOptions, RunArguments
 from .settings import run_settings
+from .sharding import check_sharding, is_sharded_run, shard_decoder_layers, trained_state_dict
 from .trainer import RunTrainer
 
 
@@ -104,7 +103,7 @@ class TrainingRun:
     callbacks: Sequence[TrainerCallback] = ()
 
     def __post_init__(self) -> None:
-        _check(self.adapter, self.arguments)
+        _check(self.adapter, self.data, self.arguments)
 
     def run(self) -> RunResult:
         """
@@ -228,17 +227,19 @@ class TrainingRun:
             train_dataset=rows["train"],
             eval_dataset=rows["eval"] or None,
             data_collator=collator,
-            optimizers=(self._optimizer(model), None),
+            make_optimizer=self._optimizer,
             callbacks=self._callbacks(),
         )
+        shard_decoder_layers(trainer.accelerator, base)
         trainer.train(
             resume_from_checkpoint=in_main_process(lambda: last_whole_checkpoint(self._folder / "checkpoints"))
         )
         history = trainer.state.log_history
         best = {"best_metric": trainer.state.best_metric, "best_step": trainer.state.best_global_step}
+        state_dict = trained_state_dict(trainer.model) if is_sharded_run() else None
 
         def save() -> None:
-            self._save(trainer.accelerator.unwrap_model(trainer.model), processor)
+            self._save(trainer.accelerator.unwrap_model(trainer.model), processor, state_dict)
             _write_json(self._folder / "training.json", {**best, "log_history": history})
 
         in_main_process(save)
@@ -275,13 +276,13 @@ class TrainingRun:
             )
         return callbacks
 
-    def _save(self, model: Any, processor: AudioListenProcessor) -> None:
+    def _save(self, model: Any, processor: AudioListenProcessor, state_dict: dict[str, Any] | None) -> None:
         if self.adapter.adapter == "none":
             save_trained_base(model, self.model_dir)
             processor.save_pretrained(self.model_dir)
             write_model_card(model, self.model_dir / "README.md", self.model_dir.name)
         else:
-            model.save_pretrained(self.model_dir)
+            model.save_pretrained(self.model_dir, state_dict=state_dict)
 
     def _evaluate(
         self, split: str, rows: list[Example], metrics: Mapping[str, list[MetricChoice]]
@@ -356,12 +357,8 @@ class TrainingRun:
         return RunResult(self.model_dir, self._log_history() or [], scores, was_finished=True)
 
 
-def _check(adapter: AdapterOptions, arguments: RunArguments) -> None:
-    if arguments.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP") or is_deepspeed_zero3_enabled():
-        raise ValueError(
-            "A run keeps the whole model in each process: FSDP and DeepSpeed ZeRO-3 are not supported. Leave them out, or use "
-            "a script with `Trainer`, as in docs/train.md."
-        )
+def _check(adapter: AdapterOptions, data: DataOptions, arguments: RunArguments) -> None:
+    check_sharding(adapter, data, arguments)
     if adapter.adapter == "listen+lora" and arguments.push_to_hub:
         raise ValueError(
             "`push_to_hub` uploads one adapter beside its base model, and `adapter: listen+lora` has two. Leave out "

@@ -19,15 +19,19 @@ from .collapse import MIN_ROWS, collapse_warnings
 from .collator import AudioListenCollator
 from .log_order import LogValuesCallback
 from .measured_rows import MeasuredRows
+from .unread_key_loss import UnreadKeyLoss
 
 
 class ListenCallback(LogValuesCallback):
     """
-    Connects a LISTEN adapter to a `Trainer` or `SFTTrainer`.
+    Connects a LISTEN adapter to a `Trainer` or to one of TRL's.
 
     - Passes the optimizer step to the adapter, which determines the stochastic prompt length. A resumed run draws the
       same prompt lengths as an uninterrupted one.
     - Warns about trainer options that drop or distort the key loss.
+    - Trains the keys by the key loss under trainers that do not read `outputs.loss`, such as TRL's `DPOTrainer` and
+      `GRPOTrainer`; its gradient is not clipped. Not under FSDP, DeepSpeed, or float16 without clipping, where a warning says
+      that the keys keep their values.
     - Initializes the keys from real queries after a few steps, and again later if requested, since the queries change
       while the projector is trained (ours).
     - Logs `key_loss`, `prompt_length` and `live_prompts` (number of prompts of the pool that were selected, in training,
@@ -74,6 +78,7 @@ class ListenCallback(LogValuesCallback):
         self.collapse_threshold = collapse_threshold
         self._step_queries: list[torch.Tensor] = []  # of the running step, in this process
         self._measured_rows: MeasuredRows | None = None
+        self._unread_key_loss: UnreadKeyLoss | None = None
         self._is_selected: torch.Tensor | None = None  # [pool_size], since the last log
         self._prompt_length = 0
         self._tuner: ListenModel | None = None
@@ -84,7 +89,7 @@ class ListenCallback(LogValuesCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._tuner = find_tuner(kwargs["model"])
-        check_trainer_arguments(args)
+        check_trainer_arguments(args, config=self._pool.config)
         collator = getattr(kwargs.get("train_dataloader"), "collate_fn", None)
         if hasattr(args, "packing") and getattr(collator, "supervised_logits_only", False):
             raise ValueError(
@@ -97,6 +102,10 @@ class ListenCallback(LogValuesCallback):
         self._is_selected = None
         self._recording.close()  # a previous run may have ended with an exception
         self._recording.enter_context(self._tuner.layer.recording(self._record))
+        self._unread_key_loss = None
+        if _gradients_are_complete(args):
+            self._unread_key_loss = UnreadKeyLoss(self._pool)
+            self._recording.enter_context(self._tuner.layer.receiving_key_loss(self._unread_key_loss.add))
         self._measured_rows = None
         if not _parameters_are_sharded():
             self._measured_rows = MeasuredRows(self._tuner, kwargs.get("train_dataloader"))
@@ -119,6 +128,12 @@ class ListenCallback(LogValuesCallback):
             pool.init_keys_from(pool.recent_queries)
             if not self._is_pending(state.global_step + 1):
                 pool.forget_queries()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._unread_key_loss is not None:
+            self._unread_key_loss.add_to_gradient()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -180,7 +195,7 @@ class ListenCallback(LogValuesCallback):
             return
         self._step_queries.append(record.query.float())
         if self._is_selected is None:
-            self._is_selected = torch.zeros(len(pool.keys), dtype=torch.bool, device=record.indices.device)
+            self._is_selected = torch.zeros(pool.config.pool_size, dtype=torch.bool, device=record.indices.device)
         self._is_selected[record.indices.flatten()] = True
         self._prompt_length = record.indices.shape[1]
 
@@ -190,6 +205,13 @@ class ListenCallback(LogValuesCallback):
             if measure not in self._warned:
                 self._warned.add(measure)
                 warnings.warn(message, UserWarning, stacklevel=2)
+
+
+def _gradients_are_complete(args: TrainingArguments) -> bool:
+    """Whether every process has the whole and unscaled gradient of the keys before the optimizer's step."""
+    is_scaled = args.fp16 and not args.max_grad_norm  # clipping divides by the scale
+    sharded = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    return not is_scaled and AcceleratorState().distributed_type not in sharded
 
 
 def _parameters_are_sharded() -> bool:

@@ -140,14 +140,23 @@ def test_supervised_fine_tuning_gives_the_gradient_of_the_trainer(accumulation, 
     check(callback.gradients, expected)
 
 
-def test_log_probabilities_of_other_trainers_do_not_change(build, attach):
+OTHER_TRAINERS = {
+    "GRPO, RLOO": ("log_probs", "entropy"),
+    "KTO": ("log_probs", "entropy", "mean_logits"),
+    "DPO": ("log_probs", "entropy", "mean_logits", "is_top1"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The trainer computes its loss from the model's outputs")
+@pytest.mark.parametrize("trainer", OTHER_TRAINERS)
+def test_log_probabilities_of_other_trainers_do_not_change(trainer, build, attach):
     trl_utils = pytest.importorskip("trl.trainer.utils")
     if not hasattr(trl_utils, "add_fused_lm_head"):
         pytest.skip("this version of TRL has no fused head")
     model = attach(build(), stochastic_prompt_length=False).train()
     batch = collate([Rows()[i] for i in range(len(LENGTHS))])
     expected = model(**batch).loss
-    trl_utils.add_fused_lm_head(model.get_base_model(), outputs=("log_probs", "entropy"))  # as for GRPO
+    trl_utils.add_fused_lm_head(model.get_base_model(), outputs=OTHER_TRAINERS[trainer])
     output = model(**batch, fused_lm_head=True)
     with torch.no_grad():
         logits = model(**batch).logits[:, :-1].log_softmax(dim=-1)  # labels: for the same query

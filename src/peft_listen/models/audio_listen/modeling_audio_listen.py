@@ -505,6 +505,28 @@ class AudioListenModel(AudioListenPreTrainedModel):
             num_windows=self._num_windows(mask.sum(-1)),
         )
 
+    def _projector_must_run(self) -> bool:
+        """Whether other processes, whose batches have clips, wait for the projector of this one, whose batch has none: in the
+        backward pass, in which they reduce its gradients together, or in the forward pass, if its parameters are sharded."""
+        if torch.compiler.is_compiling() or not torch.distributed.is_available():
+            return False
+        if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+            return False
+        parameters = list(self.multi_modal_projector.parameters())
+        is_trained = self.training and torch.is_grad_enabled() and any(each.requires_grad for each in parameters)
+        return is_trained or any(hasattr(each, "device_mesh") or hasattr(each, "ds_id") for each in parameters)
+
+    def _empty_projection(self) -> torch.Tensor:
+        """0, which depends on all parameters of the projector, with gradients of 0."""
+        config, window = self.config, self.config.window_length
+        device = next(self.multi_modal_projector.parameters()).device
+        speech = torch.zeros(1, window, config.speech_config.hidden_size, device=device)
+        sound = None
+        if config.sound_config is not None:
+            sound = torch.zeros(1, window, config.sound_config.hidden_size, device=device)
+        # The sum over an empty slice is 0 even if a parameter is NaN.
+        return self.multi_modal_projector(speech, sound)[:0].sum()
+
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, audio_features: torch.Tensor
     ) -> torch.BoolTensor:
@@ -611,6 +633,8 @@ class AudioListenModel(AudioListenPreTrainedModel):
             sound_features=sound_features,
             audio_features_mask=audio_features_mask,
         )
+        if audio_embeds is None and (cache is None or cache.get_seq_length() == 0) and self._projector_must_run():
+            inputs_embeds = inputs_embeds + self._empty_projection().to(inputs_embeds)
         if use_cache is None and self.training and getattr(self.language_model, "gradient_checkpointing", False):
             # Otherwise the language model warns that it turns its default off.
             use_cache = False

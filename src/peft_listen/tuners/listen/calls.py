@@ -163,6 +163,8 @@ class ThreadState(threading.local):
             result of the last forward pass in training, with its graph.
         last_selection ([`SelectionRecord`], *optional*): result of the last prefill.
         recorders (`tuple`): functions that are called with the record of every prefill.
+        key_loss_receiver (`Callable`, *optional*): function that is called with the key loss per row of every forward pass
+            whose `outputs.loss` is not read, as by TRL's trainers of preferences.
         prompt_lengths (`dict[str, int]`): prompt lengths of `use_prompt_length`, by adapter name.
     """
 
@@ -172,6 +174,7 @@ class ThreadState(threading.local):
     key_loss_per_row: torch.Tensor | None = None
     last_selection: SelectionRecord | None = None
     recorders: tuple[Callable[[SelectionRecord], None], ...] = ()
+    key_loss_receiver: Callable[[torch.Tensor], None] | None = None
 
     def __init__(self) -> None:  # called once in each thread
         self.prompt_lengths: dict[str, int] = {}

@@ -38,10 +38,10 @@ from .backbone import find_decoder_layers
 from .calls import GenerateCall, LanguageModelCall, repeat_rows
 from .deep_value_hooks import DeepValueHooks
 from .deep_values import DeepPrompts
-from .key_loss import add_key_loss
+from .key_loss import add_key_loss, is_read_by_trainers
 from .layer import ListenLayer
 from .placement import PromptPlacement, positions_from_mask
-from .pool import PoolOutput
+from .pool import PoolOutput, PromptPool
 from .position_limit import PositionLimit
 from .query import NO_GROUPS, TokenGroups, placeholder_token_ids, token_positions
 from .text_reader import TextReader
@@ -89,6 +89,7 @@ class PromptHooks:
         self._labels_are_answers = has_generate(language_model)
         self._deep_values: DeepValueHooks | None = None
         self._warned_without_labels = False
+        self._warned_of_unread_key_loss = False
         self._calls_to_check_for_padding = 16
         self._handles: list[RemovableHandle] = [
             language_model.register_forward_pre_hook(self.before_language_model, with_kwargs=True),
@@ -160,7 +161,7 @@ class PromptHooks:
             thread.key_loss_per_row = key_loss_per_row
         arguments, call = captured.arguments, captured.call
         labels = call.labels if self._labels_are_answers else None
-        output: PoolOutput = self.layer.pool_of(name)(
+        output: PoolOutput = self.layer.ready_pool(name)(
             arguments["inputs_embeds"],
             arguments.get("attention_mask"),
             labels,
@@ -301,9 +302,30 @@ class PromptHooks:
         pool = self.layer.active_pool
         assert pool is not None
         weighted = pool.config.key_loss_weight * call.key_loss_per_row
+        if self._labels_are_answers and call.labels is None:
+            return output
+        if not is_read_by_trainers(output):
+            self._hand_over_key_loss(call.key_loss_per_row, pool)
         if not self._labels_are_answers:
             return add_key_loss(output, weighted)
-        return output if call.labels is None else add_key_loss(output, weighted, call.labels, call.num_items_in_batch)
+        return add_key_loss(output, weighted, call.labels, call.num_items_in_batch)
+
+    def _hand_over_key_loss(self, per_row: torch.Tensor, pool: PromptPool) -> None:
+        receiver = self.layer.thread.key_loss_receiver
+        if receiver is not None:
+            receiver(per_row)
+            return
+        trains_keys = pool.config.key_loss_weight > 0 and not pool.selector.keys_receive_gradient
+        if not trains_keys or not pool.keys.requires_grad or self._warned_of_unread_key_loss:
+            return
+        self._warned_of_unread_key_loss = True
+        warnings.warn(
+            "The trainer computes its loss from the model's outputs and does not read `outputs.loss`, so the keys are not "
+            "trained and keep their values. Add a `ListenCallback` to the trainer (in one process or with "
+            "DistributedDataParallel), which trains them, or add `model.key_loss` to your loss.",
+            UserWarning,
+            stacklevel=2,
+        )
 
     # ---------------------------------------------------------------------------------------------------- backbone
 
@@ -386,7 +408,14 @@ class PromptHooks:
         batch_size, length = inputs_embeds.shape[:2]
         if generate_call is None:
             labels = call.labels if self._labels_are_answers else None
-            output = self.layer.select(inputs_embeds, attention_mask, labels, call.query_mask, call.groups)
+            output = self.layer.select(
+                inputs_embeds,
+                attention_mask,
+                labels,
+                call.query_mask,
+                call.groups,
+                is_comparison=self._is_comparison(call),
+            )
             call.key_loss_per_row = self.layer.thread.key_loss_per_row = output.key_loss_per_row
             return output.prompts, output.deep
         if generate_call.prompts is None:
@@ -394,6 +423,12 @@ class PromptHooks:
             output = self.layer.select(inputs_embeds, attention_mask, query_mask=query_mask, groups=call.groups)
             generate_call.prompts, generate_call.deep = output.prompts, output.deep
         return repeat_rows(generate_call.prompts, batch_size), generate_call.deep
+
+    def _is_comparison(self, call: LanguageModelCall) -> bool:
+        """Whether a forward pass scores answers in training mode without gradients, as those of a reference model do."""
+        if torch.is_grad_enabled() or self.layer.thread.generate_call is not None:
+            return False
+        return self.layer.training and (call.labels is not None or call.query_mask is not None)
 
     def _begin_deep_values(
         self, call: LanguageModelCall, deep: DeepPrompts | None, placement: PromptPlacement, batch_size: int

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from peft.utils.integrations import gather_params_ctx
 from torch import nn
 
 from .config import ListenConfig
+from .sharding import call_with_whole_weight
 
 
 def embedding_size(embedding: nn.Module, model_config: object) -> int:
@@ -79,17 +79,11 @@ def vocabulary_embeddings(
     draws = torch.randint(vocabulary_size, (4 * count + len(special),), generator=generator, device=generator.device)
     token_ids = draws.tolist()
     ordinary = torch.tensor([i for i in token_ids if i not in special] or token_ids, device=weight.device)
-    with gather_params_ctx(weight, modifier_rank=None):
-        embeds = _full_tensor(embedding(ordinary)).float()
+    embeds = call_with_whole_weight(embedding, ordinary).float()
     embeds = embeds[embeds.isfinite().all(dim=-1) & (embeds.norm(dim=-1) > 1e-6)]
     if embeds.shape[0] == 0:
         return None
     return embeds.repeat(-(-count // embeds.shape[0]), 1)[:count]
-
-
-def _full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    full_tensor = getattr(tensor, "full_tensor", None)  # a DTensor's
-    return tensor if full_tensor is None else full_tensor()
 
 
 class InitialPool(NamedTuple):

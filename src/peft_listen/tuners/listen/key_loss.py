@@ -67,7 +67,18 @@ def add_key_loss(
     return output
 
 
+def is_read_by_trainers(output: Any) -> bool:
+    """Whether a trainer that gets this output reads a loss from it, to which the key loss can be added. TRL's trainers of
+    preferences read log-probabilities only, and trainers that pass no labels compute their loss from the logits."""
+    if not isinstance(output, ModelOutput):
+        return True
+    if output.get("log_probs") is not None:
+        return _is_for_supervised_fine_tuning(output)
+    return output.get("loss") is not None
+
+
 def _is_for_supervised_fine_tuning(output: ModelOutput) -> bool:
-    # Among TRL's trainers only SFTTrainer requests the accuracy. In the others that fuse the head, `log_probs` are
-    # those of the policy and must not change.
-    return all(output.get(name) is not None for name in ("log_probs", "label_mask", "is_top1"))
+    # Among TRL's trainers that fuse the head, only SFTTrainer requests the accuracy and no mean logits. In the others,
+    # `log_probs` are those of the policy and must not change.
+    requested = all(output.get(name) is not None for name in ("log_probs", "label_mask", "is_top1"))
+    return requested and output.get("mean_logits") is None

@@ -16,7 +16,7 @@ from .config import ListenConfig, check_prompt_length
 from .deep_values import DeepValues
 from .initialization import initial_pool
 from .pool import PoolOutput, PromptPool
-from .prompt_length import warn_of_other_lengths_in_training, warn_of_untrained_length
+from .prompt_length import train_prompt_length, warn_of_other_lengths_in_training, warn_of_untrained_length
 from .query import NO_GROUPS, TokenGroups
 from .text_query import TextQuery
 
@@ -61,6 +61,8 @@ class ListenLayer(nn.Module, BaseTunerLayer):
     Attributes:
         listen_pools (`nn.ModuleDict` of [`PromptPool`]): by adapter name.
         thread ([`ThreadState`]): calls and results of the current thread.
+        trained_adapter (`str`, *optional*): the adapter that the last training step belongs to; before the first step, the
+            first one that was added for training.
         hooks, generation, query_loading: the hooks on the backbone, and the wrapped `generate` and loading of the model.
             They are stored in the layer because transformers' `load_adapter` discards the tuner.
     """
@@ -73,6 +75,7 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         self.listen_pools = nn.ModuleDict()
         self.merged_adapters: list[str] = []
         self.thread = ThreadState()
+        self.trained_adapter: str | None = None
         self.hooks: BackboneHooks | None = None
         self.generation: Generation | None = None
         self.query_loading: Attachment | None = None
@@ -94,6 +97,7 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         self.listen_pools[adapter_name] = pool
         if trainable:
             pool.observe_optimizer()
+            self.trained_adapter = self.trained_adapter or adapter_name
             self.set_adapter(self.active_adapters)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
@@ -123,6 +127,8 @@ class ListenLayer(nn.Module, BaseTunerLayer):
     def delete_adapter(self, adapter_name: str) -> None:
         """Deletes the pool of an adapter, and activates another one if it was active."""
         super().delete_adapter(adapter_name)
+        if self.trained_adapter == adapter_name:
+            self.trained_adapter = None
         if self.hooks is not None:
             self.hooks.update_layers()
 
@@ -171,6 +177,24 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         pool: PromptPool = self.listen_pools[self.resolve_adapter(adapter_name)]  # type: ignore[assignment]
         return pool
 
+    def ready_pool(self, adapter_name: str) -> PromptPool:
+        """
+        The pool of an adapter, before its tensors are used.
+
+        Trainers of preferences make a reference adapter: they add one, and copy the parameters of the trained adapter into
+        it, but not its running statistics, on which the selection depends too. A new pool whose parameters equal those
+        of another one is therefore taken for a copy, and gets these statistics.
+        """
+        pool = self.pool_of(adapter_name)
+        if pool.may_be_a_copy:
+            pool.may_be_a_copy = False
+            for name in self.listen_pools:
+                other = self.pool_of(name)
+                if other is not pool and pool.has_parameters_of(other):
+                    pool.take_statistics_of(other)
+                    break
+        return pool
+
     @property
     def num_prompts(self) -> int:
         """Number of prompts that a row gets outside training, shared ones included; 0 if no adapter is active."""
@@ -188,6 +212,7 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         labels: torch.Tensor | None = None,
         query_mask: torch.Tensor | None = None,
         groups: TokenGroups = NO_GROUPS,
+        is_comparison: bool = False,
     ) -> PoolOutput:
         """
         Selects the prompts of each row with the active adapter, and records the selection.
@@ -198,6 +223,8 @@ class ListenLayer(nn.Module, BaseTunerLayer):
             labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): the query ends before them.
             query_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): positions of the query, if given.
             groups ([`TokenGroups`]): positions that the query treats separately.
+            is_comparison (`bool`, defaults to `False`): whether the outputs are compared with those of a training step, as
+                those of a reference model are. The number of prompts is then that of the step.
 
         Returns:
             [`PoolOutput`]
@@ -208,9 +235,13 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         name, thread = self.active_adapter_name, self.thread
         if name is None:
             raise ValueError("No LISTEN adapter is active.")
-        output: PoolOutput = self.pool_of(name)(
-            inputs_embeds, attention_mask, labels, query_mask, groups, thread.prompt_lengths.get(name)
-        )
+        pool = self.ready_pool(name)
+        if pool.is_training_step:
+            self.trained_adapter = name
+        prompt_length = thread.prompt_lengths.get(name)
+        if prompt_length is None and is_comparison:
+            prompt_length = train_prompt_length(pool.config, self.pool_of(self.trained_adapter or name).step)
+        output: PoolOutput = pool(inputs_embeds, attention_mask, labels, query_mask, groups, prompt_length)
         selection = output.selection
         weights = None if selection.weights is None else selection.weights.detach()
         record = SelectionRecord(selection.indices, selection.scores.detach(), weights, output.query.detach())
@@ -271,6 +302,17 @@ class ListenLayer(nn.Module, BaseTunerLayer):
             remaining = list(thread.recorders)
             remaining.remove(recorder)
             thread.recorders = tuple(remaining)
+
+    @contextmanager
+    def receiving_key_loss(self, receiver: Callable[[torch.Tensor], None]) -> Iterator[None]:
+        """Calls `receiver` with the key loss per row, unweighted and with its graph, of every forward pass of the current
+        thread in this block whose `outputs.loss` is not read."""
+        thread = self.thread
+        before, thread.key_loss_receiver = thread.key_loss_receiver, receiver
+        try:
+            yield
+        finally:
+            thread.key_loss_receiver = before
 
     @contextmanager
     def record_selections(self) -> Iterator[list[SelectionRecord]]:

@@ -18,6 +18,7 @@ from .query import NO_GROUPS, TokenGroups, mean_query, prompt_positions
 from .running_statistics import StepSums
 from .selectors import Selection, get_selector
 from .selectors.base import check_initial_keys, check_selection
+from .sharding import assign
 from .steps import StepObserver
 from .synchronization import reading_is_free
 from .text_query import TextQuery
@@ -97,12 +98,11 @@ class PromptPool(nn.Module):
         self._observer: StepObserver | None = None  # created by the first forward pass in training
         self._batches_to_check = 16
         self._is_checked = False  # that keys and values are finite
+        self.may_be_a_copy = True  # before the tensors are loaded, initialized from queries, or used
         self._warned_of_skipped_rows = False
 
     def extra_repr(self) -> str:
-        return (
-            f"pool_size={self.keys.shape[0]}, embedding_size={self.keys.shape[1]}, selector={self.config.selector!r}"
-        )
+        return f"pool_size={self.config.pool_size}, embedding_size={len(self.query_mean)}, selector={self.config.selector!r}"
 
     @property
     def is_training_step(self) -> bool:
@@ -140,6 +140,7 @@ class PromptPool(nn.Module):
         if is_loaded:
             self._step_is_read_from = None
             self._is_checked = False
+            self.may_be_a_copy = False
             if self.deep is not None:
                 self.deep.forget_scales()
             if self._observer is not None:
@@ -149,6 +150,29 @@ class PromptPool(nn.Module):
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.warn_of_skipped_rows()
         super()._save_to_state_dict(*args, **kwargs)
+
+    def has_parameters_of(self, other: PromptPool) -> bool:
+        """Whether all parameters equal those of another pool. Parameters without values (on the meta device, or partitioned
+        by ZeRO-3) equal none."""
+        others = dict(other.named_parameters())
+        return {name for name, _ in self.named_parameters()} == others.keys() and all(
+            parameter.numel() > 0
+            and parameter.device == others[name].device
+            and parameter.device.type != "meta"
+            and torch.equal(parameter, others[name])
+            for name, parameter in self.named_parameters()
+        )
+
+    @torch.no_grad()
+    def take_statistics_of(self, other: PromptPool) -> None:
+        """Sets the running statistics and the step to those of a pool with the same configuration."""
+        others = dict(other.named_buffers())
+        for name, buffer in self.named_buffers():
+            if name != "recent_queries" and name in others:
+                buffer.copy_(others[name])
+        self._step_is_read_from = None
+        if self.deep is not None:
+            self.deep.forget_scales()
 
     def check_finite(self, purpose: str) -> None:
         """
@@ -284,7 +308,7 @@ class PromptPool(nn.Module):
             labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): the query ends before them.
             query_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): positions of the query, if given.
             groups ([`TokenGroups`]): positions that the query treats separately.
-            prompt_length (`int`, *optional*): number of prompts outside training; that of the configuration if not
+            prompt_length (`int`, *optional*): number of prompts outside training steps; that of the configuration if not
                 given.
 
         Returns:
@@ -387,7 +411,8 @@ class PromptPool(nn.Module):
     @torch.no_grad()
     def init_keys_from(self, queries: torch.Tensor) -> None:
         """
-        Sets the keys to cluster centers of real queries, and the query mean to their mean.
+        Sets the keys to cluster centers of real queries, and the query mean to their mean. If the keys are sharded, all
+        processes have to call this method with the same queries.
 
         Args:
             queries (`torch.FloatTensor` of shape `(num_queries, embedding_size)`): before centering.
@@ -395,9 +420,10 @@ class PromptPool(nn.Module):
         Raises:
             ValueError: for another shape, an empty tensor, or NaN or infinite values.
         """
-        if queries.ndim != 2 or queries.shape[-1] != self.keys.shape[-1] or len(queries) == 0:
+        size, pool_size = len(self.query_mean), self.config.pool_size  # keys that ZeRO-3 has partitioned have no shape
+        if queries.ndim != 2 or queries.shape[-1] != size or len(queries) == 0:
             raise ValueError(
-                f"`queries` must have the shape (num_queries, {self.keys.shape[-1]}) with at least one row, got "
+                f"`queries` must have the shape (num_queries, {size}) with at least one row, got "
                 f"{tuple(queries.shape)}."
             )
         if not bool(queries.isfinite().all()):
@@ -412,12 +438,13 @@ class PromptPool(nn.Module):
             if self.query_variance is not None and len(queries) > 1:
                 self.query_variance.copy_(queries.var(dim=0, correction=0))
             queries = self.normalize_query(queries)
-        keys = self.selector.initial_keys(queries, self.keys.shape[0], seed=self.config.seed)
-        check_initial_keys(keys, self.selector, self.keys.shape)
+        keys = self.selector.initial_keys(queries, pool_size, seed=self.config.seed)
+        check_initial_keys(keys, self.selector, torch.Size((pool_size, size)))
         self._is_checked = False
+        self.may_be_a_copy = False
         if self._observer is not None:
             self._observer.forget_values()
-        self.keys.copy_(keys)
+        assign(self.keys, keys)
 
     @torch.no_grad()
     def remember_queries(self, queries: torch.Tensor, maximum: int) -> None:
