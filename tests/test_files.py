@@ -2,6 +2,7 @@
 
 import doctest
 import os
+import re
 import resource
 import signal
 import socket
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from peft_listen import files
-from peft_listen.files import atomic_path, check_output_file, remove_abandoned, temporary_path
+from peft_listen.files import atomic_path, check_output_file, remove_abandoned, temporary_path, write_errors
 from tests.device_nodes import make_null_device
 
 
@@ -253,6 +254,7 @@ def write_folder(path):
     [
         lambda path: path.write_text("x" * 40_000),
         lambda path: save_file({"weights": torch.zeros(10_000)}, path),
+        lambda path: torch.save(torch.zeros(10_000), path),
         write_folder,
     ],
 )
@@ -263,9 +265,14 @@ def test_a_full_disk_leaves_what_was_there_and_an_error_with_the_path(tmp_path, 
     before = list(tmp_path.iterdir())
     with pytest.raises(OSError, match=r"scores\.json") as caught, atomic_path(target) as temporary:
         write(temporary)
-    assert "File too large" in str(caught.value)
+    assert re.search("File too large|disk is full", str(caught.value))
     assert list(tmp_path.iterdir()) == before
     assert not before or target.read_text() == "old"
+
+
+def test_other_errors_stay_as_they_are():
+    with pytest.raises(RuntimeError, match="^no write$"), write_errors("file"):
+        raise RuntimeError("no write")
 
 
 def test_the_content_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):

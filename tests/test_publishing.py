@@ -1,6 +1,7 @@
 """A model that is published can be loaded by its name alone, on a machine that has nothing else."""
 
 import json
+import shutil
 import warnings
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 import transformers
 from huggingface_hub.utils import filter_repo_objects
 from packaging.version import Version
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from safetensors.torch import load_file
 from transformers import pipeline
 
@@ -106,6 +107,52 @@ def test_a_folder_holds_base_adapter_and_processor(make_base, processor, clip_pa
     moved.model.disable_adapters()
     if method == "lora":
         assert moved(clip_path, text="What is it?") == without
+
+
+@pytest.fixture
+def make_both(make_base):
+    """A model with a LISTEN and a LoRA adapter, both of which change its output."""
+
+    def make(lora_name="lora"):
+        model = get_peft_model(make_base(), METHODS["listen"]())
+        inject_adapter_in_model(METHODS["lora"](), model.get_base_model(), adapter_name=lora_name)
+        model.set_adapter("default")  # PEFT deactivates the trained projector when it injects another adapter
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad and ".lora" not in name:
+                    parameter.mul_(3)
+        return model.eval()
+
+    return make
+
+
+def test_a_lora_adapter_beside_the_prompts_is_saved_and_loaded(make_both, make_base, processor, clip_path, tmp_path):
+    both = make_both()
+    inputs = processor(text=f"{processor.audio_token}What is it?", audio=[clip_path])
+
+    def logits(model):
+        with torch.no_grad():
+            return model(**inputs).logits
+
+    save_complete_model(both, processor, tmp_path, include=ALL)
+    loaded = pipeline("audio-text-to-text", model=str(tmp_path)).model
+    torch.testing.assert_close(logits(loaded), logits(both))
+    shutil.copytree(tmp_path, tmp_path / "alone")
+    shutil.rmtree(tmp_path / "alone" / "lora")
+    alone = pipeline("audio-text-to-text", model=str(tmp_path / "alone")).model
+    assert (logits(alone) - logits(both)).abs().max() > 1e-3
+
+    # A model without LoRA takes its place.
+    save_complete_model(get_peft_model(make_base(), METHODS["listen"]()), processor, tmp_path, include=ALL)
+    assert not (tmp_path / "lora" / "adapter_config.json").exists()
+    loaded = pipeline("audio-text-to-text", model=str(tmp_path)).model
+    assert not any("lora" in name for name, _ in loaded.named_parameters())
+
+
+def test_another_name_of_the_second_adapter_is_refused(make_both, processor, tmp_path):
+    with pytest.raises(ValueError, match="has the adapters default, second, .* LoRA adapter of the name 'lora'"):
+        save_complete_model(make_both("second"), processor, tmp_path, include=ALL)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_base_model_without_an_adapter_is_saved_with_its_processor(make_base, processor, clip_path, tmp_path):

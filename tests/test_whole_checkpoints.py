@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from peft_listen import (
     ListenConfig,
 )
 from peft_listen.folder_saving import replaced_checkpoint
+from tests.kills import killed_at_change
 from tests.small_models import QFORMER, make_beats_config, make_llm
 
 
@@ -139,41 +139,6 @@ def test_a_folder_without_a_configuration_is_not_a_model_of_default_size(
         model_class.from_pretrained(tmp_path)
 
 
-def events_in(folder: Path, event: str, arguments: tuple[Any, ...]) -> bool:
-    """Whether an audit event is about to change a file in a folder."""
-    if event == "open":
-        path, mode, flags = arguments
-        writes = bool((flags or 0) & (os.O_WRONLY | os.O_RDWR)) or (isinstance(mode, str) and mode[:1] in "wax")
-        return writes and isinstance(path, (str, bytes, os.PathLike)) and str(folder) in os.fsdecode(path)
-    changes = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "shutil.move", "os.truncate")
-    return event in changes and str(folder) in str(arguments)
-
-
-def killed_at(number: int, folder: Path, save: Any) -> bool:
-    """Runs `save` in a process that is killed at its n-th change of `folder`. Returns whether it ended before that."""
-    process = os.fork()
-    if process == 0:
-        count = 0
-
-        def hook(event: str, arguments: tuple[Any, ...]) -> None:
-            nonlocal count
-            if event in ("open", "os.truncate") or event.startswith(("os.", "shutil.")):
-                if events_in(folder, event, arguments):
-                    count += 1
-                    if count == number:
-                        os._exit(9)
-
-        sys.addaudithook(hook)
-        try:
-            save()
-            os._exit(0)
-        except BaseException:
-            os._exit(1)
-    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    assert status in (0, 9)
-    return status == 0
-
-
 def composite(scale: float, window_stride: int) -> AudioListenForCausalLM:
     from tests.small_models import make_model
 
@@ -214,7 +179,7 @@ def test_a_killed_save_over_an_older_checkpoint_mixes_nothing(kind, tmp_path):
         folder = tmp_path / f"run{number}" / "saved"
         old.save_pretrained(folder)
         assert load(folder) == (1.0, 2)
-        ended = killed_at(number, folder, lambda folder=folder: new.save_pretrained(folder))
+        ended = killed_at_change(number, folder, lambda folder=folder: new.save_pretrained(folder))
         try:
             found = load(folder)
         except (OSError, ValueError):

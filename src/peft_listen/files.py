@@ -87,20 +87,47 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     # A sibling is on the same file system, where renaming is atomic.
     temporary = temporary_path(target)
     try:
-        yield temporary
-        _flush_to_disk(temporary)
-        _check_target(target)  # it may have been created in the meantime
-        if temporary.is_dir() and target.is_dir():
-            target.rmdir()  # only an empty folder is replaced
-        os.replace(temporary, target)
-    except SafetensorError as error:  # what safetensors raises instead of an OSError
-        raise OSError(f"{target} cannot be written: {error}") from error
-    except OSError as error:
-        if error.errno in _NO_ROOM and error.filename is None:
-            raise OSError(error.errno, error.strerror, os.fspath(target)) from error
-        raise
+        with write_errors(target, temporary):
+            yield temporary
+            _flush_to_disk(temporary)
+            _check_target(target)  # it may have been created in the meantime
+            if temporary.is_dir() and target.is_dir():
+                target.rmdir()  # only an empty folder is replaced
+            os.replace(temporary, target)
     finally:
         _remove(temporary)
+
+
+@contextmanager
+def write_errors(target: str | os.PathLike[str], temporary: Path | None = None) -> Iterator[None]:
+    """
+    Turns what libraries raise when a file cannot be written into an `OSError` that names the file.
+
+    safetensors and torch have errors of their own for a full disk, and that of the operating system does not name the file.
+
+    Args:
+        target (`str` or `os.PathLike`): file or folder that the block writes.
+        temporary (`pathlib.Path`, *optional*): where the block writes it, a name that means nothing to the user.
+
+    Raises:
+        OSError: if the block cannot write; other errors stay as they are.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{os.fspath(target)} cannot be written: {error}") from error
+    except RuntimeError as error:
+        if not _is_raised_by(error, "torch.serialization"):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise OSError(
+            f"{os.fspath(target)} cannot be written, because the disk is full or fails ({reason})"
+        ) from error
+    except OSError as error:
+        is_nameless = error.errno in _NO_ROOM and error.filename is None
+        if is_nameless or (temporary is not None and error.filename == os.fspath(temporary)):
+            raise OSError(error.errno, error.strerror, os.fspath(target)) from error
+        raise
 
 
 def check_output_file(path: str | os.PathLike[str]) -> None:
@@ -127,6 +154,11 @@ def temporary_path(path: str | os.PathLike[str]) -> Path:
     pid = os.getpid()
     start = int(psutil.Process(pid).create_time())
     return target.with_name(f".{name}.{_machine()}-{pid}-{start}-{uuid.uuid4().hex[:8]}.tmp")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is written by [`atomic_path`], or was left by a process that was killed."""
+    return _TEMPORARY_NAME.fullmatch(name) is not None
 
 
 def remove_abandoned(folder: str | os.PathLike[str]) -> None:
@@ -160,6 +192,14 @@ def _is_abandoned(path: Path, name: re.Match[str]) -> bool:
         return True
     except psutil.Error:
         return False
+
+
+def _is_raised_by(error: BaseException, module: str) -> bool:
+    """Whether the innermost function that an error comes from is one of this module: `torch.save` has several messages."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__") == module
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .files import check_output_file, remove_abandoned, temporary_path
+from .files import check_output_file, remove_abandoned, temporary_path, write_errors
 
 
 # A checkpoint without these files is not loaded, so they are removed first and written last.
@@ -18,7 +18,9 @@ _WEIGHTS = re.compile(r"(model|adapter_model)(-\d{5}-of-\d{5})?\.(safetensors|bi
 
 
 @contextmanager
-def replaced_checkpoint(folder: str | os.PathLike[str], kept: Sequence[str] = ()) -> Iterator[Path]:
+def replaced_checkpoint(
+    folder: str | os.PathLike[str], kept: Sequence[str] = (), dropped: Sequence[str] = ()
+) -> Iterator[Path]:
     """
     A temporary folder whose files take the place of those of `folder` when the block ends.
 
@@ -30,12 +32,15 @@ def replaced_checkpoint(folder: str | os.PathLike[str], kept: Sequence[str] = ()
     Args:
         folder (`str` or `os.PathLike`): The folder of the checkpoint; it is created if it does not exist.
         kept (`Sequence[str]`, *optional*): Names of files that the block reads and updates.
+        dropped (`Sequence[str]`, *optional*): Names of files, also in subfolders, that do not stay if the block does not
+            write them.
 
     Yields:
         `pathlib.Path`: an empty folder, except for the files in `kept`, of the same name as `folder`.
 
     Raises:
-        OSError: if a file to be replaced is a symbolic link, a device or another special file; nothing in `folder` changes.
+        OSError: if a file to be replaced is a symbolic link, a device or another special file, or the disk is full; nothing in
+            `folder` changes.
     """
     target = Path(folder).resolve()
     target.mkdir(parents=True, exist_ok=True)
@@ -49,10 +54,14 @@ def replaced_checkpoint(folder: str | os.PathLike[str], kept: Sequence[str] = ()
             _check_replaced(target / name)
             if (target / name).is_file():
                 shutil.copy2(target / name, temporary / name)
-        yield temporary
+        with write_errors(target):
+            yield temporary
         for path in temporary.rglob("*"):
             if path.is_file():
                 _check_replaced(target / path.relative_to(temporary))
+        for name in dropped:
+            if not (temporary / name).exists():
+                (target / name).unlink(missing_ok=True)
         for folder_of_files in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
             _move(folder_of_files, target / folder_of_files.relative_to(temporary))
     finally:

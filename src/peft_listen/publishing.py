@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from transformers import initialization as init
 
 from .folder_saving import replaced_checkpoint
 from .hub_names import is_hub_name
+from .lora_beside import LORA_NAME
 from .model_card import GENERATED_MARK, write_model_card
 from .models.audio_listen import AudioListenForCausalLM, AudioListenProcessor
 from .models.audio_listen.frozen_references import is_referenced
@@ -47,6 +48,7 @@ _REPLACED_FILES = [
     ),
     "adapter_model.bin",
 ]
+_LORA_FILES = [f"{LORA_NAME}/{CONFIG_NAME}", f"{LORA_NAME}/adapter_model.safetensors"]
 # Components of the names of modules that PEFT puts around a module of the base model.
 _WRAPPERS = ("base_layer", "original_module")
 
@@ -63,7 +65,8 @@ def save_complete_model(
     """
     Saves an audio model, its adapter and its processor in one folder, which
     `pipeline("audio-text-to-text", model=save_directory)` loads. Encoders and language model are saved as references to
-    their repositories on the Hub, which must contain the weights that the model has. A part whose parameters require
+    their repositories on the Hub, which must contain the weights that the model has. A LoRA adapter of the name "lora" that
+    was trained together with a LISTEN adapter is saved in the subfolder `lora`, and both are loaded. A part whose parameters require
     gradients counts as trained and must be in `include`. Weights that were changed in another way, for example by merging an
     adapter into them, are not detected: include these parts too.
 
@@ -85,16 +88,16 @@ def save_complete_model(
 
     Raises:
         `TypeError`: if the model is not an audio model of this package.
-        `ValueError`: if a part is not on the Hub or requires gradients, and is not in `include`, or the model has several
-            adapters.
+        `ValueError`: if a part is not on the Hub or requires gradients, and is not in `include`, or the model has other
+            adapters than one, or one LISTEN adapter and a LoRA adapter of the name "lora".
     """
-    base, adapter_name = _check_model(model)
-    references = _references(base, include, adapter_name is not None)
-    with replaced_checkpoint(save_directory, kept=("README.md",)) as folder:
+    base, adapters = _check_model(model)
+    references = _references(base, include, bool(adapters))
+    with replaced_checkpoint(save_directory, kept=("README.md",), dropped=_LORA_FILES) as folder:
         weights = _base_weights(base, references)
         base.save_with_references(folder, references, state_dict=weights)
-        if adapter_name is not None:
-            _save_adapter(model, adapter_name, folder, repo_id or os.fspath(save_directory))
+        if adapters:
+            _save_adapters(model, adapters, folder, repo_id or os.fspath(save_directory))
         processor.save_pretrained(folder)
         write_model_card(model, folder / "README.md", repo_id or Path(save_directory).name, scores)
 
@@ -149,12 +152,12 @@ def publish(
 
     Raises:
         `TypeError`: if the model is not an audio model of this package.
-        `ValueError`: if a part is not on the Hub or requires gradients, and is not in `include`, or the model has several
-            adapters.
+        `ValueError`: if a part is not on the Hub or requires gradients, and is not in `include`, or the model has other
+            adapters than one, or one LISTEN adapter and a LoRA adapter of the name "lora".
         `huggingface_hub.errors.HfHubHTTPError`: if the Hub refuses the upload.
     """
-    base, adapter_name = _check_model(model)
-    _references(base, include, adapter_name is not None)  # before a repository is created
+    base, adapters = _check_model(model)
+    _references(base, include, bool(adapters))  # before a repository is created
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None and not create_pr:
@@ -170,7 +173,10 @@ def publish(
             commit_message=commit_message,
             revision=revision,
             create_pr=create_pr,
-            delete_patterns=_REPLACED_FILES if (folder / CONFIG_NAME).exists() else [*_REPLACED_FILES, CONFIG_NAME],
+            delete_patterns=[
+                *_REPLACED_FILES,
+                *(name for name in (CONFIG_NAME, *_LORA_FILES) if not (folder / name).exists()),
+            ],
         )
 
 
@@ -187,12 +193,12 @@ def check_can_be_published(model: PeftModel | AudioListenForCausalLM, include: C
     Raises:
         `TypeError`, `ValueError`: see [`publish`].
     """
-    base, adapter_name = _check_model(model)
-    _references(base, include, adapter_name is not None)
+    base, adapters = _check_model(model)
+    _references(base, include, bool(adapters))
 
 
-def _check_model(model: Any) -> tuple[AudioListenForCausalLM, str | None]:
-    """The audio model, and the name of its adapter."""
+def _check_model(model: Any) -> tuple[AudioListenForCausalLM, list[str]]:
+    """The audio model, and the names of its adapter and of the LoRA adapter that was trained together with it."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(base, AudioListenForCausalLM):
         raise TypeError(
@@ -205,13 +211,20 @@ def _check_model(model: Any) -> tuple[AudioListenForCausalLM, str | None]:
             "`PeftModel.from_pretrained(base, adapter)` and pass the result."
         )
     names = list(model.peft_config) if isinstance(model, PeftModel) else []
-    if len(names) > 1:
+    names.sort(key=lambda name: name == LORA_NAME)
+    are_together = names[1:] == [LORA_NAME] and [_kind(model, name) for name in names] == ["LISTEN", "LORA"]
+    if len(names) > 1 and not are_together:
         raise ValueError(
-            f"The model has the adapters {', '.join(names)}, but one folder can hold one adapter beside its base model. "
-            "Delete the others with `model.delete_adapter(name)`, or publish the base model with "
+            f"The model has the adapters {', '.join(names)}, but one folder can hold one adapter beside its base model, and "
+            f"with a LISTEN adapter also a LoRA adapter of the name {LORA_NAME!r}. Delete the others with `model.delete_adapter(name)`, or publish the base model with "
             "`peft_listen.publish(base, ...)` and push the adapters to repositories of their own."
         )
-    return base, names[0] if names else None
+    return base, names
+
+
+def _kind(model: Any, adapter_name: str) -> str:
+    peft_type: Any = model.peft_config[adapter_name].peft_type
+    return str(getattr(peft_type, "value", peft_type))
 
 
 def _references(base: AudioListenForCausalLM, include: Collection[str], has_adapter: bool) -> dict[str, Reference]:
@@ -281,24 +294,29 @@ def _base_weights(base: AudioListenForCausalLM, references: Collection[str]) -> 
     return weights
 
 
-def _save_adapter(model: Any, name: str, folder: Path, base_name: str) -> None:
-    """Saves an adapter beside its base model."""
-    peft_config = model.peft_config[name]
-    before = peft_config.base_model_name_or_path
+def _save_adapters(model: Any, names: Sequence[str], folder: Path, base_name: str) -> None:
+    """Saves the first adapter beside its base model, and a second one in the subfolder of its name."""
+    configs = [model.peft_config[name] for name in names]
+    before = [config.base_model_name_or_path for config in configs]
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         # PEFT compares the vocabulary with that of the base model here.
-        peft_config.base_model_name_or_path = str(folder)
+        for config in configs:
+            config.base_model_name_or_path = str(folder)
         try:
             model.save_pretrained(temporary)
         finally:
-            peft_config.base_model_name_or_path = before
-        # PEFT saves adapters with another name than "default" in a folder of that name.
-        source = Path(temporary) if name == "default" else Path(temporary, name)
-        config = json.loads((source / CONFIG_NAME).read_text(encoding="utf-8"))
-        config |= {"base_model_name_or_path": base_name, "revision": None}
-        (source / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-        for path in source.glob("adapter_*"):
-            shutil.move(path, folder / path.name)
+            for config, name_or_path in zip(configs, before, strict=True):
+                config.base_model_name_or_path = name_or_path
+        for name in names:
+            # PEFT saves adapters with another name than "default" in a folder of that name.
+            source = Path(temporary) if name == "default" else Path(temporary, name)
+            target = folder if name == names[0] else folder / name
+            target.mkdir(exist_ok=True)
+            content = json.loads((source / CONFIG_NAME).read_text(encoding="utf-8"))
+            content |= {"base_model_name_or_path": base_name, "revision": None}
+            (source / CONFIG_NAME).write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
+            for path in source.glob("adapter_*"):
+                shutil.move(path, target / path.name)
 
 
 def _load_card(repo_id: str, tags: list[str], token: bool | str | None) -> ModelCard:

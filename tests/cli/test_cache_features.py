@@ -1,11 +1,15 @@
+import contextlib
 import json
+import multiprocessing
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from accelerate import PartialState
 
 import peft_listen_cli
 from peft_listen import AudioListenForCausalLM
@@ -141,19 +145,59 @@ def test_sizes_below_one_are_refused(option, number, capsys):
     assert option in capsys.readouterr().err
 
 
-def test_two_processes_share_the_clips(data, clips, tmp_path, composite_folder):
-    folder = tmp_path / "features"
-    source = str(Path(peft_listen_cli.__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    # `--cpu` would start one process; `--multi_gpu` starts two, and the variable keeps them on the CPU.
-    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    options += ["--dynamo_backend", "no", "--main_process_port", "0", "--module"]
-    arguments = ["peft_listen_cli", "cache-features", data, "--model", str(composite_folder), "--folder", str(folder)]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *options, *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("4 clips of the data are in the cache, 4 of them are new") == 1
+@pytest.fixture
+def command_of_two(data, tmp_path, composite_folder):
+    return ["cache-features", data, "--model", str(composite_folder), "--folder", str(tmp_path / "features")]
+
+
+def check_what_two_processes_wrote(output, clips, folder, composite_folder):
+    assert output.count("4 clips of the data are in the cache, 4 of them are new") == 1
     cache = cached_clips(folder, composite_folder)
     assert all(clip in cache for clip in clips)
     assert len(list(cache.folder.glob("*.safetensors"))) == 2  # one of each process
     assert len(list((folder / "index").iterdir())) == 1  # merged
+
+
+def run_as_process(rank, port, command, output):
+    """Runs the command as one of two processes, as launchers start them."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", ACCELERATE_USE_CPU="true")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    PartialState._reset_state()
+    with open(output, "w") as file, contextlib.redirect_stdout(file):
+        code = main(command)
+    os._exit(code)  # gloo at times aborts when a process ends
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.cpu_only("its processes use gloo")
+def test_two_processes_share_the_clips(command_of_two, clips, tmp_path, composite_folder):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    outputs = [tmp_path / f"{rank}.txt" for rank in range(2)]
+    processes = [
+        context.Process(target=run_as_process, args=(rank, port, command_of_two, output))
+        for rank, output in enumerate(outputs)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+        process.kill()
+        assert process.exitcode == 0
+    output = "".join(path.read_text() for path in outputs)
+    check_what_two_processes_wrote(output, clips, tmp_path / "features", composite_folder)
+
+
+@pytest.mark.slow  # three processes import torch
+def test_a_launcher_starts_two_processes(command_of_two, clips, tmp_path, composite_folder):
+    source = str(Path(peft_listen_cli.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    # `--cpu` would start one process; `--multi_gpu` starts two, and the variable keeps them on the CPU.
+    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    options += ["--dynamo_backend", "no", "--main_process_port", "0", "--module", "peft_listen_cli"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, *command_of_two]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
+    check_what_two_processes_wrote(result.stdout, clips, tmp_path / "features", composite_folder)

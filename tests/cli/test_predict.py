@@ -1,12 +1,10 @@
-"""`peft-listen predict` and `peft-listen evaluate`: answers that survive a kill, and scores of each task."""
+"""`peft-listen predict` and `peft-listen evaluate`: answers, and scores of each task."""
 
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -84,36 +82,6 @@ def test_a_missing_model_or_folder_exits_with_2(predict, tmp_path, capsys):
     assert exit_info.value.code == 2
     assert main([*predict, "--batch-size", "0"]) == 2
     assert "`batch_size` must be at least 1" in capsys.readouterr().err
-
-
-def run_and_kill(command, is_time):
-    """Starts a command and kills it as soon as a condition holds."""
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not is_time() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate()
-    assert process.returncode == -signal.SIGKILL, errors
-
-
-def test_a_killed_run_continues_with_equal_answers(composite_folder, data, examples, tmp_path):
-    rows = [{**examples[index % 4], "instruction": f"What is it, {index}?"} for index in range(60)]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = ["predict", str(composite_folder), str(path), "--batch-size", "2", "--max-new-tokens", "30"]
-    arguments += ["--device", "cpu"]
-    parts = tmp_path / "killed.jsonl.parts"
-    output = ["-o", str(tmp_path / "killed.jsonl")]
-    run_and_kill(
-        [sys.executable, "-m", "peft_listen_cli", *arguments, *output],
-        lambda: parts.exists() and any(path.stat().st_size > 200 for path in parts.iterdir()),
-    )
-    assert parts.exists() and not (tmp_path / "killed.jsonl").exists()
-    assert main([*arguments, *output]) == 0
-    assert main([*arguments, "-o", str(tmp_path / "whole.jsonl")]) == 0
-    assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    assert not parts.exists()
 
 
 @pytest.mark.slow  # three processes import torch

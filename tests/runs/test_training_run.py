@@ -238,7 +238,6 @@ def test_a_half_written_checkpoint_is_removed(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"adapter": "listen+lora", "push_to_hub": True}, "has two"),
         ({"resume_from_checkpoint": "x"}, "`resume_from_checkpoint` is not used"),
         ({"push_to_hub": True}, "Only parts on the Hub can be published"),
         (

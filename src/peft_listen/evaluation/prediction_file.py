@@ -12,7 +12,7 @@ from typing import Any
 
 from ..audio.addresses import is_url
 from ..data import Example, Prediction, read_predictions
-from ..files import atomic_path, check_output_file
+from ..files import atomic_path, check_output_file, write_errors
 from ..rows import bare_row, has_messages
 from ..settings_record import SettingsRecord, fingerprint
 
@@ -148,13 +148,14 @@ class PredictionFile:
 
         Raises:
             ValueError: if their number is not that of the examples.
+            OSError: if they cannot be written.
         """
         if len(answers) != len(self.batches[batch]):
             raise ValueError(
                 f"The batch {batch} has {len(self.batches[batch])} examples, and there are {len(answers)} answers."
             )
         line = json.dumps({"batch": batch, "generated": list(answers)}) + "\n"
-        with open(self._part, "a", encoding="utf-8") as file:
+        with write_errors(self._part), open(self._part, "a", encoding="utf-8") as file:
             file.write(line)
 
     def finish(self) -> None:

@@ -12,9 +12,10 @@ from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from torch import nn
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from ..folder_saving import replaced_checkpoint
+from ..lora_beside import LORA_NAME
 from ..models.audio_listen import AudioListenConfig, AudioListenForCausalLM, AudioListenProcessor
 from ..models.audio_listen.parts import PARTS
-from ..pipelines.loading import LORA_NAME
 from ..training import chat_template_token_ids
 from ..tuners.listen import ListenConfig
 from .options import AdapterOptions, ListenOptions, ModelOptions
@@ -33,18 +34,19 @@ def save_base(options: ModelOptions, folder: Path, seed: int) -> None:
         seed (`int`): seed of the projector.
 
     Raises:
-        OSError, ValueError: if a part cannot be loaded.
+        OSError, ValueError: if a part cannot be loaded, or the model cannot be saved.
     """
-    # The processor is saved last.
-    if options.model is None and not (folder / "processor_config.json").is_file():
+    is_there = all((folder / name).is_file() for name in ("config.json", "processor_config.json"))
+    if options.model is None and not is_there:
         parts: dict[str, Any] = {"speech": options.speech, "sound": options.sound, "llm": options.llm}
         processor = AudioListenProcessor.from_sub_models_pretrained(**parts, **_chunks(options))
         torch.manual_seed(seed)
         base = AudioListenForCausalLM.from_sub_models_pretrained(
             **parts, tokenizer=processor.tokenizer, dtype=_dtype(options), **_chunks(options)
         )
-        base.save_pretrained(folder, save_frozen=False)
-        processor.save_pretrained(folder)
+        with replaced_checkpoint(folder) as temporary:
+            base.save_pretrained(temporary, save_frozen=False)
+            processor.save_pretrained(temporary)
 
 
 def save_trained_base(model: AudioListenForCausalLM, folder: str | os.PathLike[str]) -> None:

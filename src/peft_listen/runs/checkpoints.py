@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which is the last whole one."""
+"""The checkpoints of a run: which is the last whole one, and what a resumed run needs to log the same values."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, get_last_checkpoint
 
 
 # The trainer writes this file last.
@@ -28,34 +28,54 @@ def last_whole_checkpoint(folder: Path) -> str | None:
     if not folder.is_dir():
         return None
     for checkpoint in folder.glob("checkpoint-*"):
-        if checkpoint.is_dir() and not checkpoint.is_symlink() and not _is_whole(checkpoint):
+        if checkpoint.is_dir() and not checkpoint.is_symlink() and not is_whole(checkpoint):
             shutil.rmtree(checkpoint)
     return get_last_checkpoint(str(folder))
 
 
-def ended_early(checkpoint: str) -> TrainerState | None:
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written completely."""
+    try:
+        return bool(_read_state(checkpoint)["global_step"] == int(checkpoint.name.rpartition("-")[2]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def final_state(checkpoint: str) -> TrainerState | None:
     """
-    Whether the training was stopped at a checkpoint before its last step. The trainer would continue it when it resumes.
+    Whether the training ended at a checkpoint: by its last step, or because it was stopped. The trainer would train further
+    steps when it resumes there.
 
     Args:
         checkpoint (`str`): a whole checkpoint.
 
     Returns:
-        [`~transformers.TrainerState`]: the state in the checkpoint; `None` if the training was not stopped there.
+        [`~transformers.TrainerState`]: the state in the checkpoint; `None` if the training goes on.
     """
-    state = _read_state(Path(checkpoint))
+    state = TrainerState(**_read_state(Path(checkpoint)))
     callbacks: Any = state.stateful_callbacks or {}
     control = callbacks.get("TrainerControl", {})
     was_stopped = isinstance(control, dict) and control.get("args", {}).get("should_training_stop", False)
-    return state if was_stopped and state.global_step < state.max_steps else None
+    return state if was_stopped or state.global_step >= state.max_steps else None
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        return bool(_read_state(checkpoint).global_step == int(checkpoint.name.rpartition("-")[2]))
-    except (OSError, ValueError, TypeError):
-        return False
+class LogAtCheckpoints(TrainerCallback):
+    """
+    Logs at every checkpoint. The trainer logs means since the last log, which it does not save, so a run that resumes in
+    between would log other values.
+    """
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # With the strategy "best", it is decided after the evaluation whether a checkpoint is written.
+        may_save = control.should_save or (args.save_strategy == SaveStrategy.BEST and control.should_evaluate)
+        if may_save and args.logging_strategy != IntervalStrategy.NO:
+            control.should_log = True
+
+    on_epoch_end = on_step_end
 
 
-def _read_state(checkpoint: Path) -> TrainerState:
-    return TrainerState(**json.loads((checkpoint / _STATE).read_text(encoding="utf-8")))
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+    return state

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +15,12 @@ from transformers import Trainer, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..evaluation.collated_answers import answer_batches
+from ..files import write_errors
 from ..metrics import MetricChoice, mean_quality, score_predictions
 from ..models.audio_listen import AudioListenForCausalLM
 from ..training import TaskMixture
 from .building import save_trained_base
+from .checkpoints import is_whole
 from .sharding import trained_state_dict
 
 
@@ -67,7 +71,7 @@ class RunTrainer(Trainer):
 
     def restore(self, state: TrainerState, checkpoint: str) -> None:
         """
-        Restores the end of a training that was stopped: the best model, if it is to be kept, or the last one.
+        Restores the end of a training: the best model, if it is to be kept, or the last one.
 
         Args:
             state ([`~transformers.TrainerState`]): the state in the last checkpoint.
@@ -117,6 +121,19 @@ class RunTrainer(Trainer):
             if name == score.metric or not isinstance(value, int)  # no counts, such as that of substitutions
         }
         return {**values, "mean_quality": mean_quality(scores)}
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        folder = Path(self.args.output_dir or "", f"checkpoint-{self.state.global_step}")
+        try:
+            with write_errors(folder):
+                super()._save_checkpoint(*args, **kwargs)
+        except OSError as error:
+            if self.args.should_save and not is_whole(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise OSError(
+                f"The checkpoint of step {self.state.global_step} is not saved. {error}\nWhen this is mended, run the same "
+                "command again: it continues from the last checkpoint."
+            ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         model = self.accelerator.unwrap_model(self.model)

@@ -18,7 +18,8 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from ..data import Example, read_examples
 from ..evaluation import predict, save_scores
-from ..files import atomic_path
+from ..files import atomic_path, is_temporary, write_errors
+from ..lora_beside import load_lora_beside
 from ..metrics import MetricChoice, TaskScore, score_predictions
 from ..metrics.scoring import check_metrics
 from ..metrics.tasks import parse_task_metrics
@@ -32,7 +33,8 @@ from ..settings_record import SettingsRecord, checkpoint_fingerprint
 from ..training import AudioListenCollator, FeatureCache, ListenCallback, TaskMixture, create_listen_optimizer
 from ..training.mixture import parse_weights
 from .building import add_adapter, load_base, save_base, save_trained_base
-from .checkpoints import last_whole_checkpoint
+from .checkpoints import LogAtCheckpoints, final_state, last_whole_checkpoint
+from .loading_errors import loading_errors
 from .options import AdapterOptions, DataOptions, ListenOptions, ModelOptions, RunArguments
 from .settings import run_settings
 from .sharding import check_sharding, is_sharded_run, shard_decoder_layers, trained_state_dict
@@ -188,7 +190,7 @@ class TrainingRun:
                     + "\nUse these again to continue or to show it, or set another `output_dir`."
                 )
             if changes is None:
-                if any(self._folder.iterdir()):
+                if not all(is_temporary(path.name) for path in self._folder.iterdir()):
                     raise ValueError(
                         f"{self._folder} is not empty, and not the folder of a run (it has no settings.json). Set another "
                         "`output_dir`."
@@ -231,15 +233,20 @@ class TrainingRun:
             callbacks=self._callbacks(),
         )
         shard_decoder_layers(trainer.accelerator, base)
-        trainer.train(
-            resume_from_checkpoint=in_main_process(lambda: last_whole_checkpoint(self._folder / "checkpoints"))
-        )
+        checkpoint = in_main_process(lambda: last_whole_checkpoint(self._checkpoints))
+        end = None if checkpoint is None else final_state(checkpoint)
+        if checkpoint is not None and end is not None:
+            trainer.restore(end, checkpoint)
+        else:
+            with loading_errors():
+                trainer.train(resume_from_checkpoint=checkpoint)
         history = trainer.state.log_history
         best = {"best_metric": trainer.state.best_metric, "best_step": trainer.state.best_global_step}
         state_dict = trained_state_dict(trainer.model) if is_sharded_run() else None
 
         def save() -> None:
-            self._save(trainer.accelerator.unwrap_model(trainer.model), processor, state_dict)
+            with write_errors(self.model_dir):
+                self._save(trainer.accelerator.unwrap_model(trainer.model), processor, state_dict)
             _write_json(self._folder / "training.json", {**best, "log_history": history})
 
         in_main_process(save)
@@ -267,7 +274,7 @@ class TrainingRun:
         )
 
     def _callbacks(self) -> list[TrainerCallback]:
-        callbacks = list(self.callbacks)
+        callbacks: list[TrainerCallback] = [LogAtCheckpoints(), *self.callbacks]
         if self.adapter.has_listen:
             callbacks.append(ListenCallback(init_keys_at_steps=self.listen.init_keys_at_steps))
         if self.arguments.early_stopping_patience is not None:
@@ -331,6 +338,7 @@ class TrainingRun:
             model = AudioListenForCausalLM.from_pretrained(self.model_dir)
         else:
             model = PeftModel.from_pretrained(base, str(self.model_dir))
+            load_lora_beside(model, self.model_dir)
         publish(
             model,
             processor,
@@ -359,11 +367,6 @@ class TrainingRun:
 
 def _check(adapter: AdapterOptions, data: DataOptions, arguments: RunArguments) -> None:
     check_sharding(adapter, data, arguments)
-    if adapter.adapter == "listen+lora" and arguments.push_to_hub:
-        raise ValueError(
-            "`push_to_hub` uploads one adapter beside its base model, and `adapter: listen+lora` has two. Leave out "
-            "`push_to_hub`, or train one of them."
-        )
     if arguments.resume_from_checkpoint is not None:
         raise ValueError("`resume_from_checkpoint` is not used: the same command resumes the run of its `output_dir`.")
 

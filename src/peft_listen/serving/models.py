@@ -8,8 +8,9 @@ from typing import Any
 
 from peft import PeftModel
 
+from ..lora_beside import has_lora_beside
 from ..pipelines import AudioTextToTextPipeline
-from ..pipelines.loading import check_model_name, find_base, has_lora, load_pipeline
+from ..pipelines.loading import check_model_name, find_base, load_pipeline
 
 
 class ServedModels:
@@ -90,7 +91,7 @@ def load_models(models: Sequence[str], dtype: str | None = None, device: str | N
                 f"base {bases[first][0]!r}, and {path!r} is {found}. Serve them on two ports."
             )
     for path in paths.values():
-        if has_lora(path):
+        if has_lora_beside(path):
             raise ValueError(f"{path!r} has a LoRA adapter beside the prompts, so it cannot be served with others.")
     pipe = _load(bases[first][0], dtype, device)
     adapters = {name: f"adapter-{number}" for number, name in enumerate(paths)}

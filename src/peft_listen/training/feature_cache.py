@@ -35,6 +35,13 @@ _CHECKSUM = "sha256/"
 _SAVE_INTERVAL = 30
 
 
+class MissingClipError(KeyError):
+    """A clip is not in the cache."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # a `KeyError` shows its key in quotation marks
+
+
 class FeatureCache:
     """
     Folder of safetensors shards with the encoder outputs of many clips.
@@ -119,7 +126,7 @@ class FeatureCache:
         """
         key = self.key(clip)
         if key not in self._shard_of:
-            raise KeyError(
+            raise MissingClipError(
                 f"{_describe(clip)} is not among the {len(self)} clips of the feature cache at {self.folder}. Add it "
                 "with `FeatureCache.build`, or omit `feature_cache` to run the encoders."
             )
@@ -220,32 +227,30 @@ class FeatureCache:
         # No process may write before all have read the index; otherwise they would divide different lists of clips.
         state.wait_for_everyone()
         share = sorted(pending)[state.process_index :: state.num_processes]
-        progress = tqdm(
-            total=len(share), desc="Encoding audio", unit="clip", disable=not (share and state.is_main_process)
-        )
         shard: dict[str, torch.Tensor] = {}
-        for start in range(0, len(share), batch_size):
-            keys = share[start : start + batch_size]
-            for key, features in zip(
-                keys, self._encode(model, processor, [pending[key] for key in keys]), strict=True
-            ):
-                if ClipIndex.is_encoded(pending[key]) and self.key(pending[key]) != key:
-                    raise OSError(
-                        f"{_describe(pending[key])} was modified while the cache was built, so its features may be those of "
-                        "another clip. Build the cache again when the file is complete: the build continues there."
-                    )
-                if infinite := _not_finite(features):
-                    raise ValueError(
-                        f"{_describe(pending[key])}: the encoders' outputs contain NaN or infinite values in {infinite}. "
-                        "Check the weights of the encoders; in float16 they may overflow, so try bfloat16 or float32."
-                    )
-                shard.update({f"{key}/{name}": tensor for name, tensor in features.items()})
-            progress.update(len(keys))
-            in_shard = len({name.partition("/")[0] for name in shard})
-            if in_shard >= shard_size or start + batch_size >= len(share):
-                self._write(shard)
-                shard = {}
-        progress.close()
+        is_hidden = not (share and state.is_main_process)
+        with tqdm(total=len(share), desc="Encoding audio", unit="clip", disable=is_hidden) as progress:
+            for start in range(0, len(share), batch_size):
+                keys = share[start : start + batch_size]
+                for key, features in zip(
+                    keys, self._encode(model, processor, [pending[key] for key in keys]), strict=True
+                ):
+                    if ClipIndex.is_encoded(pending[key]) and self.key(pending[key]) != key:
+                        raise OSError(
+                            f"{_describe(pending[key])} was modified while the cache was built, so its features may be those of "
+                            "another clip. Build the cache again when the file is complete: the build continues there."
+                        )
+                    if infinite := _not_finite(features):
+                        raise ValueError(
+                            f"{_describe(pending[key])}: the encoders' outputs contain NaN or infinite values in {infinite}. "
+                            "Check the weights of the encoders; in float16 they may overflow, so try bfloat16 or float32."
+                        )
+                    shard.update({f"{key}/{name}": tensor for name, tensor in features.items()})
+                progress.update(len(keys))
+                in_shard = len({name.partition("/")[0] for name in shard})
+                if in_shard >= shard_size or start + batch_size >= len(share):
+                    self._write(shard)
+                    shard = {}
         self._index.save()
         state.wait_for_everyone()
         if state.is_main_process:

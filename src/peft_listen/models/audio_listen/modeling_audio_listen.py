@@ -31,6 +31,7 @@ from transformers.utils.generic import can_return_tuple, is_flash_attention_requ
 from ...answer_end import find_answer_end, stop_at_answer_end, warn_of_unsupervised_end
 from ...chat import AUDIO_TOKEN
 from ...folder_saving import replaced_checkpoint
+from ...lora_beside import load_lora_beside
 from ...model_card import write_model_card
 from ...untouched import check_untouched
 from ..beats.modeling_beats import BeatsModel
@@ -170,7 +171,8 @@ class AudioListenPreTrainedModel(CompleteWeightsMixin):
         Loads a checkpoint, with the arguments of [`~transformers.PreTrainedModel.from_pretrained`].
 
         Parts that `save_pretrained(..., save_frozen=False)` left out are loaded from their saved locations, or from
-        `speech`, `sound` and `llm` if these are given.
+        `speech`, `sound` and `llm` if these are given. For an adapter, a LoRA adapter in its subfolder `lora`, which was
+        trained together with it, is loaded too.
 
         The data type is that of the checkpoint unless `dtype` is given. A checkpoint in half precision gives a warning on a
         machine without an accelerator, because most CPUs are faster in `dtype=torch.float32`.
@@ -189,11 +191,13 @@ class AudioListenPreTrainedModel(CompleteWeightsMixin):
         """
         sources = {SPEECH.name: speech, SOUND.name: sound, LANGUAGE_MODEL.name: llm}
         dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
+        adapter = None
         if pretrained_model_name_or_path is not None:
             base, adapter = resolve_adapter(pretrained_model_name_or_path, kwargs)
             config = load_config(base, kwargs)
             if config.frozen_references:
                 loaded = cls._from_frozen_references(base, config, sources, kwargs, adapter)
+                _load_lora_beside(loaded, adapter, kwargs)
                 _warn_of_default_dtype(loaded[0] if isinstance(loaded, tuple) else loaded, dtype)
                 return loaded
         if any(source is not None for source in sources.values()):
@@ -205,6 +209,7 @@ class AudioListenPreTrainedModel(CompleteWeightsMixin):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if isinstance(model, AudioListenForCausalLM):
             model._published_generation_config = copy.deepcopy(model.generation_config)
+        _load_lora_beside(loaded, adapter, kwargs)
         # Loading replaces the parameters by new ones, which require gradients.
         model.freeze()
         _warn_of_default_dtype(model, dtype)
@@ -1108,6 +1113,17 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
             self.config.frozen_references = None
             if quantizer is not None:
                 self.hf_quantizer = quantizer
+
+
+def _load_lora_beside(loaded: Any, adapter: dict[str, Any] | None, kwargs: dict[str, Any]) -> None:
+    """Loads the LoRA adapter beside the adapter that `from_pretrained(..., **kwargs)` has loaded."""
+    if adapter is not None:
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        arguments = {
+            **subset(kwargs, HUB_ARGUMENTS),
+            **subset(adapter["adapter_kwargs"], HUB_ARGUMENTS + FILE_ARGUMENTS),
+        }
+        load_lora_beside(model, adapter["peft_model_id"], adapter["adapter_name"], **arguments)
 
 
 def _warn_of_default_dtype(model: AudioListenPreTrainedModel, dtype: Any) -> None:
