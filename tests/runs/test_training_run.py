@@ -40,14 +40,16 @@ def weights(folder):
 
 
 def test_a_run_trains_scores_and_saves(make_run, data_file, tmp_path):
-    run = make_run(eval_data=[data_file], test_data=[data_file], eval_strategy="steps", eval_steps=2)
-    result = run.run()
+    options = {"eval_data": [data_file], "test_data": [data_file], "eval_strategy": "steps", "eval_steps": 2}
+    options["metrics"] = ["sounds=exact_match", "sounds=eer:answers=dog|no"]
+    result = make_run(**options).run()
     assert len(losses(result)) == 4 and not result.was_finished
     evaluations = [row for row in result.log_history if "eval_loss" in row]
     assert [row["step"] for row in evaluations] == [2, 4]
     assert evaluations[0].keys() >= {"eval_asr_wer", "eval_asr_cer", "eval_sounds_exact_match", "eval_mean_quality"}
     # The model in training answers as the saved one.
     assert evaluations[-1]["eval_asr_wer"] == pytest.approx(result.scores["eval"]["asr"].value)
+    assert evaluations[-1]["eval_sounds_eer"] == pytest.approx(result.scores["eval"]["sounds"].values["eer"])
     assert result.scores["test"]["asr"] == result.scores["eval"]["asr"]
     stored = json.loads((tmp_path / "run" / "test" / "scores.json").read_text())
     assert stored["tasks"]["asr"]["value"] == result.scores["test"]["asr"].value
@@ -55,9 +57,7 @@ def test_a_run_trains_scores_and_saves(make_run, data_file, tmp_path):
     card = ModelCard.load(tmp_path / "run" / "model" / "README.md")
     assert "## Scores" in card.text and "| asr | 2 | wer |" in card.text
     assert {each.metric_type for each in card.data.eval_results} == {"wer", "exact_match"}
-    assert make_run(
-        eval_data=[data_file], test_data=[data_file], eval_strategy="steps", eval_steps=2
-    ).run() == replace(result, was_finished=True)
+    assert make_run(**options).run() == replace(result, was_finished=True)
 
 
 @pytest.mark.parametrize(

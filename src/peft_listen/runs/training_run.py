@@ -23,7 +23,7 @@ from ..evaluation import predict, save_scores
 from ..files import atomic_path, is_temporary, write_errors
 from ..lora_beside import load_lora_beside
 from ..metrics import MetricChoice, TaskScore, score_predictions
-from ..metrics.scoring import check_metrics
+from ..metrics.scoring import check_metrics, compared_answers
 from ..metrics.tasks import parse_task_metrics
 from ..model_card import add_scores, write_model_card
 from ..models.audio_listen import AudioListenForCausalLM, AudioListenProcessor
@@ -297,6 +297,7 @@ class TrainingRun:
             batch_size=self.arguments.per_device_eval_batch_size,
             settings={"checkpoint": checkpoint_fingerprint(self.model_dir)},
             show_progress=not self.arguments.disable_tqdm,
+            compared=compared_answers(rows, _of_tasks(metrics, rows)),
             **self._generation,
         )
         scores = score_predictions(predictions, _of_tasks(metrics, rows))
