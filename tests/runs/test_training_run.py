@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,6 +141,21 @@ def test_the_event_files_of_tensorboard_are_in_the_folder(make_run, tmp_path):
     events = EventAccumulator(str(event_file))
     events.Reload()
     assert len(events.Scalars("train/live_prompts")) == len(events.Scalars("train/loss")) == 2
+
+
+def test_a_resumed_run_continues_in_the_same_run_of_trackio(make_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when the library is imported
+    pytest.importorskip("trackio", reason="the integration is optional")
+    options = {"report_to": ["trackio"], "project": "sounds"}
+    with pytest.raises(KeyboardInterrupt):
+        make_run([Interrupt(3)], **options).run()
+    make_run(**options).run()
+    database = sqlite3.connect(tmp_path / "trackio" / "sounds.db")
+    rows = [(name, json.loads(values)) for name, values in database.execute("SELECT run_name, metrics FROM metrics")]
+    assert {name for name, _ in rows} == {"run"}
+    logged = [values for _, values in rows if "train/loss" in values]
+    assert all(values.keys() >= {"train/key_loss", "train/live_prompts", "train/query_cosine"} for values in logged)
+    assert len(logged) == 5  # the third step was repeated
 
 
 def test_before_the_first_checkpoint_the_settings_may_be_corrected(make_run, tmp_path):

@@ -370,6 +370,8 @@ def _trainer_arguments(arguments: RunArguments, checkpoints: Path) -> RunArgumen
     arguments = copy.copy(arguments)
     # The trainer would upload checkpoints; the run uploads the model at its end.
     arguments.push_to_hub = False
+    # The integrations of `report_to` continue a run of the same name.
+    arguments.run_name = arguments.run_name or checkpoints.parent.name
     arguments.output_dir = str(checkpoints)
     return arguments
 
