@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -57,7 +57,11 @@ def read_data(paths: Sequence[str]) -> list[Example]:
 
 
 def answer(
-    model: str, examples: Sequence[Example], output_file: Path, options: AnswerOptions
+    model: str,
+    examples: Sequence[Example],
+    output_file: Path,
+    options: AnswerOptions,
+    compared: Mapping[str, tuple[str, str]] | None = None,
 ) -> tuple[list[Prediction], PartialState]:
     """Generates the answers of a model, or continues with them; all processes return all of them."""
     from transformers import Pipeline
@@ -83,6 +87,7 @@ def answer(
         settings=settings,
         overwrite=options.overwrite,
         show_progress=True,
+        compared=compared,
         max_new_tokens=options.max_new_tokens,
         num_beams=options.num_beams,
         **({"chat_template_kwargs": variables} if variables else {}),

@@ -33,6 +33,11 @@ WER and CER, en2zh by BLEU and chrF, er and sv by accuracy, sqa by exact match, 
 
   peft-listen evaluate my-adapter test.jsonl --metrics speech=wer speech=cer "mood=accuracy:labels=happy|sad"
 
+`eer` needs scores: the model's log-probability of Yes minus that of No, or of the answers of eer:answers=FIRST|SECOND. They
+are computed for the rows of its task, beside the generated answers:
+
+  peft-listen evaluate my-adapter test.jsonl --metrics sv=eer sv=accuracy
+
 Interruptions, several processes and YAML files are as in `peft-listen predict`. The exit code is 0 if all tasks are
 scored, and 2 after an error.
 """
@@ -90,7 +95,7 @@ def _predictions(
     arguments: Any, metrics: dict[str, Any], output_file: Path
 ) -> tuple[list[Prediction], PartialState | None]:
     from peft_listen.data import read_predictions
-    from peft_listen.metrics.scoring import check_metrics
+    from peft_listen.metrics.scoring import check_metrics, compared_answers
 
     if os.path.isfile(arguments.source):
         if arguments.data:
@@ -106,4 +111,4 @@ def _predictions(
     # The metrics are tried first, since loading and running the model may take hours.
     examples = read_data(arguments.data)
     check_metrics(examples, metrics)
-    return answer(arguments.source, examples, output_file, arguments.options)
+    return answer(arguments.source, examples, output_file, arguments.options, compared_answers(examples, metrics))

@@ -127,7 +127,7 @@ def test_each_task_is_scored_by_its_metric(predict, tmp_path, capsys):
         (["no_model"], "also name the data file"),
         (["no_model", "DATA", "--metrics", "asr"], "expected TASK=METRIC"),
         (["no_model", "DATA", "--metrics", "speech=wer"], "which have no rows"),
-        (["no_model", "DATA", "--metrics", "asr=eer"], "takes numbers"),
+        (["no_model", "DATA", "--metrics", "asr=eer"], "is neither 'Yes' nor 'No'. Set the two answers"),
         (["DATA"], "the fields ['generated'] are missing"),
     ],
 )

@@ -43,6 +43,7 @@ def test_rows_and_the_caller_choose_the_metric():
     chosen = parse_task_metrics(["mood=wer", "mood=exact_match"])
     score = score_predictions(rows, chosen)["mood"]
     assert (score.metric, score.values["exact_match"]) == ("wer", 0.5)
+    assert (score.higher_is_better, score.quality) == (False, 0.5)
 
 
 def test_an_error_rate_above_one_has_no_negative_quality():
@@ -91,7 +92,7 @@ def test_assignments_of_another_form_are_refused(text):
         ([row("a", "x", "x")], {"b": [MetricChoice("wer")]}, r"the tasks \['b'\], which have no rows"),
         ([row("a", "x", "x", metric="wer"), row("a", "x", "x")], {}, "name different metrics: 'wer', none"),
         ([row("a", "", "x")], {}, "task 'a' cannot be scored by 'exact_match'.*is empty"),
-        ([row("a", "yes", "no", metric="eer")], {}, "takes numbers as predictions"),
+        ([row("a", "yes", "no", metric="eer")], {}, "have no `score`"),
     ],
 )
 def test_rows_that_cannot_be_scored_are_refused(rows, metrics, message):

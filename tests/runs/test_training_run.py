@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,14 +41,16 @@ def weights(folder):
 
 
 def test_a_run_trains_scores_and_saves(make_run, data_file, tmp_path):
-    run = make_run(eval_data=[data_file], test_data=[data_file], eval_strategy="steps", eval_steps=2)
-    result = run.run()
+    options = {"eval_data": [data_file], "test_data": [data_file], "eval_strategy": "steps", "eval_steps": 2}
+    options["metrics"] = ["sounds=exact_match", "sounds=eer:answers=dog|no"]
+    result = make_run(**options).run()
     assert len(losses(result)) == 4 and not result.was_finished
     evaluations = [row for row in result.log_history if "eval_loss" in row]
     assert [row["step"] for row in evaluations] == [2, 4]
     assert evaluations[0].keys() >= {"eval_asr_wer", "eval_asr_cer", "eval_sounds_exact_match", "eval_mean_quality"}
     # The model in training answers as the saved one.
     assert evaluations[-1]["eval_asr_wer"] == pytest.approx(result.scores["eval"]["asr"].value)
+    assert evaluations[-1]["eval_sounds_eer"] == pytest.approx(result.scores["eval"]["sounds"].values["eer"])
     assert result.scores["test"]["asr"] == result.scores["eval"]["asr"]
     stored = json.loads((tmp_path / "run" / "test" / "scores.json").read_text())
     assert stored["tasks"]["asr"]["value"] == result.scores["test"]["asr"].value
@@ -55,9 +58,7 @@ def test_a_run_trains_scores_and_saves(make_run, data_file, tmp_path):
     card = ModelCard.load(tmp_path / "run" / "model" / "README.md")
     assert "## Scores" in card.text and "| asr | 2 | wer |" in card.text
     assert {each.metric_type for each in card.data.eval_results} == {"wer", "exact_match"}
-    assert make_run(
-        eval_data=[data_file], test_data=[data_file], eval_strategy="steps", eval_steps=2
-    ).run() == replace(result, was_finished=True)
+    assert make_run(**options).run() == replace(result, was_finished=True)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +172,21 @@ def test_the_event_files_of_tensorboard_are_in_the_folder(make_run, tmp_path):
     events = EventAccumulator(str(event_file))
     events.Reload()
     assert len(events.Scalars("train/live_prompts")) == len(events.Scalars("train/loss")) == 2
+
+
+def test_a_resumed_run_continues_in_the_same_run_of_trackio(make_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when the library is imported
+    pytest.importorskip("trackio", reason="the integration is optional")
+    options = {"report_to": ["trackio"], "project": "sounds"}
+    with pytest.raises(KeyboardInterrupt):
+        make_run([Interrupt(3)], **options).run()
+    make_run(**options).run()
+    database = sqlite3.connect(tmp_path / "trackio" / "sounds.db")
+    rows = [(name, json.loads(values)) for name, values in database.execute("SELECT run_name, metrics FROM metrics")]
+    assert {name for name, _ in rows} == {"run"}
+    logged = [values for _, values in rows if "train/loss" in values]
+    assert all(values.keys() >= {"train/key_loss", "train/live_prompts", "train/query_cosine"} for values in logged)
+    assert len(logged) == 5  # the third step was repeated
 
 
 def test_before_the_first_checkpoint_the_settings_may_be_corrected(make_run, tmp_path):

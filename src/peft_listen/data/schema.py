@@ -32,6 +32,9 @@ MAX_TEXT_CHARACTERS = 500_000
 # Lines at the beginning of a file of which at least one must be a JSON object.
 _MAX_UNREADABLE_LINES = 10
 
+# A sum of log-probabilities is far below.
+_LARGEST_SCORE = 1e300
+
 # Required text fields of the two forms of a line.
 _TEXT_FIELDS = ("instruction", "answer", "task")
 _FIELDS_BESIDE_MESSAGES = ("task",)
@@ -73,9 +76,12 @@ class Prediction(Example):
 
     Attributes:
         generated (`str`): generated answer; may be empty.
+        score (`float`, *optional*): for metrics of scores, such as `eer`: the log-probability of one answer minus that of
+            another one.
     """
 
     generated: str
+    score: NotRequired[float]
 
 
 @dataclass(frozen=True)
@@ -378,6 +384,11 @@ def _to_row(
         if problem := _text_problem(metric):
             return f"`metric` {problem}"
         row["metric"] = metric
+    score: Any = fields.get("score") if "generated" in text_fields else None
+    if score is not None:
+        if not isinstance(score, (int, float)) or isinstance(score, bool) or not abs(score) <= _LARGEST_SCORE:
+            return f"`score` must be a finite number or null, got {_shortened(score)}."
+        row["score"] = float(score)
     return row
 
 

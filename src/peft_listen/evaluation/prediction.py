@@ -12,6 +12,8 @@ from transformers import Pipeline
 
 from ..data import Example, Prediction
 from ..processes import in_main_process
+from ..training import AudioListenCollator
+from .answer_scores import row_scores
 from .prediction_file import PredictionFile
 
 
@@ -28,6 +30,7 @@ def predict(
     settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     show_progress: bool = False,
+    compared: Mapping[str, tuple[str, str]] | None = None,
     **generate_kwargs: Any,
 ) -> list[Prediction]:
     """
@@ -50,11 +53,14 @@ def predict(
             settings is not continued. By default, the pipeline's `model.name_or_path`.
         overwrite (`bool`, defaults to `False`): whether to start again if the file exists.
         show_progress (`bool`, defaults to `False`): whether to show a progress bar on stderr.
+        compared (`Mapping[str, tuple[str, str]]`, *optional*):
+            two answers by the name of a task, whose rows get the field `score`, the log-probability of the first answer minus
+            that of the second; see [`~peft_listen.metrics.scoring.compared_answers`].
         generate_kwargs (`Any`): arguments of `generate`, such as `max_new_tokens`, and `chat_template_kwargs`, variables for the
             chat template. Answers are greedy unless `do_sample` is set.
 
     Returns:
-        `list[Prediction]`: the examples with their answers.
+        `list[Prediction]`: the examples with their answers, and with `score` if their task is in `compared`.
 
     Raises:
         ValueError: if the file is from other settings or other examples, or `batch_size` is below 1.
@@ -74,7 +80,10 @@ def predict(
     generate_kwargs = {"do_sample": False, **generate_kwargs}
     if settings is None:
         settings = {"model": pipe.model.name_or_path} if isinstance(pipe, Pipeline) else {}
-    file = PredictionFile(output_file, examples, {**settings, "generation": generate_kwargs}, batch_size)
+    settings = {**settings, "generation": generate_kwargs}
+    if compared:
+        settings["compared"] = {task: list(pair) for task, pair in compared.items()}
+    file = PredictionFile(output_file, examples, settings, batch_size, scored_tasks=compared or ())
     state = PartialState()
     in_main_process(lambda: file.prepare(overwrite))
     if not file.is_finished:
@@ -90,11 +99,20 @@ def predict(
             is_hidden = not (show_progress and state.is_main_process)
             with tqdm(desc="Answering", unit="row", initial=done, total=total, disable=is_hidden) as progress:
                 for batch in mine:
-                    file.add(batch, answer_rows(pipe, file.batches[batch], **generate_kwargs))
+                    rows = file.batches[batch]
+                    scores = _scores(pipe, rows, compared) if compared else None
+                    file.add(batch, answer_rows(pipe, rows, **generate_kwargs), scores)
                     progress.update(len(file.batches[batch]))
         state.wait_for_everyone()
         in_main_process(file.finish)
     return file.read()
+
+
+def _scores(
+    pipe: Pipeline, rows: Sequence[Mapping[str, Any]], compared: Mapping[str, tuple[str, str]]
+) -> list[float | None]:
+    model: Any = pipe.model
+    return row_scores(model, AudioListenCollator(pipe.processor), rows, compared, len(rows))  # type: ignore[arg-type]
 
 
 def answer_rows(pipe: Pipeline, rows: Sequence[Mapping[str, Any]], **generate_kwargs: Any) -> list[str]:

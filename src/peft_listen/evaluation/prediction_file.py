@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class PredictionFile:
         settings (`Mapping[str, Any]`): what else determines the answers: the model, the settings of generation. Values that
             JSON can represent.
         batch_size (`int`, defaults to 8): examples per batch.
+        scored_tasks (`Collection[str]`, *optional*): tasks whose rows have a `score`.
 
     Raises:
         ValueError: if `batch_size` is below 1 or there are no examples.
@@ -47,12 +49,15 @@ class PredictionFile:
         examples: Sequence[Example],
         settings: Mapping[str, Any],
         batch_size: int = 8,
+        scored_tasks: Collection[str] = (),
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         if not examples:
             raise ValueError("There are no examples to answer.")
         self.path = Path(path)
+        self._scored_tasks = frozenset(scored_tasks)
+        self._scores: dict[int, list[float | None]] = {}
         self.batches = [list(examples[start : start + batch_size]) for start in range(0, len(examples), batch_size)]
         self.settings = {
             **settings,
@@ -116,19 +121,20 @@ class PredictionFile:
                 continue
             with open(path, "rb") as file:
                 while line := file.readline(_MAX_LINE):
-                    batch, answers = self._parse(line)
-                    if batch is not None:
-                        finished.setdefault(batch, answers)
+                    batch, answers, scores = self._parse(line)
+                    if batch is not None and batch not in finished:
+                        finished[batch], self._scores[batch] = answers, scores
         return finished
 
-    def _parse(self, line: bytes) -> tuple[int | None, list[str]]:
+    def _parse(self, line: bytes) -> tuple[int | None, list[str], list[float | None]]:
+        nothing: tuple[None, list[str], list[float | None]] = (None, [], [])
         if not line.endswith(b"\n"):
-            return None, []
+            return nothing
         try:
             fields = json.loads(line)
-            batch, answers = fields["batch"], fields["generated"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return None, []
+            batch, answers, scores = fields["batch"], fields["generated"], fields.get("scores")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return nothing
         is_whole = (
             type(batch) is int
             and 0 <= batch < len(self.batches)
@@ -136,25 +142,47 @@ class PredictionFile:
             and len(answers) == len(self.batches[batch])
             and all(isinstance(answer, str) for answer in answers)
         )
-        return (batch, answers) if is_whole else (None, [])
+        if not is_whole:
+            return nothing
+        rows = self.batches[batch]
+        scores = [None] * len(rows) if scores is None else scores
+        if not isinstance(scores, list) or not self._are_scores(rows, scores):
+            return nothing
+        return batch, answers, scores
 
-    def add(self, batch: int, answers: Sequence[str]) -> None:
+    def _are_scores(self, rows: Sequence[Example], scores: Sequence[Any]) -> bool:
+        """Whether the rows of the scored tasks have numbers, and the others have none."""
+        return len(scores) == len(rows) and all(
+            (type(score) is float and math.isfinite(score)) if row["task"] in self._scored_tasks else score is None
+            for row, score in zip(rows, scores, strict=True)
+        )
+
+    def add(self, batch: int, answers: Sequence[str], scores: Sequence[float | None] | None = None) -> None:
         """
         Stores the answers to one batch.
 
         Args:
             batch (`int`): number of the batch.
             answers (`Sequence[str]`): one answer per example.
+            scores (`Sequence[float]`, *optional*): one finite score per example, `None` for those of tasks without scores.
 
         Raises:
-            ValueError: if their number is not that of the examples.
+            ValueError: if their number is not that of the examples, or a score is missing or not finite.
             OSError: if they cannot be written.
         """
         if len(answers) != len(self.batches[batch]):
             raise ValueError(
                 f"The batch {batch} has {len(self.batches[batch])} examples, and there are {len(answers)} answers."
             )
-        line = json.dumps({"batch": batch, "generated": list(answers)}) + "\n"
+        fields: dict[str, Any] = {"batch": batch, "generated": list(answers)}
+        if self._scored_tasks:
+            fields["scores"] = list(scores or [])
+            if not self._are_scores(self.batches[batch], fields["scores"]):
+                raise ValueError(
+                    f"The batch {batch} needs one finite score for each row of {', '.join(sorted(self._scored_tasks))}, got "
+                    f"{fields['scores']}. Check the weights of the model; in float16 they may overflow."
+                )
+        line = json.dumps(fields) + "\n"
         with write_errors(self._part), open(self._part, "a", encoding="utf-8") as file:
             file.write(line)
 
@@ -175,9 +203,11 @@ class PredictionFile:
             )
         with atomic_path(self.path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             for batch, examples in enumerate(self.batches):
-                for example, generated in zip(examples, answers[batch], strict=True):
+                for example, generated, score in zip(examples, answers[batch], self._scores[batch], strict=True):
                     row: dict[str, Any] = {**example, **(bare_row(example) if has_messages(example) else {})}
                     row |= {"audio": self._from_here(row["audio"]), "generated": generated}
+                    if score is not None:
+                        row["score"] = score
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
         shutil.rmtree(self._parts, ignore_errors=True)
 

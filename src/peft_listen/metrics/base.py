@@ -51,6 +51,11 @@ class BaseMetric(evaluate.Metric):
     """The best value if higher is better, and the value of a useless system otherwise: 100 for metrics in percent."""
     takes_several_references: ClassVar[bool] = False
     """Whether a row of `references` may be a list of texts. If so, `_compute` receives a list for every row."""
+    compared_answers: tuple[str, str] | None = None
+    """
+    For a metric of scores: two answers to a question. The score of a row is the log-probability of the first minus that of
+    the second, and its reference is 1 if the first is correct and 0 if the second is.
+    """
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .tasks import MetricChoice, task_metrics
+from .text_normalization import normalize_answer
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def score_predictions(
 
     Args:
         predictions (`Iterable[Mapping]`): rows with the strings `task`, `answer` (the reference) and `generated`, and
-            optionally `metric` and `references` (all correct answers, a list of strings), as returned by [`~peft_listen.data.read_predictions`].
+            optionally `metric`, `references` (all correct answers, a list of strings) and `score` (a number, for metrics of
+            scores such as `eer`), as returned by [`~peft_listen.data.read_predictions`].
         metrics (`Mapping[str, Sequence[MetricChoice]]`, *optional*): metrics by the name of the task.
 
     Returns:
@@ -51,7 +53,7 @@ def score_predictions(
 
     Raises:
         ValueError: if there are no rows, `metrics` names a task without rows, the rows of a task name different metrics, a
-            metric does not take texts, or a row is invalid for its metric; the message names the task.
+            metric takes neither texts nor scores, or a row is invalid for its metric; the message names the task.
         ImportError: if the library of a metric is not installed.
     """
     by_task: dict[str, list[Mapping[str, Any]]] = {}
@@ -84,7 +86,41 @@ def check_metrics(
     Raises:
         ValueError, ImportError: see [`score_predictions`].
     """
-    score_predictions([{**row, "generated": row["answer"]} for row in rows], metrics)
+    score_predictions([{**row, "generated": row["answer"], "score": 0.0} for row in rows], metrics)
+
+
+def compared_answers(
+    rows: Iterable[Mapping[str, Any]], metrics: Mapping[str, Sequence[MetricChoice]] | None = None
+) -> dict[str, tuple[str, str]]:
+    """
+    The answers whose log-probabilities give the field `score`, for tasks that have a metric of scores.
+
+    Args:
+        rows (`Iterable[Mapping]`): rows with `task`, and optionally `metric`.
+        metrics (`Mapping[str, Sequence[MetricChoice]]`, *optional*): see [`score_predictions`].
+
+    Returns:
+        `dict[str, tuple[str, str]]`: two answers by the name of the task.
+
+    Raises:
+        ValueError: if two metrics of a task compare different answers, or its rows name different metrics.
+        ImportError: if the library of a metric is not installed.
+    """
+    by_task: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_task.setdefault(row["task"], []).append(row)
+    found: dict[str, tuple[str, str]] = {}
+    for task, each in sorted(by_task.items()):
+        pairs = [
+            getattr(choice.create(), "compared_answers", None)
+            for choice in (metrics or {}).get(task) or _metrics_of(task, each)
+        ]
+        different = list(dict.fromkeys(pair for pair in pairs if pair is not None))
+        if len(different) > 1:
+            raise ValueError(f"The metrics of the task {task!r} compare different answers: {different}. Use one pair.")
+        if different:
+            found[task] = different[0]
+    return found
 
 
 def mean_quality(scores: Mapping[str, TaskScore]) -> float:
@@ -116,15 +152,21 @@ def _score(task: str, rows: Sequence[Mapping[str, Any]], choices: list[MetricCho
     for choice in choices:
         try:
             metric = choice.create()
-            if "string" not in str(metric.features["predictions"]):
+            pair = getattr(metric, "compared_answers", None)
+            if pair is not None:
+                predictions = [_score_of(row, pair) for row in rows]
+                references = [_side(row["answer"], pair) for row in rows]
+            elif "string" in str(metric.features["predictions"]):
+                predictions = [row["generated"] for row in rows]
+                references = [_references_of(row, metric) for row in rows]
+            else:
                 raise ValueError(f"{choice.name!r} takes numbers as predictions, and the answers are texts.")
-            references = [_references_of(row, metric) for row in rows]
-            result = metric.compute(predictions=[row["generated"] for row in rows], references=references)
+            result = metric.compute(predictions=predictions, references=references)
         except ValueError as error:
             raise ValueError(f"The task {task!r} cannot be scored by {choice.name!r}. {error}") from error
         # Of further metrics, only their value: the counts of WER and CER have the same names.
         shown = (result or {}) if main is None else {choice.name: (result or {}).get(choice.name)}
-        main = main or metric
+        main = metric if main is None else main  # a metric without rows is false
         for name, value in shown.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
                 values.setdefault(name, value)
@@ -138,6 +180,27 @@ def _score(task: str, rows: Sequence[Mapping[str, Any]], choices: list[MetricCho
     share = value / getattr(main, "largest_value", 1.0)
     quality = share if higher_is_better else 1 - share
     return TaskScore(len(rows), name, value, higher_is_better, min(max(quality, 0.0), 1.0), values)
+
+
+def _score_of(row: Mapping[str, Any], pair: tuple[str, str]) -> float:
+    score = row.get("score")
+    if score is None:
+        raise ValueError(
+            f"The rows have no `score`, the log-probability of {pair[0]!r} minus that of {pair[1]!r}. `peft-listen evaluate` "
+            "computes it if it is given the model and this metric."
+        )
+    return float(score)
+
+
+def _side(answer: str, pair: tuple[str, str]) -> int:
+    """1 if an answer is the first of two, 0 if it is the second."""
+    known = [normalize_answer(each) for each in pair]
+    if normalize_answer(answer) not in known:
+        raise ValueError(
+            f"The correct answer {answer!r} is neither {pair[0]!r} nor {pair[1]!r}. Set the two answers: "
+            "`METRIC:answers=FIRST|SECOND`."
+        )
+    return 1 - known.index(normalize_answer(answer))
 
 
 def _references_of(row: Mapping[str, Any], metric: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from datasets import Features, Value
 
 from .base import BaseMetric
 from .registry import register_metric
+from .text_normalization import normalize_answer
 
 
 @register_metric("eer")
@@ -20,12 +22,26 @@ class Eer(BaseMetric):
     interpolated between the two nearest points of the ROC curve. Random guessing gives 0.5. `compute` also returns
     `threshold`: accepting scores greater than or equal to it brings the two rates closest to each other.
 
-    `predictions` are scores, higher for the same speaker; for a language model, use the log-probability of "yes" minus
-    that of "no". `references` are 1 (same speaker) or 0 (different speakers); both values must occur.
+    `predictions` are scores, higher for the same speaker; for a language model, the log-probability of "Yes" minus that of
+    "No", as `peft-listen evaluate` computes it. `references` are 1 (same speaker) or 0 (different speakers); both values must
+    occur.
+
+    Args:
+        answers (`Sequence[str]`, defaults to `("Yes", "No")`): the model's answers for the same speaker and for different ones.
     """
 
     library = "sklearn.metrics"
     higher_is_better = False
+
+    def __init__(self, *, answers: Sequence[str] = ("Yes", "No"), **settings: Any) -> None:
+        super().__init__(**settings)
+        is_pair = not isinstance(answers, str) and len(answers) == 2 and all(isinstance(each, str) for each in answers)
+        if not is_pair or "" in (pair := [normalize_answer(each) for each in answers]) or pair[0] == pair[1]:
+            raise ValueError(
+                "`answers` must be two different texts, the one for the same speaker and the one for different speakers, "
+                f"got {answers!r}."
+            )
+        self.compared_answers = (answers[0], answers[1])
 
     def _input_features(self) -> Features:
         return Features({"predictions": Value("float64"), "references": Value("int64")})

@@ -14,9 +14,11 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..evaluation.answer_scores import row_scores
 from ..evaluation.collated_answers import answer_batches
 from ..files import write_errors
 from ..metrics import MetricChoice, mean_quality, score_predictions
+from ..metrics.scoring import compared_answers
 from ..models.audio_listen import AudioListenForCausalLM
 from ..training import TaskMixture
 from .building import save_trained_base
@@ -98,21 +100,18 @@ class RunTrainer(Trainer):
         index, count = self.args.process_index, self.args.world_size
         numbers = range(len(self.scored_rows))[index::count]
         collator: Any = self.data_collator
-        answers = answer_batches(
-            self.accelerator.unwrap_model(self.model),
-            collator,
-            [self.scored_rows[number] for number in numbers],
-            self.args.per_device_eval_batch_size,
-            **self.generate_kwargs,
-        )
-        pairs = list(zip(numbers, answers, strict=True))
-        if count > 1:
-            pairs = gather_object(pairs)
-        generated = dict(pairs)
-        predictions = [{**row, "generated": generated[number]} for number, row in enumerate(self.scored_rows)]
         chosen = {
-            task: choices for task, choices in self.metrics.items() if any(r["task"] == task for r in predictions)
+            task: choices for task, choices in self.metrics.items() if any(r["task"] == task for r in self.scored_rows)
         }
+        model = self.accelerator.unwrap_model(self.model)
+        rows, batch_size = [self.scored_rows[number] for number in numbers], self.args.per_device_eval_batch_size
+        answers = answer_batches(model, collator, rows, batch_size, **self.generate_kwargs)
+        compared = row_scores(model, collator, rows, compared_answers(self.scored_rows, chosen), batch_size)
+        found = list(zip(numbers, answers, compared, strict=True))
+        if count > 1:
+            found = gather_object(found)
+        results = {number: {"generated": answer, "score": score} for number, answer, score in found}
+        predictions = [{**row, **results[number]} for number, row in enumerate(self.scored_rows)]
         scores = score_predictions(predictions, chosen)
         values = {
             f"{task}_{name}": value

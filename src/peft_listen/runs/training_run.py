@@ -21,7 +21,7 @@ from ..evaluation import predict, save_scores
 from ..files import atomic_path, is_temporary, write_errors
 from ..lora_beside import load_lora_beside
 from ..metrics import MetricChoice, TaskScore, score_predictions
-from ..metrics.scoring import check_metrics
+from ..metrics.scoring import check_metrics, compared_answers
 from ..metrics.tasks import parse_task_metrics
 from ..model_card import add_scores, write_model_card
 from ..models.audio_listen import AudioListenForCausalLM, AudioListenProcessor
@@ -306,6 +306,7 @@ class TrainingRun:
             batch_size=self.arguments.per_device_eval_batch_size,
             settings={"checkpoint": checkpoint_fingerprint(self.model_dir)},
             show_progress=not self.arguments.disable_tqdm,
+            compared=compared_answers(rows, _of_tasks(metrics, rows)),
             **self._generation,
             **variables,
         )
@@ -375,6 +376,8 @@ def _trainer_arguments(arguments: RunArguments, checkpoints: Path) -> RunArgumen
     arguments = copy.copy(arguments)
     # The trainer would upload checkpoints; the run uploads the model at its end.
     arguments.push_to_hub = False
+    # The integrations of `report_to` continue a run of the same name.
+    arguments.run_name = arguments.run_name or checkpoints.parent.name
     arguments.output_dir = str(checkpoints)
     return arguments
 
