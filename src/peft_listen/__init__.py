@@ -23,6 +23,7 @@ from .tuners.listen import (
     set_prompt_length,
     use_prompt_length,
 )
+from .with_lora import add_lora, load_with_lora
 
 
 if TYPE_CHECKING:
@@ -55,9 +56,11 @@ __all__ = [
     "SelectionRecord",
     "Selector",
     "WindowQFormerProjector",
+    "add_lora",
     "available_selectors",
     "get_selector",
     "load_audio",
+    "load_with_lora",
     "publish",
     "record_selections",
     "register_selector",

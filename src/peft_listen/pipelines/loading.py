@@ -5,7 +5,6 @@ import os
 from typing import Any
 
 import torch
-from peft import PeftModel
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from transformers import (
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
@@ -23,11 +22,7 @@ from transformers.utils import CONFIG_NAME
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..registration import register
-
-
-# Subfolder of a LISTEN adapter with a LoRA adapter that was trained together with it. PEFT saves adapters in subfolders of
-# their names.
-LORA_NAME = "lora"
+from ..with_lora import LORA_NAME, load_with_lora
 
 
 def load_pipeline(
@@ -69,7 +64,7 @@ def load_pipeline(
         elif config_class in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:  # Audio Flamingo 3 is among these only
             auto_class = AutoModelForSeq2SeqLM
         if is_adapter and _has_lora(model):
-            loaded = _load_with_lora(auto_class.from_pretrained(base, dtype=dtype), model)
+            loaded = load_with_lora(auto_class.from_pretrained(base, dtype=dtype), model)
         else:
             loaded = auto_class.from_pretrained(model, dtype=dtype)
         common: dict[str, Any] = {"model": loaded, "device": on}
@@ -105,14 +100,6 @@ def check_model_name(model: str) -> None:
 
 def _has_lora(adapter: str) -> bool:
     return os.path.isfile(os.path.join(adapter, LORA_NAME, ADAPTER_CONFIG_NAME))
-
-
-def _load_with_lora(base: Any, adapter: str) -> Any:
-    model: Any = PeftModel.from_pretrained(base, adapter)
-    model.get_base_model().load_adapter(os.path.join(adapter, LORA_NAME), LORA_NAME)
-    # Loading the second adapter has deactivated the modules that were trained with the first; LoRA stays active.
-    model.set_adapter("default")
-    return model.eval()
 
 
 def _find_device(name: str | None) -> torch.device:
