@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 import torch
 from datasets import Dataset, load_dataset
-from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, HfArgumentParser
 from trl import SFTConfig, SFTTrainer
 
-from peft_listen import ListenConfig
+from peft_listen import ListenConfig, add_lora
 from peft_listen.training import ListenCallback, parameter_groups
 
 
@@ -42,13 +42,7 @@ def adapt(llm: torch.nn.Module, adapters: str) -> PeftModel:
     if adapters == "lora":
         return get_peft_model(llm, LORA)
     model = get_peft_model(llm, LISTEN)
-    if adapters == "listen + lora":
-        # LISTEN changes the input of the decoder and LoRA its layers, so LoRA is injected into the same model.
-        pool = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        inject_adapter_in_model(LORA, model.get_base_model(), adapter_name="lora")
-        for parameter in pool:
-            parameter.requires_grad_(True)  # PEFT below 0.21 freezes everything but the new adapter
-    return model
+    return add_lora(model, LORA) if adapters == "listen + lora" else model
 
 
 def train(adapters: str, dataset: dict[str, Dataset], arguments: Arguments) -> tuple[int, float]:

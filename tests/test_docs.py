@@ -41,12 +41,14 @@ from peft_listen.models.audio_listen.configuration_audio_listen import QFORMER_D
 from peft_listen.models.audio_listen.convert_salmonn_projector import rename_salmonn_weights
 from peft_listen.models.beats.convert_beats_original_checkpoint import to_original_checkpoint
 from peft_listen_cli import COMMANDS, main
+from tests import small_audio_llms
 from tests.data.recipes.trees import write_iemocap, write_librispeech
 from tests.pages import PAGES, ROOT, blocks
 from tests.served import running_command
 
 
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
+AUDIO_LLM = "Qwen/Qwen2-Audio-7B-Instruct"
 LLM, SPEECH = "HuggingFaceTB/SmolLM2-135M-Instruct", "openai/whisper-tiny.en"
 BEATS, SALMONN = "BEATs_iter3_plus_AS2M.pt", "salmonn_v1.pth"
 QFORMER = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
@@ -127,6 +129,8 @@ def small_things(tmp_path_factory, make_llm, make_tokenizer, whisper_config, bea
                 soundfile.write(f"recordings/{name}/{index}.wav", tone, 16_000)
         for name in ("train", "test"):
             Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, EXAMPLES)))
+
+        small_audio_llms.save(small_audio_llms.QWEN2_AUDIO, Path(AUDIO_LLM))
 
         write_librispeech(Path("corpora"))
         write_iemocap(Path("corpora"))

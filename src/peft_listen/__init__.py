@@ -24,6 +24,7 @@ from .tuners.listen import (
     set_prompt_length,
     use_prompt_length,
 )
+from .with_lora import add_lora, load_with_lora
 
 
 if TYPE_CHECKING:
@@ -56,9 +57,11 @@ __all__ = [
     "SelectionRecord",
     "Selector",
     "WindowQFormerProjector",
+    "add_lora",
     "available_selectors",
     "get_selector",
     "load_audio",
+    "load_with_lora",
     "prompt_embeds",
     "publish",
     "record_selections",

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..folder_saving import replaced_checkpoint
-from ..lora_beside import LORA_NAME
 from ..models.audio_listen import AudioListenConfig, AudioListenForCausalLM, AudioListenProcessor
 from ..models.audio_listen.parts import PARTS
 from ..training import chat_template_token_ids
 from ..tuners.listen import ListenConfig
+from ..with_lora import add_lora
 from .options import AdapterOptions, ListenOptions, ModelOptions
 
 
@@ -126,16 +126,8 @@ def add_adapter(
     )
     if not adapter.has_listen:
         return get_peft_model(base, lora)
-    model = get_peft_model(base, listen_config(processor, listen, **common, seed=seed))
-    if adapter.has_lora:
-        # LISTEN changes the input of the decoder and LoRA its layers, so LoRA is injected into the same model.
-        inject_adapter_in_model(lora, model.get_base_model(), adapter_name=LORA_NAME)
-        # PEFT deactivates the trained projector when it injects another adapter. LoRA stays active.
-        model.set_adapter("default")
-        for name, parameter in model.named_parameters():
-            if f".{LORA_NAME}." in name:
-                parameter.requires_grad_(True)
-    return model
+    model: Any = get_peft_model(base, listen_config(processor, listen, **common, seed=seed))
+    return add_lora(model, lora) if adapter.has_lora else model
 
 
 def listen_config(processor: AudioListenProcessor, options: ListenOptions, **fixed: Any) -> ListenConfig:
