@@ -872,7 +872,8 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
         if labels is not None and not self.training and not torch.is_grad_enabled():
             # An evaluation: `Trainer` compares logits and labels position by position.
             logits_to_keep = 0
-        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        # Contiguous, because a linear layer copies its weights for every row of an input that is not.
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep).contiguous()
         logits = scale_logits(self.lm_head(hidden_states), self.config.text_config)
         loss = None
         if labels is not None:
