@@ -52,21 +52,21 @@ def test_many_rows_are_sampled_reproducibly() -> None:
     assert sample != silhouette(queries, tasks)
 
 
-def test_neighbours_vote_without_the_query_itself() -> None:
+def test_neighbors_vote_without_the_query_itself() -> None:
     queries = directions(0, 5, 90, 95)
     assert neighbor_accuracy(queries, ["a", "a", "b", "b"], num_neighbors=1) == 1.0
-    # The nearest neighbour of each query is a duplicate with the other task.
+    # The nearest neighbor of each query is a duplicate with the other task.
     assert neighbor_accuracy(directions(0, 0, 90, 90), ["a", "b", "b", "a"], num_neighbors=1) == 0.0
     # Two of the three other queries have the other task.
     assert neighbor_accuracy(queries, ["a", "a", "b", "b"], num_neighbors=5) == 0.0
 
 
-def test_ties_go_to_the_nearest_neighbour() -> None:
-    # The queries at 0 and 5 degrees are closer to each other than to "b" at 12, whose neighbours are both "a".
+def test_ties_go_to_the_nearest_neighbor() -> None:
+    # The queries at 0 and 5 degrees are closer to each other than to "b" at 12, whose neighbors are both "a".
     assert neighbor_accuracy(directions(0, 5, 12), ["a", "a", "b"], num_neighbors=2) == pytest.approx(2 / 3)
 
 
-def test_a_single_row_has_no_neighbour() -> None:
+def test_a_single_row_has_no_neighbor() -> None:
     assert neighbor_accuracy(directions(0), ["a"]) is None
 
 

@@ -43,7 +43,7 @@ def test_the_generator_determines_the_sound(name: str) -> None:
     assert not np.allclose(first, other, atol=1e-2)
 
 
-def test_classes_are_told_apart_by_their_nearest_neighbour() -> None:
+def test_classes_are_told_apart_by_their_nearest_neighbor() -> None:
     rng = np.random.default_rng(0)
 
     def examples(count: int) -> tuple[np.ndarray, np.ndarray]:

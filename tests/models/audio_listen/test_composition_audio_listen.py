@@ -240,7 +240,7 @@ def test_parts_without_a_checkpoint_cannot_be_left_out(make_model, tmp_path) -> 
         make_model().save_pretrained(tmp_path, save_frozen=False)
 
 
-def test_a_model_with_a_quantised_language_model_is_saved_only_by_reference(published_parts, tmp_path) -> None:
+def test_a_model_with_a_quantized_language_model_is_saved_only_by_reference(published_parts, tmp_path) -> None:
     model = AudioListenForCausalLM.from_sub_models_pretrained(**published_parts, qformer_config=QFORMER)
     quantizer = model.hf_quantizer = object()
     with pytest.raises(ValueError, match="Save it with `save_frozen=False`"):

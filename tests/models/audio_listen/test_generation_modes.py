@@ -273,7 +273,7 @@ def test_logits_are_computed_only_for_the_last_position(model, inputs, monkeypat
     assert lengths == [1, 1, 1]
 
 
-def test_transformers_recognises_that_the_model_generates(model) -> None:
+def test_transformers_recognizes_that_the_model_generates(model) -> None:
     assert isinstance(model, GenerationMixin)
     assert model.can_generate()
     assert not model.model.can_generate()

@@ -296,7 +296,7 @@ def test_the_projector_stays_in_float32_in_a_model_in_half_precision(
     assert (output.logits.float() - expected).abs().mean() < 0.1 * expected.std()
 
 
-def test_quantisers_skip_the_projector(model) -> None:
+def test_quantizers_skip_the_projector(model) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
             is_projector = "multi_modal_projector" in name

@@ -88,7 +88,7 @@ def test_each_window_is_encoded_separately_in_order_of_time(projector) -> None:
 
 
 @torch.no_grad()
-def test_absent_sound_is_zero_after_the_normalisation(projector) -> None:
+def test_absent_sound_is_zero_after_the_normalization(projector) -> None:
     projector.sound_layer_norm.bias.fill_(3.0)
     speech, sound = torch.randn(1, 14, 16), torch.randn(1, 14, 16)
     shorter = projector(speech, sound[:, :10])

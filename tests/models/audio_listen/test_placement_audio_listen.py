@@ -1,4 +1,4 @@
-"""Device maps, offloading and quantisation."""
+"""Device maps, offloading and quantization."""
 
 import accelerate
 import pytest
@@ -15,7 +15,7 @@ QFORMER = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
 PROJECTOR = ["multi_modal_projector"]
 
 
-pytestmark = pytest.mark.cpu_only("it offloads and quantises on the CPU; tests/gpu has a model in 4 bits")
+pytestmark = pytest.mark.cpu_only("it offloads and quantizes on the CPU; tests/gpu has a model in 4 bits")
 
 # With all weights on the disk, or all of the language model.
 refused_by_older_accelerate = pytest.mark.skipif(
@@ -104,20 +104,20 @@ def skip_without_4bit_kernels_for_narrow_weights(bitsandbytes) -> None:
         pytest.skip("the 4-bit kernel of bitsandbytes for this processor does not support narrow weights")
 
 
-def quantisation(name: str):
-    """A quantisation configuration, and the class of the modules or weights that it quantises."""
+def quantization(name: str):
+    """A quantization configuration, and the class of the modules or weights that it quantizes."""
     if name.startswith("bitsandbytes"):
-        bitsandbytes = pytest.importorskip("bitsandbytes", reason="it quantises, `pip install bitsandbytes`")
+        bitsandbytes = pytest.importorskip("bitsandbytes", reason="it quantizes, `pip install bitsandbytes`")
         if name.endswith("8bit"):
             return BitsAndBytesConfig(load_in_8bit=True), bitsandbytes.nn.Linear8bitLt
         skip_without_4bit_kernels_for_narrow_weights(bitsandbytes)
         config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
         return config, bitsandbytes.nn.Linear4bit
-    torchao = pytest.importorskip("torchao.quantization", reason="it quantises, `pip install torchao`")
+    torchao = pytest.importorskip("torchao.quantization", reason="it quantizes, `pip install torchao`")
     return TorchAoConfig(torchao.Int8WeightOnlyConfig(version=2)), torchao.Int8Tensor
 
 
-def is_quantised(module: torch.nn.Module, kind: type) -> bool:
+def is_quantized(module: torch.nn.Module, kind: type) -> bool:
     return isinstance(module, kind) or isinstance(module.weight, kind)
 
 
@@ -125,8 +125,8 @@ QUANTISERS = ["torchao", "bitsandbytes_4bit", "bitsandbytes_8bit"]
 
 
 @pytest.fixture(params=QUANTISERS)
-def quantised_parts(request, published_parts):
-    config, kind = quantisation(request.param)
+def quantized_parts(request, published_parts):
+    config, kind = quantization(request.param)
     torch.manual_seed(0)
     model = AudioListenForCausalLM.from_sub_models_pretrained(
         **published_parts, qformer_config=QFORMER, llm_kwargs={"quantization_config": config}
@@ -139,12 +139,12 @@ def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
 
 
 @torch.no_grad()
-def test_logits_with_a_quantised_language_model_are_close(quantised_parts, published_parts, inputs) -> None:
-    model, _, kind = quantised_parts
+def test_logits_with_a_quantized_language_model_are_close(quantized_parts, published_parts, inputs) -> None:
+    model, _, kind = quantized_parts
     torch.manual_seed(0)
     whole = AudioListenForCausalLM.from_sub_models_pretrained(**published_parts, qformer_config=QFORMER)
     for name, module in linear_layers(model).items():
-        assert is_quantised(module, kind) == ("language_model" in name), name
+        assert is_quantized(module, kind) == ("language_model" in name), name
     assert {weight.dtype for weight in model.model.multi_modal_projector.parameters()} == {torch.float32}
     assert model.is_quantized
     logits, expected = model(**inputs).logits, whole(**inputs).logits
@@ -153,8 +153,8 @@ def test_logits_with_a_quantised_language_model_are_close(quantised_parts, publi
 
 
 @pytest.mark.parametrize("method", ["lora", "listen"])
-def test_adapter_and_projector_train_on_a_quantised_language_model(quantised_parts, inputs, tmp_path, method) -> None:
-    base, _, _ = quantised_parts
+def test_adapter_and_projector_train_on_a_quantized_language_model(quantized_parts, inputs, tmp_path, method) -> None:
+    base, _, _ = quantized_parts
     if method == "lora":
         config = LoraConfig(target_modules=r".*language_model.*\.(q|v)_proj", r=4, modules_to_save=PROJECTOR)
     else:
@@ -175,23 +175,23 @@ def test_adapter_and_projector_train_on_a_quantised_language_model(quantised_par
 
 
 @torch.no_grad()
-def test_a_reference_to_a_quantised_language_model_is_quantised_again(quantised_parts, inputs, tmp_path) -> None:
-    model, config, kind = quantised_parts
+def test_a_reference_to_a_quantized_language_model_is_quantized_again(quantized_parts, inputs, tmp_path) -> None:
+    model, config, kind = quantized_parts
     model.save_pretrained(tmp_path, save_frozen=False)
     loaded = AudioListenForCausalLM.from_pretrained(tmp_path, quantization_config=config)
-    assert is_quantised(loaded.model.language_model.layers[0].self_attn.q_proj, kind)
+    assert is_quantized(loaded.model.language_model.layers[0].self_attn.q_proj, kind)
     torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
 
 
 @torch.no_grad()
-# The 8-bit CPU kernel of bitsandbytes fails on batches with outliers, such as the normalised filter bank.
-@pytest.mark.parametrize("quantiser", ["torchao", "bitsandbytes_4bit"])
-def test_a_complete_checkpoint_is_quantised_except_projector_and_head(model, inputs, tmp_path, quantiser: str) -> None:
-    config, kind = quantisation(quantiser)
+# The 8-bit CPU kernel of bitsandbytes fails on batches with outliers, such as the normalized filter bank.
+@pytest.mark.parametrize("quantizer", ["torchao", "bitsandbytes_4bit"])
+def test_a_complete_checkpoint_is_quantized_except_projector_and_head(model, inputs, tmp_path, quantizer: str) -> None:
+    config, kind = quantization(quantizer)
     model.save_pretrained(tmp_path / "whole")
-    quantised = AudioListenForCausalLM.from_pretrained(tmp_path / "whole", quantization_config=config)
-    for name, module in linear_layers(quantised).items():
-        assert is_quantised(module, kind) != ("multi_modal_projector" in name or "lm_head" in name), name
-    quantised.save_pretrained(tmp_path / "quantised")
-    again = AudioListenForCausalLM.from_pretrained(tmp_path / "quantised")
-    torch.testing.assert_close(again(**inputs).logits, quantised(**inputs).logits)
+    quantized = AudioListenForCausalLM.from_pretrained(tmp_path / "whole", quantization_config=config)
+    for name, module in linear_layers(quantized).items():
+        assert is_quantized(module, kind) != ("multi_modal_projector" in name or "lm_head" in name), name
+    quantized.save_pretrained(tmp_path / "quantized")
+    again = AudioListenForCausalLM.from_pretrained(tmp_path / "quantized")
+    torch.testing.assert_close(again(**inputs).logits, quantized(**inputs).logits)

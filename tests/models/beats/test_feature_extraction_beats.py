@@ -25,8 +25,8 @@ def reference_fbank(waveform):
     mel = lambda frequency: 1127 * np.log(1 + frequency / 700)  # noqa: E731
     edges = mel(20.0) + np.arange(130) * (mel(8000.0) - mel(20.0)) / 129
     bins = mel(np.arange(257) * 31.25)
-    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
-    rising, falling = (bins[:, None] - left) / (centre - left), (right - bins[:, None]) / (right - centre)
+    left, center, right = edges[:-2], edges[1:-1], edges[2:]
+    rising, falling = (bins[:, None] - left) / (center - left), (right - bins[:, None]) / (right - center)
     filters = np.maximum(0, np.minimum(rising, falling))
     window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 399)) ** 0.85
     frames = []

@@ -70,8 +70,8 @@ from .references import Reference
 from .whisper_length import with_length
 
 
-# Attributes that mark a quantised language model. On the whole model they tell transformers and PEFT to treat it as
-# quantised too.
+# Attributes that mark a quantized language model. On the whole model they tell transformers and PEFT to treat it as
+# quantized too.
 _QUANTIZATION_ATTRIBUTES = (
     "hf_quantizer",
     "is_quantized",
@@ -131,7 +131,7 @@ class AudioListenPreTrainedModel(CompleteWeightsMixin):
     _skip_keys_device_placement = ["past_key_values", "cache"]
     # The projector is small and trained. As in SALMONN it is in float32, even if the language model is not.
     _keep_in_fp32_modules_strict = ["multi_modal_projector"]
-    # Quantisers skip modules whose whole name matches one of these patterns.
+    # Quantizers skip modules whose whole name matches one of these patterns.
     _keep_in_fp32_modules = [r".*multi_modal_projector"]
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -1077,12 +1077,12 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
 
         Raises:
             `ValueError`: with `save_frozen=False`, if a frozen part was not loaded from anywhere; with `save_frozen=True`,
-                if only the language model is quantised.
+                if only the language model is quantized.
         """
         quantizer = getattr(self, "hf_quantizer", None)
         if save_frozen and quantizer is not None and not hasattr(self.config, "quantization_config"):
             raise ValueError(
-                "The language model was quantised before the model was built from its parts, and such a model cannot be "
+                "The language model was quantized before the model was built from its parts, and such a model cannot be "
                 "loaded from a single checkpoint. Save it with `save_frozen=False`, which saves a reference to the "
                 "language model."
             )
@@ -1105,7 +1105,7 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
             weights = kwargs.get("state_dict") or self.state_dict()
             kwargs["state_dict"] = {name: w for name, w in weights.items() if not is_referenced(name, references)}
             self.config.frozen_references = references
-            # A quantiser would also save the weights of the modules that it quantised.
+            # A quantizer would also save the weights of the modules that it quantized.
             self.hf_quantizer = None
         accept_published_values(self.generation_config, self._published_generation_config)
         try:

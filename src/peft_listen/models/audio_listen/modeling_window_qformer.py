@@ -13,7 +13,7 @@ class WindowQFormerProjector(nn.Module):
     Turns each window of audio frames into a few embeddings of the language model, as SALMONN does
     (bytedance/SALMONN, arXiv 2310.13289, section 3).
 
-    The frames of both encoders (50 per second) are normalised, the shorter sequence is padded with zeros, and the two are
+    The frames of both encoders (50 per second) are normalized, the shorter sequence is padded with zeros, and the two are
     concatenated along the feature axis, speech first. The result is split into windows of `config.window_length` frames;
     an incomplete last window is dropped. Queries attend to each window through a Q-Former without a mask, and a linear
     layer maps the Q-Former's outputs to the width of the language model.
@@ -92,10 +92,10 @@ class WindowQFormerProjector(nn.Module):
         return self._query(windows[is_needed]).flatten(0, 1)
 
     def _fuse(self, speech: torch.Tensor, sound: torch.Tensor | None, sound_mask: torch.Tensor | None) -> torch.Tensor:
-        """Normalises the frames of both encoders and concatenates them; the result has at least one window."""
+        """Normalizes the frames of both encoders and concatenates them; the result has at least one window."""
         dtype = self.speech_layer_norm.weight.dtype
         num_frames = max(speech.shape[1], self.window_length)
-        normalised = [self.speech_layer_norm(speech.to(dtype))]
+        normalized = [self.speech_layer_norm(speech.to(dtype))]
         if (sound is None) != (self.sound_layer_norm is None):
             raise ValueError(
                 "The projector was built for a sound encoder, but no sound features were given."
@@ -107,8 +107,8 @@ class WindowQFormerProjector(nn.Module):
             sound = self.sound_layer_norm(sound.to(dtype))
             if sound_mask is not None:
                 sound = sound * sound_mask[..., None].to(sound)
-            normalised.append(sound)
-        padded = [nn.functional.pad(part, (0, 0, 0, num_frames - part.shape[1])) for part in normalised]
+            normalized.append(sound)
+        padded = [nn.functional.pad(part, (0, 0, 0, num_frames - part.shape[1])) for part in normalized]
         return torch.cat(padded, dim=-1)  # [batch, frames, speech_size + sound_size]
 
     def _query(self, windows: torch.Tensor) -> torch.Tensor:

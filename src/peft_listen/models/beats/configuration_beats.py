@@ -72,7 +72,7 @@ class BeatsConfig(PreTrainedConfig):
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial weights.
         layer_norm_eps (`float`, *optional*, defaults to 1e-5):
-            Epsilon of every layer normalisation.
+            Epsilon of every layer normalization.
         num_mel_bins (`int`, *optional*, defaults to 128):
             Mel bins of one input frame; a multiple of `patch_size`.
         patch_size (`int`, *optional*, defaults to 16):
@@ -97,7 +97,7 @@ class BeatsConfig(PreTrainedConfig):
         deep_norm (`bool`, *optional*, defaults to `True`):
             Whether residuals are scaled by `(2 * num_hidden_layers) ** 0.25` (DeepNorm, arXiv 2203.00555).
         layer_norm_first (`bool`, *optional*, defaults to `False`):
-            Whether the layers normalise their input (pre-norm) instead of their output (post-norm).
+            Whether the layers normalize their input (pre-norm) instead of their output (post-norm).
 
     Raises:
         `ValueError`: if fields contradict one another; the message names them, with their values.

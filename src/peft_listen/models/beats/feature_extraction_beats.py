@@ -1,4 +1,4 @@
-"""BEATs feature extractor: converts waveforms to a normalised log-mel filter bank."""
+"""BEATs feature extractor: converts waveforms to a normalized log-mel filter bank."""
 
 import warnings
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ def _povey_window(device: torch.device) -> torch.Tensor:
 
 class BeatsFeatureExtractor(SequenceFeatureExtractor):
     r"""
-    Turns mono 16 kHz waveforms into the normalised log-mel filter bank that [`BeatsModel`] expects: Kaldi's `fbank`
+    Turns mono 16 kHz waveforms into the normalized log-mel filter bank that [`BeatsModel`] expects: Kaldi's `fbank`
     with 128 bins, 25 ms frames every 10 ms, Povey window, no dither; then `(x - mean) / (2 * std)` (microsoft/unilm,
     `beats/`). Computed in torch, in chunks of frames, with the mel filters built once.
 
@@ -65,11 +65,11 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
         mean (`float`, *optional*, defaults to 15.41663):
             Mean that is subtracted from the log-mel values.
         std (`float`, *optional*, defaults to 6.55582):
-            Half of the value that the centred log-mel values are divided by.
+            Half of the value that the centered log-mel values are divided by.
         return_attention_mask (`bool`, *optional*, defaults to `True`):
             Whether to return `attention_mask`.
 
-    `padding_value` is the normalised value of a silent frame (-2.391693): BEATs pads the waveform with zeros, not the
+    `padding_value` is the normalized value of a silent frame (-2.391693): BEATs pads the waveform with zeros, not the
     filter bank.
 
     Raises:
@@ -179,7 +179,7 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
     ) -> torch.Tensor:
         mel_filters = _mel_filters(self.feature_size, device)
         window = _povey_window(device)
-        silence = self._normalise_(torch.zeros(1, device=device))
+        silence = self._normalize_(torch.zeros(1, device=device))
         features = silence.expand(len(waveforms), num_frames, self.feature_size).contiguous()
         padded_frames = torch.zeros(
             FRAMES_PER_CHUNK, FFT_LENGTH, device=device
@@ -196,17 +196,17 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
                 row[:num_filled].split(FRAMES_PER_CHUNK),
                 strict=True,
             ):
-                centred = chunk - chunk.mean(dim=-1, keepdim=True)
+                centered = chunk - chunk.mean(dim=-1, keepdim=True)
                 frames = padded_frames[: len(chunk), :FRAME_LENGTH]
-                torch.mul(centred[:, 0], 1 - PREEMPHASIS, out=frames[:, 0])
-                torch.sub(centred[:, 1:], centred[:, :-1], alpha=PREEMPHASIS, out=frames[:, 1:])
+                torch.mul(centered[:, 0], 1 - PREEMPHASIS, out=frames[:, 0])
+                torch.sub(centered[:, 1:], centered[:, :-1], alpha=PREEMPHASIS, out=frames[:, 1:])
                 frames *= window
                 spectrum = torch.view_as_real(torch.fft.rfft(padded_frames[: len(chunk)])).square()
                 power = spectrum[..., 0] + spectrum[..., 1]  # [frames, fourier_bins]
-                self._normalise_(torch.mm(power, mel_filters, out=output))
+                self._normalize_(torch.mm(power, mel_filters, out=output))
         return features.cpu()
 
-    def _normalise_(self, energies: torch.Tensor) -> torch.Tensor:
+    def _normalize_(self, energies: torch.Tensor) -> torch.Tensor:
         return energies.clamp_(min=ENERGY_FLOOR).log_().sub_(self.mean).div_(2 * self.std)
 
 

@@ -74,7 +74,7 @@ class BeatsPatchEmbeddings(nn.Module):
 
 
 class BeatsPositionalConvEmbedding(nn.Module):
-    """Adds position information by a wide grouped convolution over the tokens, weight-normalised per kernel position."""
+    """Adds position information by a wide grouped convolution over the tokens, weight-normalized per kernel position."""
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__()
@@ -275,7 +275,7 @@ class BeatsEncoder(nn.Module):
 
 
 class BeatsPreTrainedModel(CompleteWeightsMixin):
-    """Base class of the BEATs models: weight initialisation and loading of original checkpoints."""
+    """Base class of the BEATs models: weight initialization and loading of original checkpoints."""
 
     config: BeatsConfig
     base_model_prefix = "beats"
@@ -293,7 +293,7 @@ class BeatsPreTrainedModel(CompleteWeightsMixin):
         if isinstance(module, BeatsAttention) and module.has_gate:
             init.ones_(module.gru_rel_pos_const)
         elif isinstance(module, ParametrizationList):
-            # Weight normalisation stores the magnitude per kernel position separately from the direction. For models
+            # Weight normalization stores the magnitude per kernel position separately from the direction. For models
             # outside its own package, transformers calls this method only with the module that has the parameters.
             magnitude, direction = module.parameters()
             init.normal_(direction, mean=0.0, std=math.sqrt(4 / (direction.shape[0] * direction.shape[2])))
@@ -362,7 +362,7 @@ class BeatsModel(BeatsPreTrainedModel):
     bins. Tokens are ordered by time, and the eight patches of a column from low to high frequencies: about 50 tokens per
     second.
 
-    Written from a description of the behaviour of microsoft/unilm `beats/` (MIT).
+    Written from a description of the behavior of microsoft/unilm `beats/` (MIT).
     [`~BeatsModel.from_original_checkpoint`] loads its checkpoints.
 
     Args:
@@ -406,7 +406,7 @@ class BeatsModel(BeatsPreTrainedModel):
         """
         Args:
             input_values (`torch.FloatTensor` of shape `(batch, frames, num_mel_bins)`):
-                Normalised log-mel filter bank, 10 ms per frame, at least 16 frames. See [`BeatsFeatureExtractor`].
+                Normalized log-mel filter bank, 10 ms per frame, at least 16 frames. See [`BeatsFeatureExtractor`].
             attention_mask (`torch.Tensor` of shape `(batch, frames)`, *optional*):
                 1 for real frames, 0 for padding. Padding tokens are not attended to, but their outputs are computed and
                 returned too.
@@ -417,7 +417,7 @@ class BeatsModel(BeatsPreTrainedModel):
 
         Returns:
             [`~modeling_outputs.BaseModelOutput`] with `last_hidden_state` of shape `(batch, tokens, hidden_size)`, where
-            `tokens = 8 * (frames // 16)`. In a pre-norm model it is the layer-normalised last entry of
+            `tokens = 8 * (frames // 16)`. In a pre-norm model it is the layer-normalized last entry of
             `hidden_states`, otherwise that entry.
 
         Raises:
@@ -479,7 +479,7 @@ class BeatsForAudioClassification(BeatsPreTrainedModel):
         """
         Args:
             input_values (`torch.FloatTensor` of shape `(batch, frames, num_mel_bins)`):
-                Normalised log-mel filter bank. See [`BeatsFeatureExtractor`].
+                Normalized log-mel filter bank. See [`BeatsFeatureExtractor`].
             attention_mask (`torch.Tensor` of shape `(batch, frames)`, *optional*):
                 1 for real frames, 0 for padding.
             labels (`torch.Tensor` of shape `(batch, num_labels)` or `(batch,)`, *optional*):
