@@ -48,10 +48,15 @@ def test_answers_are_written_once_and_reported(predict, tmp_path, capsys):
 
 
 def test_options_of_a_file(predict, tmp_path, capsys):
-    (tmp_path / "options.yaml").write_text(f"output: {tmp_path}/from_file.jsonl\nmax_new_tokens: 50\n")
+    (tmp_path / "options.yaml").write_text(
+        f"output: {tmp_path}/from_file.jsonl\nmax_new_tokens: 50\nchat_template_kwargs: {{enable_thinking: false}}\n"
+    )
     assert main([*predict, "--config", str(tmp_path / "options.yaml")]) == 0
     settings = json.loads((tmp_path / "from_file.jsonl.settings.json").read_text())
     assert settings["generation"]["max_new_tokens"] == 3
+    assert settings["generation"]["chat_template_kwargs"] == {"enable_thinking": False}
+    assert main([*predict, "-o", str(tmp_path / "p.jsonl"), "--chat-template-kwargs", "[1]"]) == 2
+    assert "`chat_template_kwargs` must be a mapping, got [1]" in capsys.readouterr().err
     (tmp_path / "options.yaml").write_text("max_tokens: 50\n")
     assert main([*predict, "--config", str(tmp_path / "options.yaml")]) == 2
     assert "`max_tokens` is not an option. Did you mean max_new_tokens" in capsys.readouterr().err
