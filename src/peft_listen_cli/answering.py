@@ -63,6 +63,7 @@ def answer(
 
     from peft_listen.evaluation import predict
     from peft_listen.settings_record import checkpoint_fingerprint
+    from peft_listen.training import AudioListenCollator
 
     state = start_processes()
 
@@ -81,6 +82,7 @@ def answer(
         overwrite=options.overwrite,
         show_progress=True,
         compared=compared,
+        make_collator=AudioListenCollator,
         max_new_tokens=options.max_new_tokens,
         num_beams=options.num_beams,
     )

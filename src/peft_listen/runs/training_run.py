@@ -298,6 +298,7 @@ class TrainingRun:
             settings={"checkpoint": checkpoint_fingerprint(self.model_dir)},
             show_progress=not self.arguments.disable_tqdm,
             compared=compared_answers(rows, _of_tasks(metrics, rows)),
+            make_collator=AudioListenCollator,
             **self._generation,
         )
         scores = score_predictions(predictions, _of_tasks(metrics, rows))
