@@ -270,12 +270,6 @@ def test_options_that_do_not_fit_are_refused(make_run, changes, message):
         make_run(**changes).run()
 
 
-def test_sharded_models_are_refused(make_run, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="FSDP and DeepSpeed ZeRO-3 are not supported"):
-        make_run()
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

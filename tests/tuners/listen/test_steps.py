@@ -142,6 +142,18 @@ def test_each_step_draws_a_length_and_updates_the_mean(name, accumulation, model
         torch.testing.assert_close(found, mean, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["SGD", "by hand", "master weights"])
+def test_a_step_before_the_keys_are_initialized_counts(name, model, tokens):
+    train(model, OPTIMIZERS[name](trained(model)), tokens, steps=2)
+    model.init_keys_from(torch.randn(20, 32))
+    pool = model.base_model.layer.pool_of()
+    assert pool.step == 2
+    mean = pool.query_mean.clone()
+    model(input_ids=tokens(), labels=supervised(tokens()))
+    assert pool.step == 2
+    assert torch.equal(pool.query_mean, mean)  # that of the queries for the keys
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_step_that_gradient_scaling_skips_does_not_count(fused, model, tokens):
     optimizer = torch.optim.AdamW(trained(model), lr=1e-3, fused=fused)

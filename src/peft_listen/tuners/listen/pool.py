@@ -18,7 +18,7 @@ from .query import NO_GROUPS, TokenGroups, mean_query, prompt_positions
 from .running_statistics import StepSums
 from .selectors import Selection, get_selector
 from .selectors.base import check_initial_keys, check_selection
-from .sharding import assign
+from .sharding import assign, gathered
 from .steps import StepObserver
 from .synchronization import reading_is_free
 from .text_query import TextQuery
@@ -430,6 +430,9 @@ class PromptPool(nn.Module):
             raise ValueError(
                 "`queries` contains NaN or infinite values. Remove these rows, and check the inputs that they come from."
             )
+        if self._observer is not None:
+            with gathered(self.parameters()):
+                self._count_step()  # a step since the last forward pass: below, the values that show it change
         # Sorted, so the result does not depend on the number of processes that the queries were gathered from.
         rows, counts = queries.float().unique(dim=0, return_counts=True)
         queries = rows.repeat_interleave(counts, dim=0)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.utils.integrations import gather_params_ctx
 from torch import nn
-
-
-def is_sharded(parameter: torch.Tensor) -> bool:
-    """Whether this process holds a part of the parameter, and a computation with it needs the others."""
-    return hasattr(parameter, "device_mesh") or hasattr(parameter, "ds_id")
 
 
 @torch.no_grad()
@@ -32,7 +28,7 @@ def call_with_whole_weight(module: nn.Module, inputs: torch.Tensor) -> torch.Ten
         whole.__dict__ = {**module.__dict__, "_parameters": {**module._parameters, "weight": weight.full_tensor()}}
         output = whole.forward(inputs)
         return output
-    with gather_params_ctx(weight, modifier_rank=None):
+    with gathered([weight]):
         output = module(inputs)
     return output
 
@@ -52,5 +48,24 @@ def assign(parameter: torch.Tensor, value: torch.Tensor) -> None:
         value = value.to(parameter.device, parameter.dtype)
         parameter.copy_(distribute_tensor(value, parameter.device_mesh, parameter.placements))  # type: ignore[attr-defined]
         return
-    with gather_params_ctx(parameter, modifier_rank=0):
+    with gathered([parameter], modifier_rank=0):
         parameter.copy_(value)
+    if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
+        # The optimizer of DeepSpeed steps on a copy of its own, and then overwrites the parameter.
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        safe_set_full_fp32_param(parameter, value.to(parameter.device, torch.float32))
+
+
+@contextmanager
+def gathered(parameters: Iterable[torch.Tensor], modifier_rank: int | None = None) -> Iterator[None]:
+    """Makes parameters whole that ZeRO-3 has partitioned. With the rank of a process, its changes of them are kept. All
+    processes have to enter and leave the block."""
+    partitioned = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not partitioned:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=modifier_rank):
+        yield
