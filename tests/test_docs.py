@@ -51,6 +51,10 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 AUDIO_LLM = "Qwen/Qwen2-Audio-7B-Instruct"
 LLM, SPEECH = "HuggingFaceTB/SmolLM2-135M-Instruct", "openai/whisper-tiny.en"
 BEATS, SALMONN = "BEATs_iter3_plus_AS2M.pt", "salmonn_v1.pth"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
 QFORMER = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
 EXAMPLES = [
     {"audio": "dog.wav", "instruction": "What do you hear?", "answer": "a dog barking", "task": "sounds"},
@@ -105,7 +109,7 @@ def small_things(tmp_path_factory, make_llm, make_tokenizer, whisper_config, bea
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         make_llm("llama").save_pretrained(LLM)
-        make_tokenizer().save_pretrained(LLM)
+        make_tokenizer(chat_template=CHAT_TEMPLATE).save_pretrained(LLM)
         config = whisper_config()
         WhisperForConditionalGeneration(config).save_pretrained(SPEECH)
         WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(SPEECH)
@@ -229,6 +233,28 @@ def test_the_data_of_a_page_is_valid(page) -> None:
 def test_the_pages_show_every_command() -> None:
     shown = {arguments[0] for page in PAGES for _, block in blocks(page, "bash") for arguments in commands(block)}
     assert shown == set(COMMANDS)
+
+
+def test_a_script_for_lora_runs_with_the_lines_changed_that_its_page_shows(
+    small_things, tmp_path, monkeypatch
+) -> None:
+    page = ROOT / "docs" / "from-lora.md"
+    (_, script), *_ = blocks(page, "python")
+    ((_, difference),) = blocks(page, "diff")
+    lines, changes = script.splitlines(), difference.splitlines()
+    assert {line[0] for line in changes} == {"+", "-"}
+    while changes:
+        change = changes.pop(0)
+        if change[0] == "+":  # an import
+            lines.insert(0, change[1:])
+        else:
+            lines[lines.index(change[1:])] = changes.pop(0).removeprefix("+")
+    shutil.copytree(small_things, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {"__name__": "__main__"}
+    exec(compile("\n".join(lines), str(page), "exec"), namespace)
+    assert json.loads(Path("numbers/adapter_config.json").read_text())["peft_type"] == "LISTEN"
+    assert len(namespace["trainer"].optimizer.param_groups) == 3  # keys, values, shared prompts
 
 
 def test_the_table_of_contents_is_whole() -> None:

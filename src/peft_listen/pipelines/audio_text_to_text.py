@@ -168,8 +168,9 @@ class AudioTextToTextPipeline(Pipeline):
                 Variables for the chat template, such as `{"enable_thinking": False}`.
             batch_size (`int`, *optional*, defaults to 1):
                 Number of inputs in one call of `model.generate`.
-            generate_kwargs (`dict`, *optional*) and any other argument:
-                Passed to `model.generate`: `max_new_tokens`, `num_beams`, `num_return_sequences`, `streamer`, ...
+            generate_kwargs (`dict`, *optional*):
+                Passed to `model.generate`, as any other argument is: `max_new_tokens`, `num_beams`,
+                `num_return_sequences`, `streamer`, ...
 
         Returns:
             For one input, a list with one dictionary per returned sequence (one, unless `num_return_sequences` is
