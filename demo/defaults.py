@@ -7,3 +7,6 @@ SEED = 0
 
 # A few hundred steps are enough to train a projector whose embeddings are larger than those of text; see docs/method.md.
 AUDIO_SCALE = 8.0
+
+# The sounds are learned in the first steps, what a voice is like last.
+TASK_WEIGHTS = {"sound": 0.4, "speaker": 1.6}

@@ -138,8 +138,8 @@ NEUTRAL = {"rate": (135, 170), "pitch": (45, 55), "pitch_range": (40, 60), "volu
 # Ranges of the factors by which the voices of the training split are changed. There are too few of them to learn what men and
 # women, or feelings, have in common. The voices of the other splits are as they are.
 VOICE_CHANGES = {
-    "woman": {"voice_pitch": (0.85, 1.2), "voice_formants": (0.85, 1.05)},
-    "man": {"voice_pitch": (0.75, 1.25), "voice_formants": (0.9, 1.1)},
+    "woman": {"voice_pitch": (0.9, 1.2), "voice_formants": (0.9, 1.05)},
+    "man": {"voice_pitch": (0.75, 1.15), "voice_formants": (0.95, 1.1)},
 }
 
 

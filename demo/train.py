@@ -9,6 +9,7 @@ import argparse
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import get_peft_model
@@ -22,6 +23,7 @@ from peft_listen.training import (
     AudioListenCollator,
     FeatureCache,
     ListenCallback,
+    TaskMixture,
     chat_template_token_ids,
     create_listen_optimizer,
 )
@@ -97,16 +99,28 @@ def train(
         report_to=[],
         seed=seed,
     )
-    trainer = Trainer(
+    trainer = MixtureTrainer(
         adapted,
         training_arguments,
         train_dataset=examples,
         data_collator=AudioListenCollator(processor, feature_cache=cache),
         optimizers=(create_listen_optimizer(adapted, training_arguments), None),
         callbacks=[ListenCallback(init_keys_at_steps=INIT_KEYS_AT_STEPS)],
+        mixture=TaskMixture([example["task"] for example in examples], weights=defaults.TASK_WEIGHTS, seed=seed),
     )
     trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
     adapted.save_pretrained(output_dir / "adapter")
+
+
+class MixtureTrainer(Trainer):
+    """A trainer that draws its rows from a mixture of tasks."""
+
+    def __init__(self, *args: Any, mixture: TaskMixture, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.mixture = mixture
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> TaskMixture:
+        return self.mixture
 
 
 def is_bfloat16_faster(device: torch.device, size: int = 512, repetitions: int = 20) -> bool:
