@@ -69,6 +69,7 @@ def answer(
     from peft_listen.evaluation import predict
     from peft_listen.mappings import parse_mapping
     from peft_listen.settings_record import checkpoint_fingerprint
+    from peft_listen.training import AudioListenCollator
 
     variables = parse_mapping("chat_template_kwargs", options.chat_template_kwargs)
     state = start_processes()
@@ -88,6 +89,7 @@ def answer(
         overwrite=options.overwrite,
         show_progress=True,
         compared=compared,
+        make_collator=AudioListenCollator,
         max_new_tokens=options.max_new_tokens,
         num_beams=options.num_beams,
         **({"chat_template_kwargs": variables} if variables else {}),

@@ -7,6 +7,7 @@ import torch
 
 from peft_listen import AudioListenProcessor
 from peft_listen.data import read_examples, read_predictions
+from peft_listen.evaluation import predict
 from peft_listen.evaluation.answer_scores import row_scores
 from peft_listen.evaluation.prediction_file import PredictionFile
 from peft_listen.metrics import get_metric, score_predictions
@@ -96,6 +97,12 @@ def test_evaluate_scores_speaker_verification(composite_folder, data_file, tmp_p
     without.write_text("".join(json.dumps({**row, "score": None}) + "\n" for row in predictions))
     assert main(["evaluate", str(without), *again]) == 2
     assert "have no `score`, the log-probability of 'Yes' minus that of 'No'" in capsys.readouterr().err
+
+
+def test_scores_need_a_collator(rows, tmp_path):
+    with pytest.raises(ValueError, match="`compared` needs `make_collator`"):
+        predict(lambda: None, rows, tmp_path / "p.jsonl", compared={"sv": PAIR})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_batch_without_its_scores_is_not_finished(rows, tmp_path):

@@ -12,7 +12,6 @@ from transformers import Pipeline
 
 from ..data import Example, Prediction
 from ..processes import in_main_process
-from ..training import AudioListenCollator
 from .answer_scores import row_scores
 from .prediction_file import PredictionFile
 
@@ -31,6 +30,7 @@ def predict(
     overwrite: bool = False,
     show_progress: bool = False,
     compared: Mapping[str, tuple[str, str]] | None = None,
+    make_collator: Callable[[Any], Any] | None = None,
     **generate_kwargs: Any,
 ) -> list[Prediction]:
     """
@@ -55,7 +55,9 @@ def predict(
         show_progress (`bool`, defaults to `False`): whether to show a progress bar on stderr.
         compared (`Mapping[str, tuple[str, str]]`, *optional*):
             two answers by the name of a task, whose rows get the field `score`, the log-probability of the first answer minus
-            that of the second; see [`~peft_listen.metrics.scoring.compared_answers`].
+            that of the second; see [`~peft_listen.metrics.scoring.compared_answers`]. It needs `make_collator`.
+        make_collator (`Callable`, *optional*):
+            makes a collator from the pipeline's processor: [`~peft_listen.training.AudioListenCollator`].
         generate_kwargs (`Any`): arguments of `generate`, such as `max_new_tokens`, and `chat_template_kwargs`, variables for the
             chat template. Answers are greedy unless `do_sample` is set.
 
@@ -63,7 +65,8 @@ def predict(
         `list[Prediction]`: the examples with their answers, and with `score` if their task is in `compared`.
 
     Raises:
-        ValueError: if the file is from other settings or other examples, or `batch_size` is below 1.
+        ValueError: if the file is from other settings or other examples, `batch_size` is below 1, or `compared` is given
+            without `make_collator`.
         OSError: if a clip cannot be read or the file cannot be written.
 
     Example:
@@ -80,6 +83,8 @@ def predict(
     generate_kwargs = {"do_sample": False, **generate_kwargs}
     if settings is None:
         settings = {"model": pipe.model.name_or_path} if isinstance(pipe, Pipeline) else {}
+    if compared and make_collator is None:
+        raise ValueError("`compared` needs `make_collator`: pass `peft_listen.training.AudioListenCollator`.")
     settings = {**settings, "generation": generate_kwargs}
     if compared:
         settings["compared"] = {task: list(pair) for task, pair in compared.items()}
@@ -94,25 +99,22 @@ def predict(
         state.wait_for_everyone()
         if mine:
             pipe = pipe if isinstance(pipe, Pipeline) else pipe()
+            collator = make_collator(pipe.processor) if compared and make_collator is not None else None
             done = sum(len(file.batches[batch]) for batch in finished) if state.num_processes == 1 else 0
             total = done + sum(len(file.batches[batch]) for batch in mine)
             is_hidden = not (show_progress and state.is_main_process)
             with tqdm(desc="Answering", unit="row", initial=done, total=total, disable=is_hidden) as progress:
                 for batch in mine:
                     rows = file.batches[batch]
-                    scores = _scores(pipe, rows, compared) if compared else None
+                    scores = None
+                    if compared and collator is not None:
+                        model: Any = pipe.model
+                        scores = row_scores(model, collator, rows, compared, len(rows))
                     file.add(batch, answer_rows(pipe, rows, **generate_kwargs), scores)
                     progress.update(len(file.batches[batch]))
         state.wait_for_everyone()
         in_main_process(file.finish)
     return file.read()
-
-
-def _scores(
-    pipe: Pipeline, rows: Sequence[Mapping[str, Any]], compared: Mapping[str, tuple[str, str]]
-) -> list[float | None]:
-    model: Any = pipe.model
-    return row_scores(model, AudioListenCollator(pipe.processor), rows, compared, len(rows))  # type: ignore[arg-type]
 
 
 def answer_rows(pipe: Pipeline, rows: Sequence[Mapping[str, Any]], **generate_kwargs: Any) -> list[str]:

@@ -307,6 +307,7 @@ class TrainingRun:
             settings={"checkpoint": checkpoint_fingerprint(self.model_dir)},
             show_progress=not self.arguments.disable_tqdm,
             compared=compared_answers(rows, _of_tasks(metrics, rows)),
+            make_collator=AudioListenCollator,
             **self._generation,
             **variables,
         )
