@@ -128,6 +128,26 @@ def split_answer(messages: Messages) -> tuple[Messages, str | None]:
     return messages[:-1], text_of(messages[-1])
 
 
+def with_answer(row: Mapping[str, Any], answer: str) -> dict[str, Any]:
+    """
+    A row with another answer.
+
+    Args:
+        row (`Mapping`): A row of either form, which is not changed.
+        answer (`str`): The answer; in a conversation, it takes the place of the last one.
+
+    Returns:
+        `dict`: The row that [`~peft_listen.training.AudioListenCollator`] takes.
+
+    Raises:
+        ValueError: as [`row_messages`].
+    """
+    if not has_messages(row):
+        return {**row, "answer": answer}
+    before, _ = split_answer(row_messages(row))
+    return {"messages": [*before, {"role": "assistant", "content": answer}]}
+
+
 def split_clips(messages: Sequence[Mapping[str, Any]]) -> tuple[Messages, list[Any]]:
     """
     Separates the clips of a chat from its messages.
