@@ -7,6 +7,7 @@ conversation of several turns.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from .audio.waveform import is_list_of_clips
@@ -201,6 +202,12 @@ def messages_problem(messages: Any) -> str | None:
     first = next((role for role in roles if role != "system"), None)
     if first != "user":
         return f"`messages` must begin with a question of the user, after an optional system prompt; the roles are {roles}."
+    for number, pair in enumerate(pairwise(roles), start=1):
+        if pair == ("assistant", "assistant"):
+            return (
+                f"Messages {number - 1} and {number} of `messages` are both of the assistant, so nothing asks for the second. Make "
+                "one message of the two."
+            )
     return None
 
 
