@@ -7,6 +7,7 @@ conversation of several turns.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from .audio.waveform import is_list_of_clips
@@ -128,6 +129,26 @@ def split_answer(messages: Messages) -> tuple[Messages, str | None]:
     return messages[:-1], text_of(messages[-1])
 
 
+def with_answer(row: Mapping[str, Any], answer: str) -> dict[str, Any]:
+    """
+    A row with another answer.
+
+    Args:
+        row (`Mapping`): A row of either form, which is not changed.
+        answer (`str`): The answer; in a conversation, it takes the place of the last one.
+
+    Returns:
+        `dict`: The row that [`~peft_listen.training.AudioListenCollator`] takes.
+
+    Raises:
+        ValueError: as [`row_messages`].
+    """
+    if not has_messages(row):
+        return {**row, "answer": answer}
+    before, _ = split_answer(row_messages(row))
+    return {"messages": [*before, {"role": "assistant", "content": answer}]}
+
+
 def split_clips(messages: Sequence[Mapping[str, Any]]) -> tuple[Messages, list[Any]]:
     """
     Separates the clips of a chat from its messages.
@@ -181,6 +202,12 @@ def messages_problem(messages: Any) -> str | None:
     first = next((role for role in roles if role != "system"), None)
     if first != "user":
         return f"`messages` must begin with a question of the user, after an optional system prompt; the roles are {roles}."
+    for number, pair in enumerate(pairwise(roles), start=1):
+        if pair == ("assistant", "assistant"):
+            return (
+                f"Messages {number - 1} and {number} of `messages` are both of the assistant, so nothing asks for the second. Make "
+                "one message of the two."
+            )
     return None
 
 

@@ -20,7 +20,8 @@ _WHOLE_BYTES = 256 << 20
 _BLOCK_BYTES = 1 << 20
 _NUM_BLOCKS = 64
 
-_CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.bin")
+# Weights, configurations, vocabularies and chat templates.
+_CHECKPOINT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
 
 
 class SettingsRecord:
@@ -121,8 +122,8 @@ def fingerprint(value: Any) -> str:
 
 def checkpoint_fingerprint(folder: str | os.PathLike[str]) -> str | None:
     """
-    Hash of the configurations and weights of a checkpoint, by which a model that was trained again is told from the former
-    one. Of files above 256 MiB, parts are hashed.
+    Hash of the weights, configurations, vocabulary and chat template of a checkpoint, by which a model that was trained again
+    or changed is told from the former one. Of files above 256 MiB, parts are hashed.
 
     Args:
         folder (`str` or `os.PathLike`): the checkpoint.

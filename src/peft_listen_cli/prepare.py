@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "output", nargs="?", metavar="OUTPUT", help="folder of the data files; created if it is missing"
     )
-    parser.add_argument("--list", action="store_true", help="show the recipes, with task, files and licence, and exit")
+    parser.add_argument("--list", action="store_true", help="show the recipes, with task, files and license, and exit")
     parser.add_argument(
         "--split",
         action="append",
@@ -151,7 +151,7 @@ def _show_recipes() -> None:
     for name in available_recipes():
         recipe = get_recipe(name)
         print(f"{name}: {recipe.title}, task {recipe.task!r}, scored by {', '.join(recipe.metrics)}")
-        print(f"  licence: {recipe.licence}")
+        print(f"  license: {recipe.license}")
         if recipe.hub is not None:
             print(f"  on the Hub (--hub): {recipe.hub}")
         print("  folder:")
@@ -172,4 +172,4 @@ def _show(reports: list[PreparedSplit], as_json: bool) -> None:
             action = "left out by the recipe's rule" if reason.by_rule else "skipped"
             more = ", ..." if reason.count > len(reason.rows) else ""
             print(f"  {reason.count} {action}: {text} ({', '.join(reason.rows)}{more})")
-    print(f"Licence of the data: {get_recipe(reports[0].recipe).licence}")
+    print(f"License of the data: {get_recipe(reports[0].recipe).license}")

@@ -21,7 +21,7 @@ def test_a_data_set_with_missing_clips_exits_with_1_and_says_what_was_skipped(tm
         "  1 skipped: the clip is missing (1272-128104-0001)",
         "  1 skipped: the transcript is empty (dev-clean/84/121123/84-121123.trans.txt, line 3)",
         f"Wrote {tmp_path}/data/librispeech-test-clean.jsonl: 1 rows",
-        "Licence of the data: CC BY 4.0. https://www.openslr.org/12",
+        "License of the data: CC BY 4.0. https://www.openslr.org/12",
     ]
 
 
@@ -42,12 +42,12 @@ def test_splits_rows_and_json(tmp_path, capsys):
     assert len(read_examples(dev["path"])) == 1
 
 
-def test_the_recipes_are_listed_with_their_licences(capsys):
+def test_the_recipes_are_listed_with_their_licenses(capsys):
     assert main(["prepare", "--list"]) == 0
     output = capsys.readouterr().out
     for name in available_recipes():
         assert f"{name}: " in output
-    assert output.count("licence: ") == len(available_recipes())
+    assert output.count("license: ") == len(available_recipes())
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,13 @@ class TestSeveralClipsAndTurns:
         assert [message["role"] for message in row["messages"]] == ["system", *["user", "assistant"] * 2]
         assert row.keys() == {"audio", "messages", "instruction", "answer", "task"}
 
+    def test_a_clip_without_a_question_is_no_empty_message(self, write):
+        answer = {"role": "assistant", "content": "a tone"}
+        alone = {"messages": [{"role": "user", "content": [{"type": "audio", "audio": "tone.wav"}]}, answer]}
+        before = {"messages": [{"role": "user", "content": ""}, answer], "audio": "tone.wav"}
+        rows = read_examples(write(alone | {"task": "a"}, before | {"task": "a"}))
+        assert [row["instruction"] for row in rows] == ["", ""] and rows[0]["audio"] == rows[1]["audio"]
+
     def test_what_was_read_can_be_written_and_read_again(self, write):
         texts = {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": ""}], "task": "a"}
         rows = read_examples(write(chat(references=["the same"]), example(audio=["tone.wav"]), texts, example()))
@@ -153,6 +160,11 @@ class TestSeveralClipsAndTurns:
             (chat(answer="another"), "its `answer` 'another' is not that of the messages, 'the same'"),
             (chat(instruction=3), "its `instruction` 3 is not that of the messages, 'And this\\?'"),
             (chat(system="Be long."), "its `system` 'Be long.' is not that of the messages"),
+            (chat(messages=[SYSTEM | {"content": " "}, *chat()["messages"][1:]]), "message 0 is empty"),
+            (
+                chat(messages=[SYSTEM, {"role": "user", "content": []}, {"role": "assistant", "content": "Hi."}]),
+                "message 1 is empty: it has neither text nor audio",
+            ),
             ({"messages": chat()["messages"]}, r"the fields \['task'\] are missing"),
             (chat(messages=[SYSTEM | {"content": "\ud83d"}, *chat()["messages"][1:]]), "message 0 contains half"),
             (

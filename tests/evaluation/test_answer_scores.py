@@ -13,6 +13,7 @@ from peft_listen.evaluation.prediction_file import PredictionFile
 from peft_listen.metrics import get_metric, score_predictions
 from peft_listen.metrics.scoring import compared_answers
 from peft_listen.metrics.tasks import parse_task_metrics
+from peft_listen.rows import with_answer
 from peft_listen.training import AudioListenCollator
 from peft_listen_cli import main
 
@@ -74,6 +75,44 @@ def test_the_score_is_the_difference_of_log_probabilities_in_generation(make_ada
     swapped = row_scores(model, collator, rows, {"sv": PAIR[::-1]}, batch_size=2)
     assert swapped == pytest.approx([-score for score in scores], abs=1e-4)
     assert row_scores(model, collator, rows, {"other": PAIR}, batch_size=2) == [None] * 4
+
+
+@pytest.mark.parametrize("trained_answers", ["all", "last"])
+def test_rows_of_every_form_are_scored_by_their_last_answer(
+    make_adapted, composite_folder, rows, clips, trained_answers
+):
+    question = [{"type": "audio"}, {"type": "audio"}, {"type": "text", "text": "The same speaker?"}]
+    messages = [
+        {"role": "user", "content": "Listen well."},
+        {"role": "assistant", "content": "I do."},
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": "No"},
+    ]
+    chat = {"messages": messages, "audio": clips[:2], "instruction": "The same speaker?", "answer": "No"}
+    several = {**rows[0], "audio": clips[1:3], "system": "Be brief."}
+    forms = [{**row, "task": "sv"} for row in (rows[0], chat, several)]
+    model, processor = make_adapted("listen"), AudioListenProcessor.from_pretrained(composite_folder)
+    collator = AudioListenCollator(processor, trained_answers=trained_answers)
+    scores = row_scores(model, collator, forms, {"sv": PAIR}, batch_size=3)
+    last = AudioListenCollator(processor, trained_answers="last")
+    for row, score in zip(forms, scores, strict=True):
+        first, second = (log_probability_in_generation(model, last, with_answer(row, each)) for each in PAIR)
+        assert score == pytest.approx(first - second, abs=1e-3)
+    assert min(map(abs, scores)) > 0.01
+    assert chat["messages"][-1]["content"] == "No"
+
+
+def test_the_prompts_of_scores_and_answers_have_the_same_variables(pipe, rows, tmp_path):
+    template = pipe.processor.chat_template
+    pipe.processor.chat_template = "{{ style | default('') }}" + template
+    variables = {"style": "Softly. "}
+    options = {"compared": {"sv": PAIR}, "make_collator": AudioListenCollator, "batch_size": 2, "max_new_tokens": 2}
+    found = predict(pipe, rows, tmp_path / "p.jsonl", chat_template_kwargs=variables, **options)
+    plain = predict(pipe, rows, tmp_path / "q.jsonl", **options)
+    collator = AudioListenCollator(pipe.processor, chat_template_kwargs=variables)
+    expected = row_scores(pipe.model, collator, rows, {"sv": PAIR}, batch_size=2)
+    assert [row["score"] for row in found] == pytest.approx(expected, abs=1e-5)
+    assert [row["score"] for row in plain] != pytest.approx(expected, abs=1e-3)
 
 
 def test_evaluate_scores_speaker_verification(composite_folder, data_file, tmp_path, capsys):

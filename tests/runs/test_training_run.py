@@ -16,8 +16,8 @@ from peft_listen.data import read_examples
 from peft_listen.evaluation.collated_answers import answer_batches
 from peft_listen.evaluation.prediction import answer_rows
 from peft_listen.pipelines.loading import load_pipeline
-from peft_listen.runs import DataOptions, ModelOptions, RunArguments
-from peft_listen.runs.building import load_base, lora_targets
+from peft_listen.runs import AdapterOptions, DataOptions, ListenOptions, ModelOptions, RunArguments
+from peft_listen.runs.building import add_adapter, load_base, lora_targets
 from peft_listen.runs.checkpoints import last_whole_checkpoint
 from peft_listen.training import AudioListenCollator
 
@@ -123,6 +123,15 @@ def test_conversations_and_rows_of_several_clips_are_trained_and_scored(make_run
         train_data=[data], trained_answers="last", max_steps=1, output_dir=str(tmp_path / "last")
     ).run()
     assert losses(last_only)[0] != losses(result)[0]
+
+
+def test_the_pool_does_not_see_what_variables_add_to_the_template(base_folder):
+    base, processor = load_base(base_folder, ModelOptions(model=base_folder))
+    processor.chat_template += "{% if is_short %}{{ '<|im_end|>QQ' }}{% endif %}"
+    listen = ListenOptions(listen_pool_size=6, listen_prompt_length=2)
+    model = add_adapter(base, processor, AdapterOptions(), listen, 0, {"is_short": True})
+    added = set(processor.tokenizer("QQ")["input_ids"])
+    assert added and added <= set(model.peft_config["default"].query_ignored_token_ids)
 
 
 def test_both_adapters_are_active_in_the_loaded_model(make_run, data_file):

@@ -20,8 +20,10 @@ from transformers import (
 from peft_listen import ListenConfig
 from peft_listen.audio import AudioLimits, load_audio
 from peft_listen.chat_encoding import TextChatEncoder, make_chat_encoder, register_chat_encoder
+from peft_listen.evaluation.answer_scores import row_scores
 from peft_listen.models.audio_listen import audio_chat_template
 from peft_listen.pipelines.loading import load_pipeline
+from peft_listen.rows import with_answer
 from peft_listen.training import (
     AudioListenCollator,
     FeatureCache,
@@ -130,6 +132,20 @@ def test_rows_of_all_kinds_are_the_same_alone_and_in_a_batch(name, processor, mo
             # The pipeline has the prompt of the training.
             inputs = pipe._collate([pipe.preprocess(row)])["model_inputs"]
             assert inputs["input_ids"][0].tolist() == runs(alone, 0)[0]
+
+
+def test_answers_are_scored_by_their_log_probabilities(processor, model, rows):
+    compared = ("yes", "no")
+    scores = row_scores(
+        model, AudioListenCollator(processor), [{**row, "task": "t"} for row in rows], {"t": compared}, batch_size=4
+    )
+    last = AudioListenCollator(processor, trained_answers="last")
+    for row, score in zip(rows, scores, strict=True):
+        batches = [last([with_answer(row, answer)]) for answer in compared]
+        with torch.no_grad():
+            # The loss is the mean over the tokens of the answer.
+            sums = [-float(model(**batch).loss) * int((batch["labels"] != -100).sum()) for batch in batches]
+        assert score == pytest.approx(sums[0] - sums[1], abs=1e-2, rel=1e-3)
 
 
 def test_an_adapter_is_trained_saved_loaded_by_its_name_and_asked(name, processor, model, rows, tmp_path):

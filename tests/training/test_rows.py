@@ -214,6 +214,10 @@ REFUSED = {
     ),
     "an answer first": (lambda chat: {"messages": chat[2:]}, "must begin with a question of the user"),
     "a system prompt alone": (lambda chat: {"messages": chat[:1]}, "must begin with a question of the user"),
+    "two answers in a row": (
+        lambda chat: {"messages": [*chat, {"role": "assistant", "content": "indeed"}]},
+        "Messages 4 and 5 of `messages` are both of the assistant",
+    ),
     "too few clips": (
         lambda chat: {"messages": with_message(chat, 1, content=[{"type": "audio"}] * 2), "audio": "a.wav"},
         "have 2 audio parts without a clip, and `audio` has 1 clips",

@@ -17,6 +17,14 @@ def test_the_tokens_of_the_template_are_found(what, make_processor, make_tokeniz
     assert not found & set(tokenizer("lazy dog")["input_ids"])
 
 
+def test_the_tokens_that_a_variable_of_the_template_adds_are_found(make_tokenizer):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template += "{% if is_short %}{{ '<|im_end|>QQ' }}{% endif %}"
+    added = set(tokenizer("QQ")["input_ids"])
+    assert added and not added & set(chat_template_token_ids(tokenizer))
+    assert added <= set(chat_template_token_ids(tokenizer, {"is_short": True}))
+
+
 def test_a_tokenizer_without_a_template_raises(make_tokenizer):
     with pytest.raises(ValueError, match=r"has no chat template. Set its `chat_template`"):
         chat_template_token_ids(make_tokenizer(chat_template=None))

@@ -412,6 +412,10 @@ def _chat_fields(fields: dict[str, Any], folder: Path) -> dict[str, Any] | str:
         row = bare_row(fields)
     except ValueError as error:
         return str(error)
+    for number, message in enumerate(row["messages"]):
+        has_no_clip = isinstance(message["content"], str) or all(part["type"] == "text" for part in message["content"])
+        if message["role"] != "assistant" and has_no_clip and not text_of(message).strip():
+            return f"message {number} is empty: it has neither text nor audio. Leave it out, or add its text."
     audio = _to_clips(row["audio"] or None, folder)
     return audio if isinstance(audio, _ClipProblem) else {**row, "audio": audio}
 

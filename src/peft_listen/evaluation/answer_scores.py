@@ -9,6 +9,8 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
+from ..rows import with_answer
+
 
 @torch.no_grad()
 def row_scores(
@@ -25,7 +27,8 @@ def row_scores(
     Args:
         model (`nn.Module`): the model, with or without an adapter, in evaluation mode.
         collator ([`~peft_listen.training.AudioListenCollator`]): makes batches; its feature cache is used.
-        rows (`Sequence[Mapping]`): rows with `audio`, `instruction` and `task`.
+        rows (`Sequence[Mapping]`): rows that the collator accepts, with `task`. The compared answers take the place of the last
+            ones of conversations; earlier answers are a part of the prompt.
         compared (`Mapping[str, tuple[str, str]]`): the two answers by the name of the task.
         batch_size (`int`): rows in one call of the model.
 
@@ -38,7 +41,7 @@ def row_scores(
         indices = chosen[start : start + batch_size]
         first, second = (
             _log_probabilities(
-                model, collator([{**rows[index], "answer": compared[rows[index]["task"]][side]} for index in indices])
+                model, collator([with_answer(rows[index], compared[rows[index]["task"]][side]) for index in indices])
             )
             for side in (0, 1)
         )
@@ -48,11 +51,22 @@ def row_scores(
 
 
 def _log_probabilities(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-    """The log-probability of the answer of each row, of shape `(batch_size,)`."""
+    """The log-probability of the last answer of each row, of shape `(batch_size,)`."""
     batch = send_to_device(batch, next(model.parameters()).device)
-    targets = batch["shift_labels"]  # [batch_size, positions of the longest answer]
-    # The labels tell the adapter which tokens are no part of the query.
+    # The labels tell the adapter which tokens are no part of the query: earlier answers are a part, as in generation.
+    labels = batch["labels"] = _of_last_answer(batch["labels"])
+    targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+    if "logits_to_keep" in batch:
+        keep = labels.shape[1] - int((labels != -100).any(0).nonzero()[0]) + 1
+        targets = targets[:, -keep:].contiguous()
+        batch |= {"shift_labels": targets, "logits_to_keep": keep}
     logits = model(**batch).logits[:, -targets.shape[1] :].float()
-    is_answer = targets != -100
+    is_answer = targets != -100  # [batch_size, positions]
     of_tokens = logits.log_softmax(-1).gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     return (of_tokens * is_answer).sum(-1).double()
+
+
+def _of_last_answer(labels: torch.Tensor) -> torch.Tensor:
+    """Labels without those of earlier answers. Rows are padded on the left, so that the last answer ends them."""
+    is_before = (labels == -100).flip(1).cumsum(1).flip(1) > 0  # an untrained position follows, or it is one
+    return labels.masked_fill(is_before, -100)

@@ -30,7 +30,7 @@ def predict(
     overwrite: bool = False,
     show_progress: bool = False,
     compared: Mapping[str, tuple[str, str]] | None = None,
-    make_collator: Callable[[Any], Any] | None = None,
+    make_collator: Callable[..., Any] | None = None,
     **generate_kwargs: Any,
 ) -> list[Prediction]:
     """
@@ -57,7 +57,8 @@ def predict(
             two answers by the name of a task, whose rows get the field `score`, the log-probability of the first answer minus
             that of the second; see [`~peft_listen.metrics.scoring.compared_answers`]. It needs `make_collator`.
         make_collator (`Callable`, *optional*):
-            makes a collator from the pipeline's processor: [`~peft_listen.training.AudioListenCollator`].
+            makes a collator from the pipeline's processor, `chat_template_kwargs` and `limits`:
+            [`~peft_listen.training.AudioListenCollator`].
         generate_kwargs (`Any`): arguments of `generate`, such as `max_new_tokens`, and `chat_template_kwargs`, variables for the
             chat template. Answers are greedy unless `do_sample` is set.
 
@@ -99,7 +100,11 @@ def predict(
         state.wait_for_everyone()
         if mine:
             pipe = pipe if isinstance(pipe, Pipeline) else pipe()
-            collator = make_collator(pipe.processor) if compared and make_collator is not None else None
+            collator: Any = None
+            if compared and make_collator is not None:
+                # The prompts are those that the pipeline makes with the same arguments.
+                shared = {name: generate_kwargs.get(name) for name in ("chat_template_kwargs", "limits")}
+                collator = make_collator(pipe.processor, **shared)
             done = sum(len(file.batches[batch]) for batch in finished) if state.num_processes == 1 else 0
             total = done + sum(len(file.batches[batch]) for batch in mine)
             is_hidden = not (show_progress and state.is_main_process)

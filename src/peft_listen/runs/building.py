@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,7 @@ def add_adapter(
     adapter: AdapterOptions,
     listen: ListenOptions,
     seed: int,
+    template_variables: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """
     Adds the adapter to a base model. The projector is trained with it.
@@ -106,6 +107,7 @@ def add_adapter(
         adapter ([`AdapterOptions`]): which adapter.
         listen ([`ListenOptions`]): options of the pool of prompts.
         seed (`int`): seed of the initialization.
+        template_variables (`Mapping`, *optional*): variables for the chat template.
 
     Returns:
         `nn.Module`: a `PeftModel`, or the base model if the projector alone is trained.
@@ -126,17 +128,24 @@ def add_adapter(
     )
     if not adapter.has_listen:
         return get_peft_model(base, lora)
-    model: Any = get_peft_model(base, listen_config(processor, listen, **common, seed=seed))
+    config = listen_config(processor, listen, template_variables, **common, seed=seed)
+    model: Any = get_peft_model(base, config)
     return add_lora(model, lora) if adapter.has_lora else model
 
 
-def listen_config(processor: AudioListenProcessor, options: ListenOptions, **fixed: Any) -> ListenConfig:
+def listen_config(
+    processor: AudioListenProcessor,
+    options: ListenOptions,
+    template_variables: Mapping[str, Any] | None = None,
+    **fixed: Any,
+) -> ListenConfig:
     """
     The configuration of the pool of prompts.
 
     Args:
         processor ([`AudioListenProcessor`]): the processor, for the tokens of the chat template.
         options ([`ListenOptions`]): the options.
+        template_variables (`Mapping`, *optional*): variables for the chat template.
         fixed (`Any`): further fields of [`ListenConfig`].
 
     Raises:
@@ -146,7 +155,7 @@ def listen_config(processor: AudioListenProcessor, options: ListenOptions, **fix
     ignores_template = not is_paper if options.listen_ignore_template is None else options.listen_ignore_template
     values = {**options.config_values(), **fixed}
     if ignores_template:
-        values["query_ignored_token_ids"] = chat_template_token_ids(processor)
+        values["query_ignored_token_ids"] = chat_template_token_ids(processor, template_variables)
     return ListenConfig.paper(**values) if is_paper else ListenConfig(**values)
 
 

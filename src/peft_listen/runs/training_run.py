@@ -209,11 +209,12 @@ class TrainingRun:
         in_main_process(lambda: save_base(self.model, self._folder / "base", arguments.seed))
         base, processor = load_base(self._base, self.model)
         cache = self._feature_cache(base, processor, rows)
-        model: Any = add_adapter(base, processor, self.adapter, self.listen, arguments.seed)
+        variables = self.data.template_variables
+        model: Any = add_adapter(base, processor, self.adapter, self.listen, arguments.seed, variables)
         collator = AudioListenCollator(
             processor,
             feature_cache=cache,
-            chat_template_kwargs=self.data.template_variables,
+            chat_template_kwargs=variables,
             trained_answers=self.data.trained_answers,
         )
         collator.check_generation(model)

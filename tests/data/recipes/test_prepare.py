@@ -52,9 +52,9 @@ def test_every_recipe_has_a_miniature_in_the_tests():
 
 
 @every_recipe
-def test_a_recipe_states_its_licence_layout_and_metrics(name):
+def test_a_recipe_states_its_license_layout_and_metrics(name):
     recipe = get_recipe(name)
-    assert "http" in recipe.licence and recipe.layout and recipe.title
+    assert "http" in recipe.license and recipe.layout and recipe.title
     assert type(recipe).__doc__
     assert recipe.task in WORDINGS
     assert set(recipe.metrics) <= set(available_metrics())
@@ -449,7 +449,7 @@ def test_a_recipe_of_ones_own_is_found_by_its_name(empty_slot, tmp_path):
         task = "animal"
         wordings = ("Which animal is it?",)
         metrics = ("exact_match",)
-        licence = "yours"
+        license = "yours"
         layout = "dog/1.wav"
 
         def splits(self, source: SourceFolder):

@@ -121,10 +121,10 @@ def is_quantized(module: torch.nn.Module, kind: type) -> bool:
     return isinstance(module, kind) or isinstance(module.weight, kind)
 
 
-QUANTISERS = ["torchao", "bitsandbytes_4bit", "bitsandbytes_8bit"]
+QUANTIZERS = ["torchao", "bitsandbytes_4bit", "bitsandbytes_8bit"]
 
 
-@pytest.fixture(params=QUANTISERS)
+@pytest.fixture(params=QUANTIZERS)
 def quantized_parts(request, published_parts):
     config, kind = quantization(request.param)
     torch.manual_seed(0)

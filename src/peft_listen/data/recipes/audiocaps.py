@@ -32,7 +32,7 @@ class AudioCaps(Recipe):
     title = "AudioCaps"
     task = "acap"
     metrics = ("cider", "rouge_l")
-    licence = "MIT for the captions; the videos remain their owners'. https://github.com/cdjkim/audiocaps"
+    license = "MIT for the captions; the videos remain their owners'. https://github.com/cdjkim/audiocaps"
     layout = """\
 train.csv, val.csv, test.csv     (or in dataset/)
 train/, val/, test/              (or in audio/, or all clips in audio/)

@@ -53,8 +53,8 @@ class Recipe(ABC):
     """Wordings of the instruction; if empty, those of [`WORDINGS`] for the task."""
     metrics: ClassVar[tuple[str, ...]]
     """Names of the metrics with which the task is scored, the usual one first."""
-    licence: ClassVar[str]
-    """Licence of the data and where to ask for them."""
+    license: ClassVar[str]
+    """License of the data and where to ask for them."""
     layout: ClassVar[str]
     """The files that are expected in the source folder, as an indented tree."""
     hub: ClassVar[str | None] = None

@@ -28,7 +28,7 @@ class CoVoST2EnZh(Recipe):
     title = "CoVoST 2 (English to Chinese)"
     task = "en2zh"
     metrics = ("bleu", "chrf")
-    licence = (
+    license = (
         "CC0 1.0 for translations and clips. https://github.com/facebookresearch/covost and "
         "https://commonvoice.mozilla.org/datasets"
     )

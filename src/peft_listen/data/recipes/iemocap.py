@@ -38,7 +38,7 @@ class Iemocap(Recipe):
     title = "IEMOCAP"
     task = "er"
     metrics = ("accuracy",)
-    licence = "By request, for research. https://sail.usc.edu/iemocap/iemocap_release.htm"
+    license = "By request, for research. https://sail.usc.edu/iemocap/iemocap_release.htm"
     layout = """\
 IEMOCAP_full_release/            (or its parent folder)
   Session1/                      (to Session5)

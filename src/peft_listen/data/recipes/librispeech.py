@@ -33,7 +33,7 @@ class LibriSpeech(Recipe):
     title = "LibriSpeech"
     task = "asr"
     metrics = ("wer",)
-    licence = "CC BY 4.0. https://www.openslr.org/12"
+    license = "CC BY 4.0. https://www.openslr.org/12"
     layout = """\
 LibriSpeech/                     (or its parent folder)
   train-clean-100/               (one folder for each split)

@@ -24,7 +24,7 @@ class LibriSqa(Recipe):
     title = "LibriSQA (part I)"
     task = "sqa"
     metrics = ("rouge_l", "squad_f1")
-    licence = "CC BY 4.0 for the clips of LibriSpeech; for the questions, see https://huggingface.co/datasets/ZihanZhao/LibriSQA"
+    license = "CC BY 4.0 for the clips of LibriSpeech; for the questions, see https://huggingface.co/datasets/ZihanZhao/LibriSQA"
     layout = """\
 LibriSQA-PartI/                  (or the files themselves)
   LibriSQA-PartI-train.json

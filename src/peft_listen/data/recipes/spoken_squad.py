@@ -33,7 +33,7 @@ class SpokenSquad(Recipe):
     title = "Spoken-SQuAD"
     task = "sqa"
     metrics = ("squad_f1", "exact_match")
-    licence = "CC BY-SA 4.0. https://github.com/Chia-Hsuan-Lee/Spoken-SQuAD"
+    license = "CC BY-SA 4.0. https://github.com/Chia-Hsuan-Lee/Spoken-SQuAD"
     layout = """\
 spoken_train-v1.1.json
 spoken_test-v1.1.json

@@ -53,8 +53,8 @@ class VoxCeleb1(Recipe):
     title = "VoxCeleb1"
     task = "sv"
     metrics = ("eer", "accuracy")
-    licence = (
-        "A Creative Commons licence; the copyright of the videos remains with their owners. "
+    license = (
+        "A Creative Commons license; the copyright of the videos remains with their owners. "
         "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/"
     )
     layout = """\
