@@ -67,7 +67,7 @@ def test_an_audio_model_keeps_its_projector_and_is_asked_by_its_name(tmp_path, c
     model.save_pretrained(tmp_path)
     loaded = load_with_lora(AutoModelForMultimodalLM.from_pretrained(composite_folder), tmp_path)
     pipe = load_pipeline(str(tmp_path), device="cpu")
-    batch = pipe._collate([pipe.preprocess(clips[0])])["model_inputs"]
+    batch = pipe.collate([pipe.preprocess(clips[0])])["model_inputs"]
     with torch.no_grad():
         expected = model(**batch).logits
         torch.testing.assert_close(loaded(**batch).logits, expected)

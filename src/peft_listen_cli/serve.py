@@ -83,6 +83,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="longest audio of a request, all clips together (default: 600)",
     )
     parser.add_argument(
+        "--max-clips",
+        type=positive_integer,
+        default=32,
+        metavar="N",
+        help="clips of a request (default: 32)",
+    )
+    parser.add_argument(
         "--timeout",
         type=positive_number,
         default=120,
@@ -107,6 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_requests=arguments.max_requests,
         max_request_bytes=int(arguments.max_request_mb * (1 << 20)),
         max_audio_seconds=arguments.max_audio_seconds,
+        max_clips=arguments.max_clips,
         timeout=arguments.timeout,
         api_key=os.environ.get(API_KEY),
     )

@@ -155,6 +155,8 @@ def test_sampling_depends_on_the_seed_alone(ask, clips):
     for seed, text in sampled.items():
         assert answer(temperature=2, seed=seed) == text
     assert answer(temperature=2, top_p=1e-6) == greedy
+    # Dividing by it would overflow.
+    assert answer(temperature=1e-300) == greedy
 
 
 def test_the_models_are_listed(client):

@@ -203,6 +203,7 @@ class TestMalformed:
             [{"role": "assistant", "content": "a", "tool_calls": [{"id": "a"}]}],
             [{"role": "system", "content": [audio(b"a")]}],
             [{"role": "user", "content": "<|audio|> What?"}],
+            [{"role": "user", "content": [{"type": "text", "text": "<|audio|>"}, TEXT]}],
             ["a"],
         ],
     )
@@ -216,8 +217,14 @@ class TestMalformed:
         address = urlsplit(url)
         connection = HTTPConnection(address.hostname, address.port, timeout=60)
         connection.request("GET", f"{address.path}/chat/completions")
-        assert connection.getresponse().status == 405
+        response = connection.getresponse()
+        assert (response.status, response.headers["Allow"]) == (405, "POST")
         connection.close()
+
+    def test_an_audio_token_in_two_texts_is_refused(self, url):
+        halves = [{"type": "text", "text": text} for text in ("<|au", "dio|>")]
+        error = error_of(url, chat(audio(encoded(np.zeros(1600))), *halves))
+        assert error["param"] == "messages" and "2 audio tokens <|audio|> for 1 clips" in error["message"]
 
 
 class TestAudio:
@@ -248,6 +255,15 @@ class TestAudio:
             # Twenty minutes of silence take 5 kB.
             error = error_of(url, chat(audio(encoded(np.zeros(20 * 60 * 16_000, dtype=np.int16)))))
             assert "longer than" in error["message"]
+
+    def test_the_number_of_clips_is_limited(self, models):
+        # A clip of one sample becomes features of 30 seconds.
+        clip = audio(encoded(np.zeros(1)))
+        with running(models, max_clips=3, max_new_tokens=1) as url:
+            assert post(url, chat(clip, clip, clip))[0] == 200
+            body = {"model": MODEL, "messages": [{"role": "user", "content": [clip, clip]}] * 2}
+            error = error_of(url, body)
+            assert error["code"] == "too_many_clips" and "have 4 clips; a request may have 3" in error["message"]
 
 
 class TestSizeAndTime:

@@ -2,8 +2,10 @@
 
 import threading
 import time
+import weakref
 
 import pytest
+import torch
 
 from peft_listen.serving.worker import Finished, Group, Job, Worker
 from tests.serving.conftest import MODEL
@@ -86,11 +88,33 @@ def test_a_request_that_fails_does_not_affect_the_others(worker, row, chat_pipe)
     for request in requests:
         worker.submit(request.job)
     worker.start()
-    assert isinstance(requests[1].result, ValueError)
+    assert requests[1].result.status == 400 and "does not accept these messages" in requests[1].result.message
     for number in (0, 2):
         alone = Request(row(number // 2 + 1))
         worker.submit(alone.job)
         assert requests[number].result == alone.result
+
+
+def test_the_tensors_of_a_batch_that_failed_are_freed_before_its_requests_are_tried_alone(
+    worker, row, chat_pipe, monkeypatch
+):
+    forward, tensors, are_freed = chat_pipe.forward, [], []
+
+    def too_large(batch, **settings):
+        if len(batch["chat"]) == 1:
+            are_freed.append([tensor() is None for tensor in tensors])
+            return forward(batch, **settings)
+        activations = torch.zeros(1)
+        tensors.extend([weakref.ref(activations), weakref.ref(batch["model_inputs"]["input_ids"])])
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(chat_pipe, "forward", too_large)
+    requests = [Request(row()), Request(row())]
+    for request in requests:
+        worker.submit(request.job)
+    worker.start()
+    assert all(isinstance(request.result, Finished) for request in requests)
+    assert are_freed == [[True, True]] * 2
 
 
 def test_requests_end_on_their_own_in_a_batch(worker, row, batches):

@@ -130,7 +130,7 @@ def test_rows_of_all_kinds_are_the_same_alone_and_in_a_batch(name, processor, mo
             assert processor.tokenizer.decode(runs(alone, 0)[1]) == expected
             assert pipe(row) == outputs[number]
             # The pipeline has the prompt of the training.
-            inputs = pipe._collate([pipe.preprocess(row)])["model_inputs"]
+            inputs = pipe.collate([pipe.preprocess(row)])["model_inputs"]
             assert inputs["input_ids"][0].tolist() == runs(alone, 0)[0]
 
 

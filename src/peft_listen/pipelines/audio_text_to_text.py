@@ -259,11 +259,22 @@ class AudioTextToTextPipeline(Pipeline):
                 continue_final_message=continue_final_message,
                 **row["chat_template_kwargs"],
             )
+            self._check_places(row["prompt"], len(clips))
         row["audio"] = [load_audio(clip, sampling_rate, target_sampling_rate=rate, limits=limits) for clip in clips]
         # These check the limits again; the processors of transformers do not have any.
         if self._has_encoder or isinstance(self.processor, AudioListenProcessor):
             row["audio_kwargs"]["limits"] = limits
         return row
+
+    def _check_places(self, prompt: str, num_clips: int) -> None:
+        # The processor counts those of a whole batch, in which a row could get the clip of another one.
+        token = getattr(self.processor, "audio_token", None)
+        if token is not None and prompt.count(token) != num_clips:
+            raise ValueError(
+                f"The chat has {prompt.count(token)} audio tokens {token} for {num_clips} clips. Leave the token out of "
+                'texts, and pass clips as parts of messages: {"type": "audio", "audio": ...}. The chat template of the '
+                "processor must render each of these parts as one audio token."
+            )
 
     @property
     def _has_encoder(self) -> bool:

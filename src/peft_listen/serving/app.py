@@ -48,7 +48,8 @@ def create_app(models: ServedModels, settings: ServerSettings | None = None) -> 
         settings ([`ServerSettings`], *optional*): The limits.
 
     Returns:
-        `Starlette`: the application. Its lifespan starts and stops the thread that answers requests.
+        `Starlette`: the application. Its lifespan starts and stops the thread that answers requests, once. An application
+        that mounts `app` has to run it: `Starlette(routes=[Mount("/llm", app)], lifespan=app.router.lifespan_context)`.
     """
     chat = _Chat(models, settings or ServerSettings())
 
@@ -94,7 +95,8 @@ def _on_http_error(request: Request, error: Exception) -> Response:
     message = (
         f"{request.method} {request.url.path}: {error.detail}. This server has /v1/chat/completions and /v1/models."
     )
-    return JSONResponse(RequestError(message, error.status_code).body, status_code=error.status_code)
+    body = RequestError(message, error.status_code).body
+    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 
 
 def _on_other_error(request: Request, error: Exception) -> Response:
@@ -160,10 +162,12 @@ class _Chat:
         self._worker = Worker(models, settings.batch_size)
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="peft-listen-decoding")
         self._num_requests = 0
+        self._is_started = False
         self._created = int(time.time())
 
     def start(self) -> None:
         self._worker.start()
+        self._is_started = True
 
     def stop(self) -> None:
         self._worker.stop()
@@ -200,6 +204,11 @@ class _Chat:
         deadline = time.monotonic() + self._settings.timeout
         self._check_key(request)
         self._check_headers(request)
+        if not self._is_started:
+            raise RuntimeError(
+                "The application was not started. Its lifespan must run: an application that mounts `app` needs "
+                "`lifespan=app.router.lifespan_context`."
+            )
         release = self._admit()
         try:
             body = await self._read(request, deadline)

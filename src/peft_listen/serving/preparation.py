@@ -47,11 +47,12 @@ class Preparation:
             `dict`: An output of the pipeline's `preprocess`.
 
         Raises:
-            RequestError: A clip cannot be decoded or exceeds a limit, a text is not valid, the chat template does not accept
-                the chat, or the time is over.
+            RequestError: There are too many clips, a clip cannot be decoded or exceeds a limit, a text is not valid, the
+                chat template does not accept the chat, or the time is over.
         """
         if time.monotonic() > deadline:
             raise timeout_error()
+        self._check_num_clips(request)
         seconds = self._settings.max_audio_seconds
         messages = []
         for number, message in enumerate(request.messages):
@@ -74,9 +75,9 @@ class Preparation:
             row: dict[str, Any] = self._pipe.preprocess(
                 messages, limits=self._limits(deadline), continue_final_message=False
             )
-        except TemplateError as error:
+        except (TemplateError, ValueError) as error:
             raise RequestError(
-                f"The model's chat template does not accept these messages: {error}", param="messages"
+                f"The model's processor does not accept these messages: {error}", param="messages"
             ) from error
         return row
 
@@ -97,6 +98,15 @@ class Preparation:
             allowed = f" All clips of a request together may last {self._settings.max_audio_seconds:g} seconds."
             message = f"`{name}`: {error}{allowed if isinstance(error, LimitError) else ''}"
             raise RequestError(message, param=name, code="invalid_audio") from error
+
+    def _check_num_clips(self, request: ChatRequest) -> None:
+        num_clips = sum(isinstance(part, AudioPart) for message in request.messages for part in message.content)
+        if num_clips > self._settings.max_clips:
+            raise RequestError(
+                f"The messages have {num_clips} clips; a request may have {self._settings.max_clips}. Send fewer.",
+                param="messages",
+                code="too_many_clips",
+            )
 
     def _check_speaker(self, message: Message, name: str) -> None:
         if message.role != "user":

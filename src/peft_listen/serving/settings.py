@@ -20,6 +20,9 @@ class ServerSettings:
             Largest body of a request. Base64 takes four bytes for three of audio.
         max_audio_seconds (`float`, defaults to 600.0):
             Longest audio of a request, all clips together.
+        max_clips (`int`, defaults to 32):
+            Largest number of clips of a request. Encoders pad clips, so that the features of a short one, which has
+            hundreds of bytes, may take a megabyte.
         timeout (`float`, defaults to 120.0):
             Seconds within which a request must be read, wait and be answered.
         api_key (`str`, *optional*):
@@ -34,6 +37,7 @@ class ServerSettings:
     max_requests: int = 64
     max_request_bytes: int = 25 << 20
     max_audio_seconds: float = 600.0
+    max_clips: int = 32
     timeout: float = 120.0
     api_key: str | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import StoppingCriteria
 
 from ..answer_end import end_token_ids, find_answer_end
@@ -22,6 +24,9 @@ from .models import ServedModels
 
 
 logger = logging.getLogger(__name__)
+
+# Logits that are divided by less may overflow. Probabilities that are NaN end all work of a process with CUDA.
+_MIN_TEMPERATURE = 0.01
 
 
 @dataclass(frozen=True)
@@ -176,23 +181,27 @@ class Worker:
                     return batch
 
     def _answer(self, jobs: list[Job]) -> None:
+        tried_alone = []
         try:
             self._generate(jobs)
         except Exception as error:
-            left = [job for job in jobs if not job.is_finished]
-            # One request may be at fault, or all of them together too large, so each is tried alone.
-            for job in left:
+            for job in [job for job in jobs if not job.is_finished]:
                 if len(jobs) == 1 or job.has_sent_text:
                     if not isinstance(error, RequestError):
                         logger.exception("A request failed.", exc_info=error)
                     job.finish(error)
                 else:
-                    self._answer([job])
+                    tried_alone.append(job)
+            # The frames of the error hold the tensors of the batch, for which there may be no memory twice.
+            traceback.clear_frames(error.__traceback__)
+        # One request may be at fault, or all of them together too large.
+        for job in tried_alone:
+            self._answer([job])
 
     def _generate(self, jobs: list[Job]) -> None:
         pipe, group = self._models.pipe, jobs[0].group
         self._models.activate(group.model)
-        batch = pipe.collate([job.row for job in jobs])
+        batch = self._collate(jobs)
         lengths = batch["model_inputs"]["attention_mask"].sum(dim=-1).tolist()
         allowed = []
         for job, length in zip(jobs, lengths, strict=True):
@@ -217,13 +226,22 @@ class Worker:
         for row in rows:
             row.finish()
 
+    def _collate(self, jobs: list[Job]) -> dict[str, Any]:
+        try:
+            return self._models.pipe.collate([job.row for job in jobs])
+        except (TemplateError, ValueError) as error:
+            raise RequestError(
+                f"The model's processor does not accept these messages: {error}", param="messages"
+            ) from error
+
 
 def _sampling(group: Group) -> dict[str, Any]:
     if group.temperature is None and group.top_p is None:
         return {}  # the model's own settings
     if group.temperature == 0:
         return {"do_sample": False}
-    return {"do_sample": True, "temperature": group.temperature or 1.0, "top_p": group.top_p or 1.0}
+    temperature = max(group.temperature or 1.0, _MIN_TEMPERATURE)
+    return {"do_sample": True, "temperature": temperature, "top_p": group.top_p or 1.0}
 
 
 def _stopping() -> RequestError:
