@@ -195,6 +195,36 @@ def test_a_killed_save_over_an_older_checkpoint_mixes_nothing(kind, tmp_path):
     assert ended and number > 5 and (1.0, 2) in seen and (2.0, 3) in seen
 
 
+FILES = ("model.safetensors", "adapter_model.safetensors", "adapter_config.json", "config.json")
+FILES_OF_LORA = ("lora/adapter_model.safetensors", "lora/adapter_config.json")
+
+
+def save_version(version: str, folder: Path, names: tuple[str, ...]) -> None:
+    with replaced_checkpoint(folder, dropped=FILES_OF_LORA) as temporary:
+        (temporary / "lora").mkdir()
+        for name in names:
+            (temporary / name).write_text(version)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.parametrize("new", [(*FILES, *FILES_OF_LORA), FILES], ids=["with lora", "without lora"])
+def test_a_killed_save_mixes_no_adapter_of_a_subfolder(new, tmp_path):
+    old = (*FILES, *FILES_OF_LORA)
+    whole = (dict.fromkeys(old, "old"), dict.fromkeys(new, "new"))
+    seen = []
+    for number in range(1, 100):
+        folder = tmp_path / f"run{number}"
+        save_version("old", folder, old)
+        ended = killed_at_change(number, folder, lambda folder=folder: save_version("new", folder, new))
+        if (folder / "config.json").exists():
+            found = {name: (folder / name).read_text() for name in old if (folder / name).exists()}
+            assert found in whole, f"killed at change {number}"
+            seen.append(found)
+        if ended:
+            break
+    assert ended and seen[0] == whole[0] and seen[-1] == whole[1]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_save_that_fails_leaves_the_old_checkpoint(kind, tmp_path, monkeypatch):
     build, load = KINDS[kind]

@@ -65,6 +65,28 @@ def test_a_run_that_was_killed_after_its_last_step_is_not_trained_further(make_r
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(resumed).items())
 
 
+def test_the_best_model_is_found_in_a_run_that_was_moved_after_its_last_step(make_run, data_file, tmp_path):
+    options = {"max_steps": 3, "eval_data": [data_file], "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    options |= {"eval_rows_per_task": 0, "load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
+    # The first checkpoint is the best one, as the lowest loss is taken for the worst.
+    options |= {"greater_is_better": True, "save_total_limit": None, "learning_rate": 0.05}
+    whole = make_run(**options).run()
+    expected = weights(whole)
+    for name in ("training.json", "result.json"):
+        (tmp_path / "run" / name).unlink()
+    shutil.rmtree(whole.model_dir)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    resumed = make_run(output_dir=str(tmp_path / "moved"), **options).run()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(resumed).items())
+    best = json.loads((tmp_path / "moved" / "training.json").read_text())["best_step"]
+
+    for name in ("training.json", "result.json"):
+        (tmp_path / "moved" / name).unlink()
+    shutil.rmtree(tmp_path / "moved" / "checkpoints" / f"checkpoint-{best}")
+    with pytest.raises(OSError, match=rf"best checkpoint, .*checkpoint-{best}, is missing"):
+        make_run(output_dir=str(tmp_path / "moved"), **options).run()
+
+
 @contextmanager
 def largest_file(num_bytes):
     """Writing beyond this size fails, as on a full disk."""

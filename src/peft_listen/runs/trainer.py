@@ -78,9 +78,20 @@ class RunTrainer(Trainer):
         Args:
             state ([`~transformers.TrainerState`]): the state in the last checkpoint.
             checkpoint (`str`): the last checkpoint.
+
+        Raises:
+            OSError: if the best checkpoint is not beside the last one.
         """
         self.state = state
         if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            # Its folder may have been moved with that of the run.
+            best = Path(checkpoint).with_name(Path(state.best_model_checkpoint).name)
+            if not is_whole(best):
+                raise OSError(
+                    f"The best checkpoint, {best}, is missing or not whole. Restore it, or delete {checkpoint} to train from the "
+                    "checkpoint before it."
+                )
+            state.best_model_checkpoint = str(best)
             self._load_best_model()
         else:
             self._load_from_checkpoint(checkpoint)
