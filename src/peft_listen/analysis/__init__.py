@@ -1,6 +1,7 @@
 """Analysis of an adapter: which prompts each task selects. Scores, plots and reports need the extra `analysis`."""
 
 from .answers import TaskAnswers, score_answers
+from .nearest_words import NearestWords, NearWord, nearest_words
 from .plots import plot_prompt_heatmap, plot_query_key_map, plot_usage
 from .query_space import mean_pairwise_cosine, neighbor_accuracy, silhouette
 from .recording import record_dataset
@@ -11,11 +12,14 @@ from .usage import PromptUsage
 
 
 __all__ = [
+    "NearWord",
+    "NearestWords",
     "PromptUsage",
     "SelectionRecords",
     "TaskAnswers",
     "format_summary",
     "mean_pairwise_cosine",
+    "nearest_words",
     "neighbor_accuracy",
     "plot_prompt_heatmap",
     "plot_query_key_map",
