@@ -122,7 +122,9 @@ def small_things(tmp_path_factory, make_llm, make_tokenizer, whisper_config, bea
         AudioListenProcessor.from_sub_models_pretrained(**parts).save_pretrained("my-base")
         base = AudioListenForCausalLM.from_pretrained("my-base")
         settings = {"pool_size": 16, "prompt_length": 4, "modules_to_save": ["multi_modal_projector"]}
-        get_peft_model(base, ListenConfig(**settings)).save_pretrained("my-adapter")
+        for name in ("my-adapter", "my-adapter-2"):
+            get_peft_model(base, ListenConfig(**settings)).save_pretrained(name)
+            base = AudioListenForCausalLM.from_pretrained("my-base")
 
         time = np.arange(16_000) / 16_000
         for name, frequency in (("dog", 220), ("cat", 660)):

@@ -12,12 +12,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from . import ask, cache_features, convert_beats, data, evaluate, predict, prepare, report, serve, train
+from . import ask, cache_features, compare, convert_beats, data, evaluate, predict, prepare, report, serve, train
 
 
 COMMANDS = {
     "ask": ask,
     "cache-features": cache_features,
+    "compare": compare,
     "convert-beats": convert_beats,
     "data": data,
     "evaluate": evaluate,

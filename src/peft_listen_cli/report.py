@@ -10,7 +10,7 @@ from .argument_types import positive_integer
 
 
 if TYPE_CHECKING:
-    from peft_listen.analysis import SelectionRecords
+    from peft_listen.analysis import NearestWords, SelectionRecords
     from peft_listen.data import Prediction
 
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="projection of the map (default: pca; umap needs umap-learn)",
     )
     parser.add_argument(
-        "--batch-size", type=positive_integer, default=8, metavar="N", help="number of clips in a batch (default: 8)"
+        "--batch-size", type=positive_integer, default=8, metavar="N", help="number of rows in a batch (default: 8)"
     )
     parser.set_defaults(run=run)
 
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     for path in filter(None, (arguments.output, arguments.save_records)):
         check_output_file(path)
     predictions = read_predictions(arguments.predictions) if arguments.predictions else []
-    records = _records(arguments, predictions)
+    records, words = _records(arguments, predictions)
     if arguments.save_records:
         records.save(arguments.save_records)
     title = arguments.title or f"Prompts of {os.path.basename(os.path.normpath(arguments.source))}"
@@ -66,14 +66,18 @@ def run(arguments: argparse.Namespace) -> int:
         top=arguments.top,
         projection=arguments.projection,
         predictions=predictions,
+        words=words,
     )
     print(format_summary(summary))
     print(f"Wrote {arguments.output}")
     return 0
 
 
-def _records(arguments: argparse.Namespace, predictions: list[Prediction]) -> SelectionRecords:
-    from peft_listen.analysis import SelectionRecords, record_dataset, score_answers
+def _records(
+    arguments: argparse.Namespace, predictions: list[Prediction]
+) -> tuple[SelectionRecords, NearestWords | None]:
+    """The selections, and the words near the prompts if the source is an adapter: their file has no vocabulary."""
+    from peft_listen.analysis import SelectionRecords, nearest_words, record_dataset, score_answers
     from peft_listen.data import read_examples
 
     if os.path.isfile(arguments.source):
@@ -82,7 +86,7 @@ def _records(arguments: argparse.Namespace, predictions: list[Prediction]) -> Se
                 f"{arguments.source} is a file of selections, which already contains the results for its data. Leave "
                 f"out {arguments.data}, or name an adapter instead of the file."
             )
-        return SelectionRecords.load(arguments.source)
+        return SelectionRecords.load(arguments.source), None
     from peft_listen.pipelines.loading import check_model_name, load_pipeline
 
     if arguments.data is None:
@@ -95,5 +99,6 @@ def _records(arguments: argparse.Namespace, predictions: list[Prediction]) -> Se
     # The files are checked first, since loading and running the model may take minutes.
     examples = read_examples(arguments.data)
     score_answers(predictions, {example["task"] for example in examples})
-    pipe = load_pipeline(arguments.source)
-    return record_dataset(pipe, examples, batch_size=arguments.batch_size, show_progress=True)
+    pipe = load_pipeline(arguments.source, accepts_text_models=True)
+    records = record_dataset(pipe, examples, batch_size=arguments.batch_size, show_progress=True)
+    return records, nearest_words(pipe, records)

@@ -128,6 +128,49 @@ def test_a_text_model_is_recorded_in_eval_mode_and_returned_to_training_mode(mak
     assert records.inputs == ["a dog barks", "two", "a car"]
 
 
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+def test_a_text_pipeline_records_what_it_selects_for_an_answer(make_llm, make_tokenizer, template) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template, tokenizer.pad_token, tokenizer.padding_side = template, None, "right"
+    model = get_peft_model(make_llm("llama"), ListenConfig(pool_size=8, prompt_length=2, init_weights=False))
+    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    model.train()
+    questions = ["What is the capital of France?", "Why?", "Write the plural of mouse."]
+    rows = [{"audio": None, "instruction": text, "answer": "x", "task": text[:3]} for text in questions]
+    records = record_dataset(pipe, rows, batch_size=2)
+    assert model.training
+    assert records.inputs == questions and records.tasks == ["Wha", "Why", "Wri"]
+    model.eval()
+    prompts = [[{"role": "user", "content": text}] if template else text for text in questions]
+    with model.record_selections() as alone:
+        for prompt in prompts:
+            pipe(prompt, max_new_tokens=1, do_sample=False)
+    assert torch.equal(records.indices, torch.cat([record.indices for record in alone]))
+    torch.testing.assert_close(records.scores, torch.cat([record.scores for record in alone]), rtol=1e-4, atol=1e-5)
+
+
+def test_rows_that_a_text_pipeline_cannot_ask_are_refused(make_llm, make_tokenizer) -> None:
+    model = get_peft_model(make_llm("llama"), ListenConfig(pool_size=8, prompt_length=2))
+    tokenizer = make_tokenizer()
+    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    fine = {"instruction": "Why?", "task": "a"}
+    with pytest.raises(ValueError, match="Row 1 has audio, but the model is a language model without audio"):
+        record_dataset(pipe, [fine, {**fine, "audio": "clip.wav"}])
+    with pytest.raises(ValueError, match="Row 0 has no `instruction`: expected a string, got None"):
+        record_dataset(pipe, [{"task": "a"}])
+    with pytest.raises(ValueError, match="Row 1 has 2 messages, but the tokenizer has no chat template"):
+        record_dataset(pipe, [fine, {**fine, "system": "Be brief."}], batch_size=1)
+    tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(ValueError, match="The chat template does not render row 0 .*no system role"):
+        record_dataset(pipe, [fine])
+
+
 def test_invalid_arguments_raise(pipe, adapted, rows) -> None:
     with pytest.raises(ValueError, match="A model needs `collator=`"):
         record_dataset(adapted, rows)

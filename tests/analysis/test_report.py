@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import peft_listen.analysis
-from peft_listen.analysis import SelectionRecords, format_summary, save_report, summarize
+from peft_listen.analysis import NearestWords, NearWord, SelectionRecords, format_summary, save_report, summarize
 from peft_listen.analysis.plots import THEME
 from tests.device_nodes import make_null_device
 
@@ -335,3 +335,22 @@ def test_only_regular_files_are_written(make_records, tmp_path, kind) -> None:
         assert (path.lstat().st_ino, path.lstat().st_mode) == (before.st_ino, before.st_mode)
     assert old.read_text() == "old"
     assert not (tmp_path / "nothing").exists()
+
+
+def test_the_nearest_words_of_a_prompt_are_shown_and_escaped(report, make_records) -> None:
+    records = make_records()
+    prompts = sorted(set(records.indices.flatten().tolist()))
+    near, zero = (summarize(records).tasks[task].top_prompts[0][0] for task in ("asr", "captions"))
+    words = {prompt: [NearWord(7, "dull", 0.125)] for prompt in prompts}
+    words[near] = [NearWord(1, "<b>bark</b>", 0.75), NearWord(2, "dog", 0.5)]
+    words[zero] = []
+    page = report(records, words=NearestWords(words, chance_similarity=0.25, word_similarity=0.625))
+    assert "near <b>bark</b> 0.75 dog 0.50" in page.texts_of("words")
+    assert len(page.texts_of("words far")) > 0
+    assert all(text == "near no token; the nearest are dull 0.12" for text in page.texts_of("words far"))
+    assert (
+        f"1 of the {len(prompts)} compared prompts is nearer to a token than 95% of random directions are (0.25)"
+        in page.text
+    )
+    assert "nearest other token have 0.62" in page.text
+    assert "vocabulary" not in report(records).text

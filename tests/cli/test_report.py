@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM
 
+from peft_listen import ListenConfig
 from peft_listen.analysis import SelectionRecords
 from peft_listen_cli import main
 
@@ -40,6 +43,7 @@ def test_an_adapter_is_run_over_a_data_file_and_its_selections_kept(adapter, dat
     html = page.read_text(encoding="utf-8")
     assert "<h1>Prompts of my-adapter</h1>" in html
     assert "3.wav · Which voice?" in html
+    assert len(re.findall(r'<p class="words(?: far)?">near', html)) > 0
     records = SelectionRecords.load(selections)
     assert records.tasks == ["pitch", "voice"] * 2
     assert records.pool_size == 12
@@ -48,6 +52,24 @@ def test_an_adapter_is_run_over_a_data_file_and_its_selections_kept(adapter, dat
     arguments = ["report", str(selections), "-o", str(again), "--title", "Prompts of my-adapter", "--top", "2"]
     assert main(arguments) == 0
     assert "Fraction of the 2 most selected prompts" in again.read_text(encoding="utf-8")
+
+
+def test_a_text_adapter_is_reported_in_one_command(make_llm, make_tokenizer, tmp_path, capsys) -> None:
+    make_llm("llama").save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    get_peft_model(base, ListenConfig(pool_size=8, prompt_length=2)).save_pretrained(tmp_path / "text-adapter")
+    data, page = tmp_path / "test.jsonl", tmp_path / "page.html"
+    rows = [{"audio": None, "instruction": f"Why {n}?", "answer": "So.", "task": "ab"[n % 2]} for n in range(4)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    assert main(["report", str(tmp_path / "text-adapter"), str(data), "-o", str(page), "--batch-size", "3"]) == 0
+    html = page.read_text(encoding="utf-8")
+    assert "<h1>Prompts of text-adapter</h1>" in html and "Why 3?" in html
+    assert '<p class="words' in html
+    data.write_text(json.dumps(rows[0] | {"audio": "clip.wav"}))
+    assert main(["report", str(tmp_path / "text-adapter"), str(data), "-o", str(tmp_path / "other.html")]) == 2
+    assert "Row 0 has audio, but the model is a language model without audio" in capsys.readouterr().err
+    assert not (tmp_path / "other.html").exists()
 
 
 @pytest.fixture

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import Pipeline
+from transformers import Pipeline, TextGenerationPipeline
 
-from ..rows import bare_row, has_messages, row_clips
+from ..chat import as_prompts
+from ..chat_encoding import pad_left, padding_token_id
+from ..rows import bare_row, has_messages, row_clips, row_messages, split_answer, text_of
 from ..tuners.listen import SelectionRecord, find_listen_layer
 from ..unicode import half_surrogate_problem
 from .records import SelectionRecords
@@ -31,8 +33,9 @@ def record_dataset(
     generated.
 
     Args:
-        model ([`AudioTextToTextPipeline`] or `nn.Module`):
-            pipeline or model with an active LISTEN adapter.
+        model ([`AudioTextToTextPipeline`], [`~transformers.TextGenerationPipeline`] or `nn.Module`):
+            pipeline or model with an active LISTEN adapter. A text pipeline takes rows without audio; the prompt of a row is
+            its chat as the tokenizer's template renders it, or without a template the `instruction` alone.
         rows (`Iterable[Mapping]`):
             the data, read once and in order. Each row has a `task` and, for a pipeline, `audio` and `instruction`, as
             returned by [`~peft_listen.data.read_examples`]. `instruction` (or `text`) and the file name of `audio` also
@@ -48,7 +51,8 @@ def record_dataset(
 
     Raises:
         ValueError: if `batch_size` is below 1, there are no rows, a row has no valid task, the model has no active LISTEN
-            adapter, a model is passed without a collator, or a pipeline with one.
+            adapter, a model is passed without a collator, or a pipeline with one, or a row for a text pipeline has a clip or,
+            without a chat template, more than an instruction.
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
@@ -70,7 +74,9 @@ def record_dataset(
         bar.update(len(record.indices))
 
     with bar, layer.recording(recorder):
-        if isinstance(model, Pipeline):
+        if isinstance(model, TextGenerationPipeline):
+            _run_text_pipeline(model, names.reading(rows), batch_size)
+        elif isinstance(model, Pipeline):
             _run_pipeline(model, names.reading(rows), batch_size)
         else:
             assert collator is not None
@@ -93,6 +99,61 @@ def _run_pipeline(pipe: Pipeline, rows: Iterator[Mapping[str, Any]], batch_size:
     )
     for _ in outputs:
         pass
+
+
+@torch.no_grad()
+def _run_text_pipeline(pipe: TextGenerationPipeline, rows: Iterator[Mapping[str, Any]], batch_size: int) -> None:
+    # `generate` instead of the pipeline, which refuses batches if the tokenizer has no padding token or pads on the right.
+    tokenizer: Any = pipe.tokenizer
+    model: Any = pipe.model
+    padding = padding_token_id(tokenizer)
+    numbers = itertools.count()
+    was_training = model.training
+    model.eval()
+    try:
+        while batch := list(itertools.islice(rows, batch_size)):
+            token_ids = [_tokenize_prompt(tokenizer, row, next(numbers)) for row in batch]
+            inputs = {
+                "input_ids": pad_left(token_ids, padding).to(pipe.device),
+                "attention_mask": pad_left([[1] * len(row) for row in token_ids], 0).to(pipe.device),
+            }
+            model.generate(
+                **inputs, max_new_tokens=1, do_sample=False, num_beams=1, num_return_sequences=1, pad_token_id=padding
+            )
+    finally:
+        model.train(was_training)
+
+
+def _tokenize_prompt(tokenizer: Any, row: Mapping[str, Any], number: int) -> list[int]:
+    """The token ids that an answer to a row without audio would follow."""
+    if (bare_row(row)["audio"] if has_messages(row) else row_clips(row)) != []:
+        raise ValueError(
+            f"Row {number} has audio, but the model is a language model without audio. Use rows whose `audio` is null, or a "
+            "model with audio."
+        )
+    if not has_messages(row) and not isinstance(row.get("instruction"), str):
+        raise ValueError(f"Row {number} has no `instruction`: expected a string, got {row.get('instruction')!r}.")
+    messages, _ = split_answer(row_messages(row))
+    texts = [{"role": message["role"], "content": text_of(message)} for message in messages]
+    if getattr(tokenizer, "chat_template", None) is not None:
+        try:
+            text = tokenizer.apply_chat_template(texts, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # templates raise errors of many types
+            raise ValueError(
+                f"The chat template does not render row {number} ({type(error).__name__}: {error})."
+            ) from error
+    elif len(texts) == 1:
+        text = texts[0]["content"]
+    else:
+        raise ValueError(
+            f"Row {number} has {len(texts)} messages, but the tokenizer has no chat template to render them with. Set "
+            "its `chat_template`, or use rows with an `instruction` alone."
+        )
+    (text,), adds_special_tokens = as_prompts([text], tokenizer)
+    token_ids: list[int] = tokenizer(text, add_special_tokens=adds_special_tokens)["input_ids"]
+    if not token_ids:
+        raise ValueError(f"Row {number} has an empty prompt; expected an instruction.")
+    return token_ids
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..files import atomic_path, check_output_file
 from .answers import TaskAnswers
 from .findings import SAME_OVERLAP, SHARED_OVERLAP, describe_task_answers, overlap_mark, rate, rate_task_answers
+from .nearest_words import NearestWords, NearWord
 from .plots import THEME, plot_prompt_heatmap, plot_query_key_map, plot_usage, task_colors
 from .query_space import Projection
 from .records import SelectionRecords
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _PROMPTS_SHOWN = 6
 _EXAMPLES_SHOWN = 2
+_WORDS_SHOWN = 5
 
 # Widths of the figures in inches. The legends are part of the page. A screen of a phone shows the narrow figures.
 _MAP_WIDTH, _WIDE, _NARROW = 8.0, 11.0, 4.6
@@ -67,6 +69,8 @@ class _Prompt:
     share: float
     also: str
     examples: list[str]
+    words: list[NearWord]
+    is_near: bool
 
 
 def save_report(
@@ -77,10 +81,11 @@ def save_report(
     top: int = 10,
     projection: Projection = "pca",
     predictions: Iterable[Mapping[str, Any]] = (),
+    words: NearestWords | None = None,
 ) -> SelectionSummary:
     """
     Writes an HTML report: rated summary statistics, correct answers, a map of queries and keys, the overlap of the tasks,
-    and the most selected prompts of each task with example inputs.
+    and the most selected prompts of each task with example inputs and the nearest words of the vocabulary.
 
     Args:
         records ([`SelectionRecords`]): the selections.
@@ -92,6 +97,7 @@ def save_report(
         predictions (`Iterable[Mapping]`, *optional*): answers of the model, with the strings `task`, `answer` and
             `generated`; see [`~peft_listen.data.read_predictions`]. The report then compares the correct answers of each
             task with the chance level.
+        words ([`NearestWords`], *optional*): the nearest words of the prompts, from [`nearest_words`].
 
     Returns:
         [`SelectionSummary`]: the statistics shown in the report.
@@ -104,14 +110,20 @@ def save_report(
     """
     check_output_file(path)
     summary = summarize(records, top, predictions)
-    html = _render(records, summary, title or "Prompts selected by each task", projection)
+    html = _render(records, summary, title or "Prompts selected by each task", projection, words)
     with atomic_path(path) as temporary:
         # Half surrogate pairs, as in a title from a file name that is not UTF-8, are the only characters to replace.
         temporary.write_text(html, encoding="utf-8", errors="xmlcharrefreplace")
     return summary
 
 
-def _render(records: SelectionRecords, summary: SelectionSummary, title: str, projection: Projection) -> str:
+def _render(
+    records: SelectionRecords,
+    summary: SelectionSummary,
+    title: str,
+    projection: Projection,
+    words: NearestWords | None,
+) -> str:
     try:
         from jinja2 import Environment, StrictUndefined
     except ImportError as error:
@@ -140,7 +152,8 @@ def _render(records: SelectionRecords, summary: SelectionSummary, title: str, pr
         overlap=_overlap_table(summary),
         shared_overlap=SHARED_OVERLAP,
         same_overlap=SAME_OVERLAP,
-        prompts={task: _top_prompts(records, summary, task) for task in summary.tasks},
+        prompts={task: _top_prompts(records, summary, task, words) for task in summary.tasks},
+        words=words,
         half=_prompts_for_half(records),
         base=config.get("base_model_name_or_path"),
         settings={name: config[name] for name in _SETTINGS if config.get(name) is not None},
@@ -180,7 +193,9 @@ def _overlap_table(summary: SelectionSummary) -> list[tuple[str, list[_Overlap |
     ]
 
 
-def _top_prompts(records: SelectionRecords, summary: SelectionSummary, task: str) -> list[_Prompt]:
+def _top_prompts(
+    records: SelectionRecords, summary: SelectionSummary, task: str, words: NearestWords | None
+) -> list[_Prompt]:
     others = {name: {index for index, _ in other.top_prompts} for name, other in summary.tasks.items() if name != task}
     return [
         _Prompt(
@@ -188,6 +203,8 @@ def _top_prompts(records: SelectionRecords, summary: SelectionSummary, task: str
             share=share,
             also=_others(index, others),
             examples=_examples(records, task, index),
+            words=[] if words is None else words.prompts.get(index, [])[:_WORDS_SHOWN],
+            is_near=words is not None and index in words.prompts and words.is_near(index),
         )
         for index, share in summary.tasks[task].top_prompts[:_PROMPTS_SHOWN]
     ]
