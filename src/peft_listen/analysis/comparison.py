@@ -124,7 +124,8 @@ def compare_adapters(
     is_equal &= (first_tensors["values"] == second_tensors["values"]).all(dim=1)
     names = sorted((first_config.keys() | second_config.keys()) - _NOT_COMPARED)
     settings = {name: (first_config.get(name), second_config.get(name)) for name in names}
-    tasks, all_tasks = {}, None
+    tasks: dict[str, TaskChange] = {}
+    all_tasks: TaskChange | None = None
     if first_records is not None and second_records is not None:
         _check_records(first_records, second_records, len(first_tensors["keys"]))
         tasks, all_tasks = _changes(first_records, second_records)
@@ -193,7 +194,7 @@ def _check_comparable(
     first_config: dict[str, Any],
     second_config: dict[str, Any],
 ) -> None:
-    bases = [config.get("base_model_name_or_path") for config in (first_config, second_config)]
+    bases = [str(config.get("base_model_name_or_path") or "") for config in (first_config, second_config)]
     # A base model may have been moved or downloaded, so only the last part of its name is compared.
     if all(bases) and len({os.path.basename(os.path.normpath(base)) for base in bases}) > 1:
         raise ValueError(

@@ -194,7 +194,7 @@ class _Vocabulary:
     def __init__(self, layer: ListenLayer, tokenizer: Any, block_size: int) -> None:
         assert layer.hooks is not None
         self._embedding: nn.Module = layer.hooks.backbone.get_input_embeddings()  # type: ignore[operator]
-        weight: torch.Tensor = self._embedding.weight  # type: ignore[assignment]
+        weight: torch.Tensor = self._embedding.weight
         is_offloaded = hasattr(self._embedding, "_hf_hook")  # accelerate loads the weight for each call
         if weight.device.type == "meta" and not is_offloaded:
             raise ValueError(
