@@ -335,7 +335,7 @@ def test_parts_that_agree_give_no_warning(name, recwarn):
 
 @pytest.mark.parametrize("name", ["no end token", "an end token between turns only", "nothing at the end"])
 def test_a_template_without_an_end_token_gives_a_warning(name):
-    with pytest.warns(UserWarning, match=r"contains no end token.*'<\|endoftext\|>' is added after every answer"):
+    with pytest.warns(UserWarning, match=r"contains no end token.*'<\|endoftext\|>' is added after the last answer"):
         AudioListenCollator(make_processor(CASES[name]))
 
 
@@ -462,3 +462,14 @@ def test_an_answer_that_a_template_shortens_in_the_history_is_refused_or_trained
     assert processor.tokenizer.decode(trained) == "brown fox <|im_end|>"
     _, trained = supervised(AudioListenCollator(processor)([{"messages": chat[:2]}]))
     assert processor.tokenizer.decode(trained) == answer + "<|im_end|>"
+
+
+def test_answers_without_an_end_in_the_history_are_refused_or_trained_last():
+    template = TURNS.replace("'<|im_end|>\n'", "('<|im_end|>\n' if m['role'] == 'user' or loop.last else '\n')")
+    assert template != TURNS
+    processor = make_processor(Case(template, end="<|im_end|>", eos="<|im_end|>"))
+    message = r"writes '<\|im_end\|>' after the last answer, but not after that of message 1.*trained_answers=\"last\""
+    with pytest.raises(ValueError, match=message):
+        AudioListenCollator(processor)([{"messages": TURNS_OF_A_CHAT}])
+    _, trained = supervised(AudioListenCollator(processor, trained_answers="last")([{"messages": TURNS_OF_A_CHAT}]))
+    assert processor.tokenizer.decode(trained) == "brown fox <|im_end|>"

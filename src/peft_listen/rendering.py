@@ -106,6 +106,11 @@ def _answer_length(text: str, answer: str, end: AnswerEnd | None, turn: int) -> 
     length = begin + len(answer) if answer else 0
     if end is not None and end.is_rendered:
         rest = text[length:]
-        if rest.lstrip().startswith(end.token):
-            length += rest.index(end.token) + len(end.token)
+        if not rest.lstrip().startswith(end.token):
+            raise ValueError(
+                f"The chat template writes {end.token!r} after the last answer, but not after that of message {turn}, so nothing "
+                "would teach the model to end it. Train the last answer of each row only, with "
+                '`trained_answers="last"`.'
+            )
+        length += rest.index(end.token) + len(end.token)
     return length

@@ -64,6 +64,8 @@ def check(found, expected):
 
 @pytest.mark.parametrize("way", ["DDP", "FSDP2"])
 def test_two_processes_give_the_result_of_one(way, adapter, alone, base, data, tmp_path):
+    if (way, adapter) == ("FSDP2", "lora"):
+        pytest.skip("runs refuse it")
     kind = way if adapter == "listen" else f"{way} lora"
     found = in_two_processes(kind, base, data, tmp_path)
     assert found[0] == found[1]

@@ -32,7 +32,11 @@ def loading_errors() -> Iterator[None]:
         message = _without_traceback(error)
         if message == str(error):
             raise
-        raise type(error)(f"{message} {_CONTINUE}") from error
+        # Subclasses may need other arguments than a message.
+        kind = next(
+            known for known in (FileNotFoundError, PermissionError, OSError, ValueError) if isinstance(error, known)
+        )
+        raise kind(f"{message} {_CONTINUE}") from error
     except RuntimeError as error:
         found = _DEAD_WORKER.search(str(error))
         if found is None:

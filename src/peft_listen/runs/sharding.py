@@ -53,8 +53,8 @@ def check_sharding(adapter: AdapterOptions, data: DataOptions, arguments: RunArg
             "set `mixed_precision: 'no'`, and no `bf16` or `fp16`; `dtype: bfloat16` is for the frozen weights, and the trained "
             "ones, among them the keys, stay in float32"
         )
-    if adapter.adapter not in ("listen", "lora"):
-        problems.append(f"set `adapter: listen` or `adapter: lora`, not {adapter.adapter!r}")
+    if adapter.adapter != "listen":
+        problems.append(f"set `adapter: listen`, not {adapter.adapter!r}")
     if arguments.load_best_model_at_end:
         problems.append("leave out `load_best_model_at_end` and `early_stopping_patience`")
     if data.eval_data and data.eval_rows_per_task != 0 and str(getattr(arguments.eval_strategy, "value", "")) != "no":

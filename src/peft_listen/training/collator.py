@@ -140,7 +140,7 @@ class AudioListenCollator:
         if end is not None and not end.is_rendered:
             warnings.warn(
                 f"The chat template ends answers with {end.tail!r}, which contains no end token. The tokenizer's "
-                f"{end.token!r} is added after every answer, so that the model learns to stop.",
+                f"{end.token!r} is added after the last answer of each row, so that the model learns to stop.",
                 UserWarning,
                 stacklevel=3,
             )
