@@ -510,8 +510,17 @@ class TestRefusals:
             pipe([{"role": "user", "content": [{"type": "audio"}]}])
 
     def test_an_audio_token_in_the_question(self, pipe, paths):
-        with pytest.raises(ValueError, match=r"Found total 2 <\|audio\|> tokens and 1 audio inputs"):
+        with pytest.raises(ValueError, match=r"The chat has 2 audio tokens <\|audio\|> for 1 clips"):
             pipe(paths[0], text=f"What is {pipe.processor.audio_token}?")
+
+    def test_a_chat_does_not_get_the_clip_of_another_one_in_its_batch(self, pipe, paths, monkeypatch):
+        token = pipe.processor.audio_token
+        # One audio token too many in the first chat, and one too few in the second: as many as clips in the batch.
+        monkeypatch.setattr(pipe.processor, "chat_template", "{{ messages[0].content[-1].text }}")
+        rows = [{"text": f"What is {token}?"}, {"audio": paths[0], "text": "What?"}]
+        for batch in (rows, rows[::-1]):
+            with pytest.raises(ValueError, match=r"The chat has [01] audio tokens <\|audio\|> for [01] clips"):
+                pipe(batch, batch_size=2)
 
     def test_an_unknown_sampling_rate(self, pipe, waveforms):
         with pytest.raises(ValueError, match="the sampling rate of these samples is unknown"):
