@@ -90,6 +90,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="clips of a request (default: 32)",
     )
     parser.add_argument(
+        "--max-text-characters",
+        type=positive_integer,
+        default=200_000,
+        metavar="N",
+        help="characters of all texts of a request (default: 200000)",
+    )
+    parser.add_argument(
         "--timeout",
         type=positive_number,
         default=120,
@@ -115,6 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_request_bytes=int(arguments.max_request_mb * (1 << 20)),
         max_audio_seconds=arguments.max_audio_seconds,
         max_clips=arguments.max_clips,
+        max_text_characters=arguments.max_text_characters,
         timeout=arguments.timeout,
         api_key=os.environ.get(API_KEY),
     )

@@ -74,7 +74,16 @@ def test_an_empty_key_is_refused(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "option", ["--max-new-tokens", "--batch-size", "--max-requests", "--timeout", "--max-request-mb", "--max-clips"]
+    "option",
+    [
+        "--max-new-tokens",
+        "--batch-size",
+        "--max-requests",
+        "--timeout",
+        "--max-request-mb",
+        "--max-clips",
+        "--max-text-characters",
+    ],
 )
 @pytest.mark.parametrize("value", ["0", "-1", "many", "nan"])
 def test_limits_must_be_positive(option, value, capsys):

@@ -256,6 +256,21 @@ class TestAudio:
             error = error_of(url, chat(audio(encoded(np.zeros(20 * 60 * 16_000, dtype=np.int16)))))
             assert "longer than" in error["message"]
 
+    def test_the_length_of_texts_is_limited(self, models):
+        with running(models, max_text_characters=20, max_new_tokens=1) as url:
+            turns = [{"role": "user", "content": "the quick"}, {"role": "assistant", "content": "brown"}]
+            body = {"model": MODEL, "messages": [*turns, {"role": "user", "content": "fox jumps"}]}
+            error = error_of(url, body)
+            assert (
+                error["code"] == "text_too_long"
+                and "have 23 characters of text; a request may have 20" in error["message"]
+            )
+            assert post(url, {"model": MODEL, "messages": turns[:1]})[0] == 200
+
+    def test_the_name_of_an_unknown_field_is_not_repeated_at_length(self, url):
+        error = error_of(url, {**chat(), "x" * 100_000: 1})
+        assert len(json.dumps(error)) < 2_000 and error["param"].startswith("xxx")
+
     def test_the_number_of_clips_is_limited(self, models):
         # A clip of one sample becomes features of 30 seconds.
         clip = audio(encoded(np.zeros(1)))
@@ -377,6 +392,10 @@ def test_a_key_is_needed_if_there_is_one(models):
                 url, chat(), {"Content-Type": "application/json", "Authorization": f"Bearer {key}".encode()}
             )
             assert status == 401 and "secret" not in json.dumps(answer)
+        written = {"Content-Type": "application/json", "Authorization": "bearer secret"}
+        assert post(url, chat(max_tokens=1), written)[0] == 200
+        for header in ("secret", "Basic secret", "Bearer", ""):
+            assert post(url, chat(), {**written, "Authorization": header})[0] == 401
         with client_of(url, api_key="wrong") as client, pytest.raises(openai.AuthenticationError):
             client.models.list()
         with client_of(url, api_key="secret") as client:

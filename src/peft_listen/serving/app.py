@@ -230,8 +230,10 @@ class _Chat:
 
     def _check_key(self, request: Request) -> None:
         key = self._settings.api_key
-        given = request.headers.get("authorization", "").encode("latin-1")  # the bytes of the header
-        if key is not None and not hmac.compare_digest(given, f"Bearer {key}".encode()):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        # The bytes of the header are compared. The name of the scheme may be written in any case (RFC 9110).
+        is_right = key is None or hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
+        if key is not None and not (scheme.lower() == "bearer" and is_right):
             raise RequestError(
                 "The key of this server is missing or wrong. Send it as `Authorization: Bearer ...`.",
                 status=401,

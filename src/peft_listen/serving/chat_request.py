@@ -48,6 +48,7 @@ _IGNORED = {
     "verbosity",
 }
 _MAX_MESSAGE_LENGTH = 500
+_MAX_PATH_LENGTH = 200  # names of unknown fields are repeated
 
 
 class _Strict(BaseModel):
@@ -192,7 +193,7 @@ def _path(location: tuple[int | str, ...]) -> str:
         elif not (follows_index and step in ("text", "input_audio")):
             path += f".{step}" if path else step
         follows_index = isinstance(step, int)
-    return path
+    return path[:_MAX_PATH_LENGTH]
 
 
 def _message(param: str, error: Any) -> str:

@@ -47,12 +47,13 @@ class Preparation:
             `dict`: An output of the pipeline's `preprocess`.
 
         Raises:
-            RequestError: There are too many clips, a clip cannot be decoded or exceeds a limit, a text is not valid, the
+            RequestError: There are too many clips or too long texts, a clip cannot be decoded or exceeds a limit, a text is not valid, the
                 chat template does not accept the chat, or the time is over.
         """
         if time.monotonic() > deadline:
             raise timeout_error()
         self._check_num_clips(request)
+        self._check_length_of_texts(request)
         seconds = self._settings.max_audio_seconds
         messages = []
         for number, message in enumerate(request.messages):
@@ -106,6 +107,21 @@ class Preparation:
                 f"The messages have {num_clips} clips; a request may have {self._settings.max_clips}. Send fewer.",
                 param="messages",
                 code="too_many_clips",
+            )
+
+    def _check_length_of_texts(self, request: ChatRequest) -> None:
+        length = sum(
+            len(part.text)
+            for message in request.messages
+            for part in message.content
+            if not isinstance(part, AudioPart)
+        )
+        if length > self._settings.max_text_characters:
+            raise RequestError(
+                f"The messages have {length} characters of text; a request may have {self._settings.max_text_characters}. "
+                "Shorten them.",
+                param="messages",
+                code="text_too_long",
             )
 
     def _check_speaker(self, message: Message, name: str) -> None:

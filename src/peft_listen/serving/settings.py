@@ -23,6 +23,8 @@ class ServerSettings:
         max_clips (`int`, defaults to 32):
             Largest number of clips of a request. Encoders pad clips, so that the features of a short one, which has
             hundreds of bytes, may take a megabyte.
+        max_text_characters (`int`, defaults to 200000):
+            Longest text of a request, all messages together. Its tokens are counted by the thread that answers all requests.
         timeout (`float`, defaults to 120.0):
             Seconds within which a request must be read, wait and be answered.
         api_key (`str`, *optional*):
@@ -38,6 +40,7 @@ class ServerSettings:
     max_request_bytes: int = 25 << 20
     max_audio_seconds: float = 600.0
     max_clips: int = 32
+    max_text_characters: int = 200_000
     timeout: float = 120.0
     api_key: str | None = None
 
