@@ -12,9 +12,9 @@ from tests import small_models
 LORA = {"target_modules": r".*(language_model|model)\..*q_proj", "init_lora_weights": False}
 
 
-def adapted(base, adapter_name="default", lora_name="lora", **settings):
+def adapted(base, adapter_name="default", **settings):
     config = ListenConfig(pool_size=6, prompt_length=2, init_weights=False, **settings)
-    return add_lora(get_peft_model(base, config, adapter_name=adapter_name), LoraConfig(**LORA), lora_name)
+    return add_lora(get_peft_model(base, config, adapter_name=adapter_name), LoraConfig(**LORA))
 
 
 def logits_of(model):
@@ -23,12 +23,12 @@ def logits_of(model):
         return model(input_ids=torch.randint(3, 200, (2, 7))).logits
 
 
-@pytest.mark.parametrize(("adapter_name", "lora_name"), [("default", "lora"), ("prompts", "low rank")])
-def test_one_call_saves_both_and_one_call_loads_both(tmp_path, adapter_name, lora_name):
-    model = adapted(small_models.make_llm("llama"), adapter_name, lora_name).eval()
+@pytest.mark.parametrize("adapter_name", ["default", "prompts"])
+def test_one_call_saves_both_and_one_call_loads_both(tmp_path, adapter_name):
+    model = adapted(small_models.make_llm("llama"), adapter_name).eval()
     model.save_pretrained(tmp_path)
     loaded = load_with_lora(small_models.make_llm("llama"), tmp_path)
-    assert set(loaded.peft_config) == {adapter_name, lora_name} and not loaded.training
+    assert set(loaded.peft_config) == {adapter_name, "lora"} and not loaded.training
     torch.testing.assert_close(logits_of(loaded), logits_of(model))
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     folder = tmp_path if adapter_name == "default" else tmp_path / adapter_name
@@ -83,13 +83,14 @@ def test_what_does_not_fit_is_refused():
     model = adapted(small_models.make_llm("llama"))
     with pytest.raises(ValueError, match="has an adapter 'lora' already"):
         add_lora(model, lora)
+    model = get_peft_model(small_models.make_llm("llama"), ListenConfig(pool_size=6, prompt_length=2))
     with pytest.raises(ValueError, match=r"`modules_to_save` is \['lm_head'\] in the LoraConfig"):
-        add_lora(model, LoraConfig(**LORA, modules_to_save=["lm_head"]), "second")
+        add_lora(model, LoraConfig(**LORA, modules_to_save=["lm_head"]))
     with pytest.raises(TypeError, match="must be a LoraConfig, got a IA3Config"):
-        add_lora(model, IA3Config(), "second")
+        add_lora(model, IA3Config())
 
 
-@pytest.mark.parametrize("holds", ["nothing", "LISTEN", "LoRA", "two of LoRA"])
+@pytest.mark.parametrize("holds", ["nothing", "LISTEN", "LoRA", "LoRA of another name", "two of LISTEN"])
 def test_a_folder_without_both_is_refused_with_what_it_holds(tmp_path, holds):
     if holds == "nothing":
         found = "none"
@@ -101,11 +102,16 @@ def test_a_folder_without_both_is_refused_with_what_it_holds(tmp_path, holds):
     elif holds == "LoRA":
         get_peft_model(small_models.make_llm("llama"), LoraConfig(**LORA)).save_pretrained(tmp_path)
         found = r"the folder itself \(LORA\)"
+    elif holds == "LoRA of another name":
+        model = get_peft_model(small_models.make_llm("llama"), ListenConfig(pool_size=6, prompt_length=2))
+        model.save_pretrained(tmp_path)
+        get_peft_model(small_models.make_llm("llama"), LoraConfig(**LORA)).save_pretrained(tmp_path / "more")
+        found = r"the folder itself \(LISTEN\), more \(LORA\)"
     else:
         adapted(small_models.make_llm("llama")).save_pretrained(tmp_path)
-        get_peft_model(small_models.make_llm("llama"), LoraConfig(**LORA)).save_pretrained(tmp_path / "more")
-        found = r"the folder itself \(LISTEN\), lora \(LORA\), more \(LORA\)"
-    with pytest.raises(FileNotFoundError, match=f"must hold one LISTEN and one LORA adapter.*found: {found}"):
+        adapted(small_models.make_llm("llama"), "second").save_pretrained(tmp_path)
+        found = r"the folder itself \(LISTEN\), lora \(LORA\), second \(LISTEN\)"
+    with pytest.raises(FileNotFoundError, match=f"must hold one LISTEN adapter.*found: {found}"):
         load_with_lora(small_models.make_llm("llama"), tmp_path)
 
 

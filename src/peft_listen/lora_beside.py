@@ -28,7 +28,11 @@ def has_lora_beside(path: str | os.PathLike[str], **hub_arguments: Any) -> bool:
 
 
 def load_lora_beside(
-    model: Any, path: str | os.PathLike[str], adapter_name: str = "default", **hub_arguments: Any
+    model: Any,
+    path: str | os.PathLike[str],
+    adapter_name: str = "default",
+    is_trainable: bool = False,
+    **hub_arguments: Any,
 ) -> None:
     """
     Loads the LoRA adapter in the subfolder `lora` of an adapter, if there is one, and leaves both active.
@@ -37,6 +41,7 @@ def load_lora_beside(
         model (`PeftModel` or `PreTrainedModel`): model that the adapter is loaded into. Changed in place.
         path (`str` or `os.PathLike`): folder or Hub name of the adapter.
         adapter_name (`str`, defaults to `"default"`): name of the adapter in the model.
+        is_trainable (`bool`, defaults to `False`): whether both are trained further. If not, the model is in evaluation mode.
         hub_arguments (`Any`): `revision`, `token` and others, with which the adapter was loaded.
 
     Raises:
@@ -47,11 +52,32 @@ def load_lora_beside(
     name, arguments = os.fspath(path), _arguments_of_lora(hub_arguments)
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     base.load_adapter(name, LORA_NAME, adapter_kwargs=arguments)
-    for module in base.modules():
-        # Loading the second adapter has deactivated the modules that were trained with the first.
-        if isinstance(module, ModulesToSaveWrapper):
-            module.set_adapter(adapter_name)
-    model.eval()
+    activate_both(model, adapter_name, is_trainable)
+    if not is_trainable:
+        model.eval()
+
+
+def activate_both(model: Any, adapter_name: str, is_trainable: bool = True) -> None:
+    """
+    Makes the LISTEN adapter and the LoRA adapter of a model active after the second was added, which has deactivated the modules
+    that are trained with the first.
+
+    Args:
+        model (`PeftModel` or `PreTrainedModel`): changed in place.
+        adapter_name (`str`): name of the LISTEN adapter.
+        is_trainable (`bool`, defaults to `True`): whether LoRA is trained; if not, nothing of the model is.
+    """
+    if isinstance(model, PeftModel):
+        model.set_adapter(adapter_name)  # of the prompts and these modules; LoRA stays active
+    else:
+        for module in model.modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                module.set_adapter(adapter_name)
+    for name, parameter in model.named_parameters():
+        if f".{LORA_NAME}." in name and "lora_" in name:
+            parameter.requires_grad_(is_trainable)
+        elif not is_trainable:
+            parameter.requires_grad_(False)
 
 
 def _arguments_of_lora(hub_arguments: dict[str, Any]) -> dict[str, Any]:

@@ -15,24 +15,24 @@ from typing import Any
 from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from peft.utils import CONFIG_NAME
 
-from .lora_beside import LORA_NAME
+from .lora_beside import LORA_NAME, activate_both, load_lora_beside
 from .tuners.listen import ListenConfig
 
 
-def add_lora(model: PeftModel, config: LoraConfig, adapter_name: str = LORA_NAME) -> PeftModel:
+def add_lora(model: PeftModel, config: LoraConfig) -> PeftModel:
     """
-    Adds LoRA to a model that has a LISTEN adapter. Both are active and trained, and `model.save_pretrained` saves both.
+    Adds LoRA to a model that has a LISTEN adapter. Both are active and trained, and `model.save_pretrained` saves both. The new
+    adapter has the name `lora`, by which everything that loads both finds it.
 
     Args:
         model (`PeftModel`): from `get_peft_model(base, ListenConfig(...))`; changed in place.
         config ([`~peft.LoraConfig`]): `target_modules` should name modules of the language model, not those of encoders.
-        adapter_name (`str`, defaults to `"lora"`): name of the adapter and of its folder.
 
     Returns:
         `PeftModel`: the model.
 
     Raises:
-        ValueError: if the active adapter of the model is not LISTEN, the name is in use, or `config` has `modules_to_save`,
+        ValueError: if the active adapter of the model is not LISTEN, the model has an adapter of the name `lora`, or `config` has `modules_to_save`,
             which the LISTEN adapter saves.
         TypeError: if `config` is not a [`~peft.LoraConfig`].
 
@@ -53,15 +53,15 @@ def add_lora(model: PeftModel, config: LoraConfig, adapter_name: str = LORA_NAME
             f"The model, a {type(model).__name__}, has no active LISTEN adapter. Create one first: "
             "`get_peft_model(model, ListenConfig())`."
         )
-    if adapter_name in model.peft_config:
-        raise ValueError(f"The model has an adapter {adapter_name!r} already. Pass another `adapter_name`.")
+    if LORA_NAME in model.peft_config:
+        raise ValueError(f"The model has an adapter {LORA_NAME!r} already.")
     if config.modules_to_save:
         raise ValueError(
             f"`modules_to_save` is {config.modules_to_save} in the LoraConfig. Set it in the ListenConfig instead, whose adapter "
             "saves these modules."
         )
-    inject_adapter_in_model(config, model.get_base_model(), adapter_name=adapter_name)
-    _activate_both(model, names[0], adapter_name, is_trainable=True)
+    inject_adapter_in_model(config, model.get_base_model(), adapter_name=LORA_NAME)
+    activate_both(model, names[0])
     return model
 
 
@@ -76,28 +76,27 @@ def load_with_lora(base: Any, folder: str | os.PathLike[str], is_trainable: bool
         is_trainable (`bool`, defaults to `False`): whether the training of both is continued.
 
     Returns:
-        `PeftModel`: in evaluation mode, unless `is_trainable`. The adapters have the names that they were saved with.
+        `PeftModel`: in evaluation mode, unless `is_trainable`. The LISTEN adapter has the name that it was saved with.
 
     Raises:
         FileNotFoundError: if the folder does not hold one LISTEN and one LoRA adapter; the message lists what it holds.
         OSError, ValueError: if one of them cannot be loaded.
     """
     adapters = _find_adapters(Path(folder))
-    by_type = {kind: [name for name, each in adapters.items() if each == kind] for kind in ("LISTEN", "LORA")}
-    if any(len(names) != 1 for names in by_type.values()):
+    listen = [name for name, kind in adapters.items() if kind == "LISTEN"]
+    if len(listen) != 1 or adapters.get(LORA_NAME) != "LORA":
         found = ", ".join(f"{name or 'the folder itself'} ({kind})" for name, kind in adapters.items()) or "none"
         raise FileNotFoundError(
-            f"{folder} must hold one LISTEN and one LORA adapter, in itself or in its subfolders; found: {found}. Pass the folder "
-            "that `save_pretrained` wrote, or load a single adapter with `PeftModel.from_pretrained`."
+            f"{folder} must hold one LISTEN adapter, in itself or in a subfolder, and a LORA adapter in the subfolder "
+            f"{LORA_NAME!r}; found: {found}. Pass the folder that `save_pretrained` wrote, or load a single adapter with "
+            "`PeftModel.from_pretrained`."
         )
-    (listen,), (lora,) = by_type["LISTEN"], by_type["LORA"]
-    listen_name = listen or "default"
+    name = listen[0] or "default"
     model: Any = PeftModel.from_pretrained(
-        base, str(Path(folder, listen)), adapter_name=listen_name, is_trainable=is_trainable
+        base, str(Path(folder, listen[0])), adapter_name=name, is_trainable=is_trainable
     )
-    model.get_base_model().load_adapter(str(Path(folder, lora)), lora or LORA_NAME)
-    _activate_both(model, listen_name, lora or LORA_NAME, is_trainable)
-    return model if is_trainable else model.eval()
+    load_lora_beside(model, folder, name, is_trainable=is_trainable)
+    return model
 
 
 def _find_adapters(folder: Path) -> dict[str, str]:
@@ -106,17 +105,10 @@ def _find_adapters(folder: Path) -> dict[str, str]:
     for path in sorted([folder, *(folder.iterdir() if folder.is_dir() else ())]):
         file = path / CONFIG_NAME
         if file.is_file():
-            content = json.loads(file.read_text(encoding="utf-8"))
+            try:
+                content = json.loads(file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{file} is not JSON: {error}") from error
             kind = content.get("peft_type") if isinstance(content, dict) else None
             found["" if path == folder else path.name] = str(kind)
     return found
-
-
-def _activate_both(model: Any, listen_name: str, lora_name: str, is_trainable: bool) -> None:
-    # PEFT deactivates the modules that are trained with the first adapter when it adds the second. LoRA stays active.
-    model.set_adapter(listen_name)
-    for name, parameter in model.named_parameters():
-        if f".{lora_name}." in name and "lora_" in name:
-            parameter.requires_grad_(is_trainable)
-        elif not is_trainable:
-            parameter.requires_grad_(False)
