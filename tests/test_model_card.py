@@ -54,6 +54,9 @@ class TestSavedCards:
         assert 'pipeline("audio-text-to-text", model="adapter")' in snippet
         assert re.search(r"### Framework versions\n\n- PEFT .*\n- peft-listen ", card.text)
         assert "More Information Needed" not in card.text
+        limits = card.text.partition("## Limits")[2].partition("## Citation")[0]
+        assert "speech or sounds that a clip does not contain" in limits
+        assert "licenses and the limits of [someone/base](https://huggingface.co/someone/base) apply" in limits
 
     def test_card_of_a_text_adapter(self, make_adapter, tmp_path):
         make_adapter("listen", base="text").save_pretrained(tmp_path)
@@ -62,6 +65,7 @@ class TestSavedCards:
         assert "listen" in card.data.tags
         (snippet,) = snippets(card)
         assert snippet.startswith("import peft_listen") and "AutoPeftModelForCausalLM" in snippet
+        assert "## Limits" in card.text and "a clip" not in card.text
 
     def test_card_of_another_adapter_on_an_audio_model(self, make_adapter, tmp_path):
         make_adapter("lora").save_pretrained(tmp_path)

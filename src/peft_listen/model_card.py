@@ -48,6 +48,10 @@ _TEMPLATE = """\
 
 {{ snippet }}
 
+## Limits
+
+{{ limits }}
+
 ## Citation
 
 ```bibtex
@@ -242,6 +246,7 @@ def _complete_card(model: Any, path: Path, name: str, write: Callable[[str], Non
             title=name,
             description=_describe(model),
             snippet=_snippet(model).format(name=name),
+            limits=_limits(model),
             version=__version__,
         )
         card.save(path)
@@ -271,6 +276,19 @@ def _accepts_audio(model: Any) -> bool:
 
 def _snippet(model: Any) -> str:
     return _AUDIO_SNIPPET if _accepts_audio(model) else _TEXT_SNIPPET
+
+
+def _limits(model: Any) -> str:
+    """What every user should know, apart from what the author of the card adds."""
+    unheard = ", and it may describe speech or sounds that a clip does not contain" if _accepts_audio(model) else ""
+    names = ", ".join(f"[{name}](https://huggingface.co/{name})" for name in base_names(_base_of(model)))
+    of_base = f" of {names}" if names else " of the models that it is made of"
+    return (
+        f"- The model may give wrong answers without any sign of doubt{unheard}.\n"
+        "- Scores hold for data like those on which they were measured. Other tasks and languages were not tested unless this "
+        "card says so.\n"
+        f"- The licenses and the limits{of_base} apply to it too."
+    )
 
 
 def _describe(model: Any) -> str:

@@ -74,7 +74,8 @@ class AdapterComparison:
 
     def most_changed(self, top: int = 10) -> list[int]:
         """Returns the `top` prompts whose values have the lowest cosine, lowest first; ties go to the lower number."""
-        return self.value_cosine.argsort(stable=True)[:top].tolist()
+        order: list[int] = self.value_cosine.argsort(stable=True)[:top].tolist()
+        return order
 
     def to_dict(self) -> dict[str, Any]:
         """Converts the comparison to JSON-serializable values."""
@@ -119,7 +120,6 @@ def compare_adapters(
         raise ValueError("Pass the records of both adapters, or of none.")
     (first_tensors, first_config), (second_tensors, second_config) = map(_read_adapter, (first, second))
     _check_comparable(first_tensors, second_tensors, first_config, second_config)
-    shared = [tensors.get("shared_values") for tensors in (first_tensors, second_tensors)]
     is_equal = (first_tensors["keys"] == second_tensors["keys"]).all(dim=1)
     is_equal &= (first_tensors["values"] == second_tensors["values"]).all(dim=1)
     names = sorted((first_config.keys() | second_config.keys()) - _NOT_COMPARED)
@@ -132,9 +132,7 @@ def compare_adapters(
     return AdapterComparison(
         key_cosine=_cosine(first_tensors["keys"], second_tensors["keys"]),
         value_cosine=_cosine(first_tensors["values"], second_tensors["values"]),
-        shared_value_cosine=_cosine(shared[0], shared[1])
-        if shared[0] is not None and shared[1] is not None and shared[0].shape == shared[1].shape
-        else None,
+        shared_value_cosine=_shared_cosine(first_tensors.get("shared_values"), second_tensors.get("shared_values")),
         num_equal=int(is_equal.sum()),
         settings={name: values for name, values in settings.items() if values[0] != values[1]},
         tasks=tasks,
@@ -175,7 +173,7 @@ def _read_adapter(source: str | os.PathLike[str] | nn.Module) -> tuple[dict[str,
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # of a DTensor
+    whole: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # of a DTensor
     return whole.detach().float().cpu()
 
 
@@ -227,6 +225,12 @@ def _cosine(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Cosine of each row; 1 for equal rows, also if they are zero."""
     cosine = F.cosine_similarity(first.double(), second.double(), dim=-1).float()
     return torch.where((first == second).all(dim=-1), 1.0, cosine.clamp(-1.0, 1.0))
+
+
+def _shared_cosine(first: torch.Tensor | None, second: torch.Tensor | None) -> torch.Tensor | None:
+    if first is None or second is None or first.shape != second.shape:
+        return None
+    return _cosine(first, second)
 
 
 def _changes(first: SelectionRecords, second: SelectionRecords) -> tuple[dict[str, TaskChange], TaskChange]:

@@ -184,7 +184,7 @@ def _most_frequent(counts: Counter[int]) -> int:
 
 
 def _on_cpu(parameter: torch.Tensor) -> torch.Tensor:
-    whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter  # of a DTensor
+    whole: torch.Tensor = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter  # of a DTensor
     return whole.detach().float().cpu()
 
 
