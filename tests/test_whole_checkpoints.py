@@ -170,7 +170,9 @@ KINDS = {"composite": (composite, load_composite), "adapter": (adapter, load_lis
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind == "composite" else kind for kind in KINDS]
+)
 def test_a_killed_save_over_an_older_checkpoint_mixes_nothing(kind, tmp_path):
     build, load = KINDS[kind]
     old, new = (build(1.0, 2), build(2.0, 3))

@@ -122,13 +122,6 @@ class TestWithoutAudio:
         assert "LlamaForCausalLM, a language model without audio" in captured.err and "--no-audio" in captured.err
         assert "Traceback" not in captured.err
 
-    def test_a_report_needs_an_audio_model(self, text_models, tmp_path, capsys):
-        (tmp_path / "data.jsonl").write_text('{"audio": null, "instruction": "a", "answer": "b", "task": "t"}')
-        adapter = str(text_models / "plain-adapter")
-        output = str(tmp_path / "report.html")
-        assert main(["report", adapter, str(tmp_path / "data.jsonl"), "-o", output]) == 2
-        assert "an audio model is needed" in capsys.readouterr().err
-
     @pytest.mark.parametrize("arguments", [[], ["--no-audio"], ["a.wav", "Who?", "--no-audio"]])
     def test_clip_and_question_must_fit(self, arguments, capsys):
         assert main(["ask", *arguments, "--model", "m"]) == 2

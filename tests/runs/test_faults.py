@@ -65,6 +65,7 @@ def test_a_run_that_was_killed_after_its_last_step_is_not_trained_further(make_r
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(resumed).items())
 
 
+@pytest.mark.slow
 def test_the_best_model_is_found_in_a_run_that_was_moved_after_its_last_step(make_run, data_file, tmp_path):
     options = {"max_steps": 3, "eval_data": [data_file], "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
     options |= {"eval_rows_per_task": 0, "load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}

@@ -238,10 +238,9 @@ class Worker:
 def _sampling(group: Group) -> dict[str, Any]:
     if group.temperature is None and group.top_p is None:
         return {}  # the model's own settings
-    if group.temperature == 0:
+    if group.temperature is not None and group.temperature < _MIN_TEMPERATURE:
         return {"do_sample": False}
-    temperature = max(group.temperature or 1.0, _MIN_TEMPERATURE)
-    return {"do_sample": True, "temperature": temperature, "top_p": group.top_p or 1.0}
+    return {"do_sample": True, "temperature": group.temperature or 1.0, "top_p": group.top_p or 1.0}
 
 
 def _stopping() -> RequestError:

@@ -117,7 +117,7 @@ def test_the_command_writes_the_page_of_a_form_from_its_folder(
     monkeypatch.setattr(sys, "argv", ["results", *arguments])
     results.main()
     text = file.read_text()
-    assert text.startswith(f"before\n{begin}\n\n300 steps of 8 clips in float32") and text.endswith(f"{end}\nafter\n")
+    assert text.startswith(f"before\n{begin}\n\n300 steps of 8 clips in bf16") and text.endswith(f"{end}\nafter\n")
     assert "![small balance](plots/small_balance.svg)" in text
     assert f"{len(study.stored)} stored runs, on cpu." in text
     assert "A step of DPS took 1.25 times as long as one of LoRA; *LoRA, r = 8, equal compute* has 1.35 times" in text
