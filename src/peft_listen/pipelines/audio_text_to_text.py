@@ -286,10 +286,10 @@ class AudioTextToTextPipeline(Pipeline):
         Makes a batch of preprocessed inputs.
 
         Args:
-            rows (`list[dict]`): Outputs of [`preprocess`](AudioTextToTextPipeline.preprocess).
+            rows (`list[dict]`): Outputs of `preprocess`.
 
         Returns:
-            `dict`: The argument of [`forward`](AudioTextToTextPipeline.forward); `"model_inputs"` are those of
+            `dict`: The argument of `forward`; `"model_inputs"` are those of
             `model.generate`, padded on the left.
         """
         model_inputs = self._encode(rows) if self._has_encoder else self._process(rows)

@@ -19,7 +19,7 @@ class AnswerText:
         end_token_ids (`Collection[int]`): Tokens that end an answer, and are not part of it.
         max_new_tokens (`int`): Longest answer in tokens.
         stop (`Sequence[str]`, *optional*): Texts that end an answer, and are not part of it.
-        is_streamed (`bool`, *optional*, defaults to `False`): Whether [`take`](AnswerText.take) is called.
+        is_streamed (`bool`, *optional*, defaults to `False`): Whether `take` is called.
 
     Attributes:
         finish_reason (`"stop"`, `"length"` or `None`): Why the answer has ended; `None` if it has not.

@@ -83,14 +83,14 @@ class Server:
 
     def run(self) -> None:
         """
-        Runs until [`stop`](Server.stop) is called or, in the main thread, until the process gets a signal to stop (Ctrl-C,
+        Runs until `stop` is called or, in the main thread, until the process gets a signal to stop (Ctrl-C,
         SIGTERM). The socket is closed at the end.
         """
         with self._sock:
             self._server.run(sockets=[self._sock])
 
     def stop(self) -> None:
-        """Ends [`run`](Server.run), which runs in another thread. Requests in progress have five seconds to end."""
+        """Ends `run`, which runs in another thread. Requests in progress have five seconds to end."""
         self._server.should_exit = True
 
 

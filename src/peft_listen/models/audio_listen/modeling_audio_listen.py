@@ -742,7 +742,7 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
                 1 for tokens, 0 for padding.
             inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
                 Embeddings in place of `input_ids`.
-            audio: The audio arguments of [`forward`](AudioListenForCausalLM.forward). With a LISTEN adapter,
+            audio: The audio arguments of `forward`. With a LISTEN adapter,
                 `listen_query_mask` is accepted too.
 
         Returns:
