@@ -26,6 +26,7 @@ PACKAGES = [
     "peft_listen.evaluation",
     "peft_listen.analysis",
     "peft_listen.pipelines",
+    "peft_listen.serving",
     "peft_listen.tuners.listen",
 ]
 
