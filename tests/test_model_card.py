@@ -116,6 +116,54 @@ class TestSavedCards:
         assert card.data.base_model == ["openai/whisper-tiny.en"]
         assert "base_model:adapter:openai/whisper-tiny.en" in card.data.tags
 
+    def test_the_parts_are_listed_with_the_licenses_of_their_own_cards(self, make_adapter, tmp_path, monkeypatch):
+        model = make_adapter("listen")
+        folder = tmp_path / "my-llm"
+        folder.mkdir()
+        commit = "a" * 40
+        cached = tmp_path / "cache" / "models--openai--whisper-x" / "snapshots" / commit
+        cached.mkdir(parents=True)
+        (cached / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Whisper\n")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        model.get_base_model().frozen_references = {
+            "speech_tower": {"name_or_path": "openai/whisper-x", "revision": commit},
+            "sound_tower": {"name_or_path": "someone/beats"},
+            "language_model": {"name_or_path": str(folder)},
+        }
+
+        def rows():
+            model.save_pretrained(tmp_path / "adapter")
+            card = ModelCard.load(tmp_path / "adapter" / "README.md")
+            assert card.text.count("## Parts") == 1 and str(tmp_path) not in card.text
+            assert card.text.index("## Parts") < card.text.index("## Citation")
+            return re.findall(r"^\| ((?:language|speech|sound) .*) \|$", card.text, flags=re.MULTILINE)
+
+        language = "language model | `my-llm` (a local copy) | "
+        others = [
+            "speech encoder | [openai/whisper-x](https://huggingface.co/openai/whisper-x) | apache-2.0",
+            "sound encoder | [someone/beats](https://huggingface.co/someone/beats) | "
+            "its license applies: [model card](https://huggingface.co/someone/beats)",
+        ]
+        assert rows() == [f"{language}its license applies", *others]
+        for metadata, shown in {
+            "license: llama3.2": "llama3.2",
+            "license: other\nlicense_name: tongyi-qianwen": "tongyi-qianwen",
+            "license: other": "other",
+            # Somebody else's file, which must not change the card around it.
+            "license: 'mit | x'": "its license applies",
+            "license: [mit]": "its license applies",
+            "license: {": "its license applies",
+            f"license: mit\nx: {'y' * (1 << 20)}": "its license applies",
+        }.items():
+            (folder / "README.md").write_text(f"---\n{metadata}\n---\n")
+            assert rows() == [language + shown, *others], metadata[:40]
+
+    def test_a_base_without_known_parts_has_no_table(self, make_adapter, tmp_path):
+        model = make_adapter("listen")
+        model.get_base_model().frozen_references = {}
+        model.save_pretrained(tmp_path)
+        assert "## Parts" not in (tmp_path / "README.md").read_text()
+
     def test_registering_again_changes_nothing(self):
         methods = PeftModel.create_or_update_model_card, PeftModel._upload_modified_files
         register()

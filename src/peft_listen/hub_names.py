@@ -11,7 +11,12 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 def is_hub_name(name: str | None) -> bool:
     """Whether a name can be that of a repository on the Hub, and is not the path of a local file or folder."""
-    if not name or os.path.exists(name):
+    return bool(name) and not os.path.exists(str(name)) and is_repository_name(name)
+
+
+def is_repository_name(name: Any) -> bool:
+    """Whether a value is a text of the form of a repository's name on the Hub."""
+    if not isinstance(name, str):
         return False
     try:
         validate_repo_id(name)

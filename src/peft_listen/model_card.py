@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from peft.utils import CONFIG_NAME
 from transformers import GenerationMixin
 
 from . import __version__
+from .card_sections import parts_table, put_section, scores_table, training_text
 from .files import atomic_path, check_output_file
 from .hub_names import base_names, warn_of_local_base
 
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 # Sentence in the cards that transformers generates for repositories without one.
 GENERATED_MARK = "This model card has been automatically generated."
 _SNIPPET_MARK = "import peft_listen"
-
-# Around the scores that `add_scores` writes.
-_SCORES_BEGIN, _SCORES_END = "<!-- scores -->", "<!-- end of the scores -->"
 
 _TEMPLATE = """\
 ---
@@ -132,7 +130,14 @@ def install(peft_model_class: type[PeftModel]) -> None:
     peft_model_class._upload_modified_files = _upload_modified_files  # type: ignore[method-assign, assignment]
 
 
-def write_model_card(model: Any, path: Path, name: str, scores: Mapping[str, TaskScore] | None = None) -> None:
+def write_model_card(
+    model: Any,
+    path: Path,
+    name: str,
+    scores: Mapping[str, TaskScore] | None = None,
+    training: Mapping[str, Any] | None = None,
+    datasets: Sequence[str] = (),
+) -> None:
     """
     Writes the card of a repository that contains an audio model, and its adapter if it has one, or completes an existing
     card.
@@ -142,13 +147,41 @@ def write_model_card(model: Any, path: Path, name: str, scores: Mapping[str, Tas
         path (`pathlib.Path`): The file to write.
         name (`str`): Name of the repository, for the code snippet.
         scores (`Mapping[str, TaskScore]`, *optional*): Scores, which replace those of an older card.
+        training (`Mapping[str, Any]`, *optional*): Settings of the training, see [`add_training`].
+        datasets (`Sequence[str]`): Names on the Hub of the data sets, see [`add_training`].
 
     Raises:
         OSError: `path` is a symbolic link, a device, a folder or another special file.
     """
     _write_card(model, path, name, None, for_hub=True)
+    if training or datasets:
+        add_training(path, training or {}, datasets)
     if scores:
         add_scores(path, scores, name)
+
+
+def add_training(path: Path, training: Mapping[str, Any], datasets: Sequence[str] = ()) -> None:
+    """
+    Adds a table of the settings of the training to a card, in place of an older one, and the data sets to its metadata.
+
+    Args:
+        path (`pathlib.Path`): The card.
+        training (`Mapping[str, Any]`): The settings by name. The item `"command"`, if there is one, is shown below the table.
+        datasets (`Sequence[str]`): Names of the data sets on the Hub, which are added to those that the card has.
+
+    Raises:
+        OSError: `path` is a symbolic link, a device, a folder or another special file.
+    """
+    check_output_file(path)
+    card = ModelCard.load(path)
+    if training:
+        put_section(card, "Training", training_text(training))
+    known = card.data.datasets or []
+    # A card that somebody else wrote may have a single name.
+    known = [known] if isinstance(known, str) else list(known)
+    card.data.datasets = list(dict.fromkeys([*known, *datasets])) or None
+    with atomic_path(path) as temporary:
+        card.save(temporary)
 
 
 def add_scores(path: Path, scores: Mapping[str, TaskScore], name: str) -> None:
@@ -166,20 +199,7 @@ def add_scores(path: Path, scores: Mapping[str, TaskScore], name: str) -> None:
     """
     check_output_file(path)
     card = ModelCard.load(path)
-    rows = [
-        f"| {' '.join(task.split()).replace('|', ' ')} | {score.num_rows} | {metric} | {score.values[metric]:.4g} |"
-        for task, score in scores.items()
-        for metric, value in score.values.items()
-        if metric == score.metric or not isinstance(value, int)
-    ]
-    table = "\n".join(["| task | rows | metric | value |", "|---|---|---|---|", *rows])
-    section = f"{_SCORES_BEGIN}\n## Scores\n\n{table}\n{_SCORES_END}"
-    begin, end = card.text.find(_SCORES_BEGIN), card.text.find(_SCORES_END)
-    if -1 < begin < end:
-        card.text = card.text[:begin] + section + card.text[end + len(_SCORES_END) :]
-    else:
-        before, heading, after = card.text.partition("\n## Citation")
-        card.text = f"{before.rstrip()}\n\n{section}\n{heading}{after}"
+    put_section(card, "Scores", scores_table(scores))
     card.data.model_name = name
     card.data.eval_results = [
         EvalResult(
@@ -267,6 +287,8 @@ def _complete_card(model: Any, path: Path, name: str, write: Callable[[str], Non
         card.data.pipeline_tag = "audio-text-to-text" if _accepts_audio(model) else "text-generation"
     if _SNIPPET_MARK not in card.text:
         card.text = f"{card.text.rstrip()}\n\n## How to use it\n\n{_snippet(model).format(name=name)}\n"
+    if (parts := parts_table(_base_of(model))) is not None:
+        put_section(card, "Parts", parts)
     card.save(path)
 
 

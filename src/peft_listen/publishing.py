@@ -61,6 +61,8 @@ def save_complete_model(
     repo_id: str | None = None,
     include: Collection[str] = (),
     scores: Mapping[str, TaskScore] | None = None,
+    training: Mapping[str, Any] | None = None,
+    datasets: Sequence[str] = (),
 ) -> None:
     """
     Saves an audio model, its adapter and its processor in one folder, which
@@ -85,6 +87,11 @@ def save_complete_model(
             loaded from a file or folder, such as an original BEATs checkpoint, and for parts that were trained or merged.
         scores (`Mapping[str, TaskScore]`, *optional*):
             Scores of [`~peft_listen.metrics.score_predictions`] for the model card.
+        training (`Mapping[str, Any]`, *optional*):
+            Settings of the training by name, for a table in the model card. The item `"command"`, if there is one, is shown
+            below the table.
+        datasets (`Sequence[str]`, *optional*):
+            Names on the Hub of the data sets of the training, for the metadata of the model card.
 
     Raises:
         `TypeError`: if the model is not an audio model of this package.
@@ -99,7 +106,7 @@ def save_complete_model(
         if adapters:
             _save_adapters(model, adapters, folder, repo_id or os.fspath(save_directory))
         processor.save_pretrained(folder)
-        write_model_card(model, folder / "README.md", repo_id or Path(save_directory).name, scores)
+        write_model_card(model, folder / "README.md", repo_id or Path(save_directory).name, scores, training, datasets)
 
 
 def publish(
@@ -115,6 +122,8 @@ def publish(
     create_pr: bool = False,
     tags: list[str] | None = None,
     scores: Mapping[str, TaskScore] | None = None,
+    training: Mapping[str, Any] | None = None,
+    datasets: Sequence[str] = (),
 ) -> CommitInfo:
     """
     Uploads an audio model, its adapter and its processor to one repository on the Hub, in one commit. Everybody with
@@ -146,6 +155,11 @@ def publish(
             Tags to add to the model card.
         scores (`Mapping[str, TaskScore]`, *optional*):
             Scores of [`~peft_listen.metrics.score_predictions`] for the model card.
+        training (`Mapping[str, Any]`, *optional*):
+            Settings of the training by name, for a table in the model card. The item `"command"`, if there is one, is shown
+            below the table.
+        datasets (`Sequence[str]`, *optional*):
+            Names on the Hub of the data sets of the training, for the metadata of the model card.
 
     Returns:
         `huggingface_hub.CommitInfo`: address and id of the commit.
@@ -166,7 +180,16 @@ def publish(
         folder = Path(temporary) / "model"
         folder.mkdir()
         _load_card(repo_id, tags or [], token).save(folder / "README.md")
-        save_complete_model(model, processor, folder, repo_id=repo_id, include=include, scores=scores)
+        save_complete_model(
+            model,
+            processor,
+            folder,
+            repo_id=repo_id,
+            include=include,
+            scores=scores,
+            training=training,
+            datasets=datasets,
+        )
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,

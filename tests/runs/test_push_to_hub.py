@@ -44,6 +44,8 @@ def test_the_model_is_uploaded_with_its_scores(hub, published_parts, clips, tmp_
     assert {"adapter_model.safetensors", "adapter_config.json", "config.json", "README.md"} <= files.keys()
     card = files["README.md"].decode()
     assert "## Scores" in card and "| sounds | 1 | exact_match |" in card and "model-index" in card
+    assert "| speech encoder | [openai/whisper](https://huggingface.co/openai/whisper) |" in card
+    assert "| steps | 2 |" in card and "peft-listen train --speech openai/whisper --llm some/llama" in card
     assert len(hub.repositories["me/trained"].commits) <= 2  # not one for each checkpoint
     assert ("lora/adapter_model.safetensors" in files) == (adapter == "listen+lora")
     hub.run(ASK.format(adapter=adapter), tmp_path)

@@ -1,6 +1,8 @@
 """A run trains, scores and saves; an interrupted one gives the same result; other settings are refused."""
 
 import json
+import re
+import shlex
 import shutil
 import sqlite3
 from dataclasses import replace
@@ -18,8 +20,11 @@ from peft_listen.evaluation.prediction import answer_rows
 from peft_listen.pipelines.loading import load_pipeline
 from peft_listen.runs import AdapterOptions, DataOptions, ListenOptions, ModelOptions, RunArguments
 from peft_listen.runs.building import add_adapter, load_base, lora_targets
+from peft_listen.runs.card_settings import run_command
 from peft_listen.runs.checkpoints import last_whole_checkpoint
+from peft_listen.runs.settings import run_settings
 from peft_listen.training import AudioListenCollator
+from peft_listen_cli import train
 
 
 class Interrupt(TrainerCallback):
@@ -58,7 +63,62 @@ def test_a_run_trains_scores_and_saves(make_run, data_file, tmp_path):
     card = ModelCard.load(tmp_path / "run" / "model" / "README.md")
     assert "## Scores" in card.text and "| asr | 2 | wer |" in card.text
     assert {each.metric_type for each in card.data.eval_results} == {"wer", "exact_match"}
+    for row in (
+        "adapter | listen",
+        "learning rate | 0.0003, cosine",
+        "steps | 4",
+        "batch size | 2 (2 per device, 1 accumulated, 1 processes)",
+        "seed | 42",
+        "train data | 4 rows of rows.jsonl; tasks asr, sounds",
+    ):
+        assert f"| {row} |" in card.text, row
+    assert "| prompts | pool_size=6, prompt_length=2, selector=" in card.text
+    assert f"torch {torch.__version__}" in card.text and str(tmp_path) not in card.text
+    assert card.text.index("## Training") < card.text.index("## Scores") < card.text.index("## Citation")
+    assert card.data.datasets is None  # the rows name none
     assert make_run(**options).run() == replace(result, was_finished=True)
+
+
+def test_the_card_names_the_data_sets_of_the_rows(make_run, examples, tmp_path):
+    named = ["me/sounds", "openslr/librispeech_asr", "not a name", "me/sounds"]
+    rows = [{**row, "hub_dataset": name} for row, name in zip(examples, named, strict=False)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = make_run(
+        train_data=[str(tmp_path / "rows.jsonl")], adapter="none", max_steps=1, learning_rate=2e-4, seed=7
+    ).run()
+    card = ModelCard.load(result.model_dir / "README.md")
+    assert card.data.datasets == ["me/sounds", "openslr/librispeech_asr"]
+    assert "| adapter | none |" in card.text and "| steps | 1 |" in card.text and "| seed | 7 |" in card.text
+    assert "prompts |" not in card.text and "| LoRA |" not in card.text
+    (command,) = re.findall("```bash\n(peft-listen train .*)\n```", card.text)
+    assert "--adapter none" in command and "--train-data rows.jsonl" in command and str(tmp_path) not in command
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"adapter": "lora", "lora_r": 4, "lora_target_modules": ["all-linear"], "learning_rate": 1e-4},
+        {"listen_selector": "residual", "listen_form": "paper", "listen_ignore_template": False, "seed": 3},
+        {"task_weights": ["asr=2", "sounds=0.5"], "chat_template_kwargs": {"thinking": False}, "bf16": True},
+        {"eval_strategy": "steps", "early_stopping_patience": 2, "metric_for_best_model": "mean_quality"},
+    ],
+)
+def test_the_command_in_the_card_has_the_settings_of_the_run(
+    make_run, base_folder, data_file, tmp_path, monkeypatch, changes
+):
+    monkeypatch.chdir(tmp_path)
+    Path("base").symlink_to(base_folder)
+    Path("rows.jsonl").symlink_to(data_file)
+    secret = {"hub_token": "hf_secret", "push_to_hub": True, "hub_model_id": "me/x"}
+    given = make_run(model="base", train_data=["rows.jsonl"], eval_data=["rows.jsonl"], **secret, **changes)
+    options = (given.model, given.adapter, given.listen, given.data)
+    command = run_command(options, given.arguments)
+    assert "secret" not in command and str(tmp_path) not in command
+    words = shlex.split(command)
+    assert words[:2] == ["peft-listen", "train"]
+    *again, arguments = train.parse("peft-listen train", [*words[2:], "--use-cpu"]).options
+    assert run_settings(again, arguments, {}) == run_settings(options, given.arguments, {})
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from ..audio import AudioLimits, display_name, is_url, load_audio
 from ..audio.addresses import is_data_uri
 from ..chat import AUDIO_TOKEN
+from ..hub_names import is_repository_name
 from ..rows import bare_row, has_messages, messages_problem, row_clips, text_of
 from ..unicode import half_surrogate_problem
 
@@ -55,6 +56,8 @@ class Example(TypedDict):
         references (`list[str]`, *optional*): all correct answers, if there are several. Metrics that take several
             references per row compare with these.
         metric (`str`, *optional*): the metric of the task, in the notation of [`~peft_listen.metrics.MetricChoice`].
+        hub_dataset (`str`, *optional*): name on the Hub of the data set of the row, for model cards. A value that cannot be
+            such a name is ignored.
         system (`str`, *optional*): system prompt.
         messages (`list[dict]`, *optional*): conversation of several turns that ends with the answer. Its parts
             `{"type": "audio"}` are the places of the clips in `audio`.
@@ -66,6 +69,7 @@ class Example(TypedDict):
     task: str
     references: NotRequired[list[str]]
     metric: NotRequired[str]
+    hub_dataset: NotRequired[str]
     system: NotRequired[str]
     messages: NotRequired[list[dict[str, Any]]]
 
@@ -384,6 +388,8 @@ def _to_row(
         if problem := _text_problem(metric):
             return f"`metric` {problem}"
         row["metric"] = metric
+    if is_repository_name(fields.get("hub_dataset")):
+        row["hub_dataset"] = fields["hub_dataset"]
     score: Any = fields.get("score") if "generated" in text_fields else None
     if score is not None:
         if not isinstance(score, (int, float)) or isinstance(score, bool) or not abs(score) <= _LARGEST_SCORE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -81,7 +82,7 @@ def run_settings(
     values = arguments.to_dict()
     # Those that were given; the trainer's arguments contain more, which follow from these.
     names = [each.name for each in dataclasses.fields(arguments) if each.init and each.name not in _WITHOUT_EFFECT]
-    settings |= {name: _plain(values[name]) for name in names if name in values}
+    settings |= {name: plain(values[name]) for name in names if name in values}
     settings["num_processes"] = arguments.world_size
     settings["rows"] = {split: f"{len(each)} rows, {fingerprint(each)}" for split, each in rows.items()}
     for name in ("model", "speech", "sound", "llm"):
@@ -91,10 +92,17 @@ def run_settings(
     return settings
 
 
-def _plain(value: Any) -> Any:
-    """A value that JSON can represent."""
+def without_effect(name: str) -> bool:
+    """Whether an option changes what is shown, kept or uploaded, or the speed, but not the trained model."""
+    return name in _WITHOUT_EFFECT or name == "feature_cache"
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON can represent; of an enumeration, the value of the member."""
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

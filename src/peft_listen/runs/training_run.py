@@ -23,7 +23,7 @@ from ..lora_beside import load_lora_beside
 from ..metrics import MetricChoice, TaskScore, score_predictions
 from ..metrics.scoring import check_metrics, compared_answers
 from ..metrics.tasks import parse_task_metrics
-from ..model_card import add_scores, write_model_card
+from ..model_card import add_scores, add_training, write_model_card
 from ..models.audio_listen import AudioListenForCausalLM, AudioListenProcessor
 from ..pipelines.loading import load_pipeline
 from ..processes import in_main_process
@@ -33,6 +33,7 @@ from ..settings_record import SettingsRecord, checkpoint_fingerprint
 from ..training import AudioListenCollator, FeatureCache, ListenCallback, TaskMixture, create_listen_optimizer
 from ..training.mixture import parse_weights
 from .building import add_adapter, load_base, save_base, save_trained_base
+from .card_settings import card_settings, hub_datasets, run_command
 from .checkpoints import LogAtCheckpoints, final_state, last_whole_checkpoint
 from .loading_errors import loading_errors
 from .options import AdapterOptions, DataOptions, ListenOptions, ModelOptions, RunArguments
@@ -140,7 +141,7 @@ class TrainingRun:
             self._train(rows, metrics, mixture)
             _free_memory()
         scores = {split: self._evaluate(split, rows[split], metrics) for split in ("eval", "test") if rows[split]}
-        self._finish(scores)
+        self._finish(scores, rows)
         return RunResult(self.model_dir, self._log_history() or [], scores)
 
     @property
@@ -318,21 +319,31 @@ class TrainingRun:
         )
         return scores
 
-    def _finish(self, scores: Mapping[str, Mapping[str, TaskScore]]) -> None:
+    def _finish(self, scores: Mapping[str, Mapping[str, TaskScore]], rows: Mapping[str, Sequence[Example]]) -> None:
         shown = scores.get("test") or scores.get("eval") or {}
 
         def finish() -> None:
             name = self.arguments.hub_model_id or self.model_dir.name
+            training, datasets = self._card_settings(rows), hub_datasets(rows["train"])
+            add_training(self.model_dir / "README.md", training, datasets)
             if shown:
                 add_scores(self.model_dir / "README.md", shown, name)
             if self.arguments.push_to_hub:
-                self._publish(shown)
+                self._publish(shown, training, datasets)
             result = {split: {task: vars(score) for task, score in each.items()} for split, each in scores.items()}
             _write_json(self._folder / "result.json", {"scores": result})
 
         in_main_process(finish)
 
-    def _publish(self, scores: Mapping[str, TaskScore]) -> None:
+    def _card_settings(self, rows: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
+        options = (self.model, self.adapter, self.listen, self.data)
+        settings = card_settings(options, self.arguments, rows, self._log_history() or [])
+        # Callbacks and the configuration of the sharding are not options of the command.
+        if not self.callbacks and not is_sharded_run():
+            settings["command"] = run_command(options, self.arguments)
+        return settings
+
+    def _publish(self, scores: Mapping[str, TaskScore], training: Mapping[str, Any], datasets: Sequence[str]) -> None:
         from peft import PeftModel
 
         base, processor = load_base(self._base, self.model)
@@ -351,6 +362,8 @@ class TrainingRun:
             token=self.arguments.hub_token,
             revision=self.arguments.hub_revision,
             scores=scores,
+            training=training,
+            datasets=datasets,
         )
 
     def _log_history(self) -> list[dict[str, Any]] | None:

@@ -64,6 +64,7 @@ def test_librispeech(tmp_path):
             "answer": "he began a confused complaint",
             "task": "asr",
             "id": "61-70968-0000",
+            "hub_dataset": "openslr/librispeech_asr",
         }
     ]
     assert counts(dev) == {"the clip is missing": 1, "the transcript is empty": 1}

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from ...audio import is_url
 from ...chat import AUDIO_TOKEN
 from ...files import atomic_path
+from ...hub_names import is_repository_name
 from ..schema import clip_problem, example_problem
 from .base import Item, Recipe, get_recipe
 from .clips import ClipFolder, UnusableClipError
@@ -101,8 +102,9 @@ def prepare(
     Writes data files from the folder of a data set in its published layout.
 
     For each split, `OUTPUT/RECIPE-SPLIT.jsonl` is written, or replaced, when it is complete. Its rows have the fields of
-    [`~peft_listen.data.Example`], the row's published `id`, and `references` if there are several correct answers. The
-    clips stay where they are; only those that are joined from several are written, to `OUTPUT/RECIPE-clips`.
+    [`~peft_listen.data.Example`], the row's published `id`, `hub_dataset` if the data set is on the Hub, and `references`
+    if there are several correct answers. The clips stay where they are; only those that are joined from several are
+    written, to `OUTPUT/RECIPE-clips`.
 
     A row whose clip is missing or that is damaged is skipped and counted.
 
@@ -312,6 +314,8 @@ class _SplitWriter:
             "task": self.recipe.task,
             "id": item.id,
         }
+        if is_repository_name(self.recipe.hub):
+            row["hub_dataset"] = self.recipe.hub
         if item.references:
             row["references"] = list(item.references)
         if any(AUDIO_TOKEN in row[name] for name in ("instruction", "answer")):
