@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -22,7 +23,8 @@ def in_main_process(action: Callable[[], Result]) -> Result:
         The result of the action, in all processes.
 
     Raises:
-        OSError, ValueError: what the action raises, in all processes.
+        Exception: what the action raises, in all processes. In the others, it is a `RuntimeError` with the same text if it
+            cannot be pickled.
     """
     state = PartialState()
     if state.num_processes == 1:
@@ -30,12 +32,26 @@ def in_main_process(action: Callable[[], Result]) -> Result:
     from accelerate.utils import broadcast_object_list
 
     outcome: Any = (None, None)
+    raised: Exception | None = None
     if state.is_main_process:
         try:
             outcome = (action(), None)
-        except (OSError, ValueError) as caught:
-            outcome = (None, caught)
+        except Exception as caught:  # without it, the other processes would wait
+            raised, outcome = caught, (None, _portable(caught))
     ((result, error),) = broadcast_object_list([outcome])
+    if raised is not None:
+        raise raised
     if error is not None:
         raise error
     return result
+
+
+def _portable(error: Exception) -> Exception:
+    """An error that other processes can read, of the same type if possible."""
+    try:
+        copied = pickle.loads(pickle.dumps(error))
+        if type(copied) is type(error) and str(copied) == str(error):
+            return error
+    except Exception:  # the constructor of the error may raise anything
+        pass
+    return RuntimeError(f"{type(error).__name__}: {error}")

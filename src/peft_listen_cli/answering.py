@@ -68,18 +68,16 @@ def answer(
 
     from peft_listen.evaluation import predict
     from peft_listen.mappings import parse_mapping
-    from peft_listen.settings_record import checkpoint_fingerprint
+    from peft_listen.pipelines.loading import load_pipeline, model_fingerprints
     from peft_listen.training import AudioListenCollator
 
     variables = parse_mapping("chat_template_kwargs", options.chat_template_kwargs)
     state = start_processes()
 
     def load() -> Pipeline:
-        from peft_listen.pipelines.loading import load_pipeline
-
         return load_pipeline(model, options.dtype, options.device or str(state.device))
 
-    settings = {"model": model, "checkpoint": checkpoint_fingerprint(model), "dtype": options.dtype}
+    settings = {"model": model, **model_fingerprints(model), "dtype": options.dtype}
     predictions = predict(
         load,
         examples,

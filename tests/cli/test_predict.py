@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,34 @@ def test_a_model_that_was_trained_again_is_noticed(predict, tmp_path, make_adapt
     assert main(arguments) == 2
     assert "checkpoint: " in capsys.readouterr().err
     assert main([*arguments, "--overwrite"]) == 0
+
+
+def test_a_change_in_the_base_model_of_an_adapter_is_noticed(
+    predict, tmp_path, make_adapted, composite_folder, capsys
+):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(composite_folder, base)
+    make_adapted("listen").save_pretrained(adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))
+    predict[1] = str(adapter)
+    arguments = [*predict, "-o", str(tmp_path / "p.jsonl")]
+    assert main(arguments) == 0
+    capsys.readouterr()
+    for name in ("chat_template.jinja", "tokenizer.json", "processor_config.json", "config.json"):
+        content = (base / name).read_text()
+        (base / name).write_text(content + "\n")
+        assert main(arguments) == 2, name
+        error = capsys.readouterr().err
+        assert "base_checkpoint: " in error and " checkpoint: " not in error
+        (base / name).write_text(content)
+        assert main(arguments) == 0, name
+    del config["base_model_name_or_path"]
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    assert main(arguments) == 2
+    assert (
+        f"The model {str(adapter)!r} cannot be loaded. It is an adapter that does not name" in capsys.readouterr().err
+    )
 
 
 def test_a_missing_model_or_folder_exits_with_2(predict, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from peft_listen.data import read_examples, read_predictions
@@ -158,3 +159,39 @@ def test_clips_are_found_from_the_folder_of_the_output(pipe, clips, tmp_path, mo
 def test_nothing_to_answer_is_refused(tmp_path, rows, batch_size):
     with pytest.raises(ValueError, match=r"no examples|at least 1"):
         PredictionFile(tmp_path / "out.jsonl", rows, {}, batch_size)
+
+
+USER = {"role": "user", "content": "Who?"}
+ANSWER = {"role": "assistant", "content": "a man"}
+PLAIN = {"audio": None, "instruction": "Who?", "answer": "a man", "task": "t"}
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"messages": [USER], "task": "t"}, "the last of the `messages` is not the assistant's"),
+        ({"messages": [USER, ANSWER]}, r"the fields \['task'\] are missing"),
+        ({"messages": "Who?", "task": "t"}, "`messages` must be a list"),
+        ({name: PLAIN[name] for name in ("audio", "instruction", "task")}, r"the fields \['answer'\] are missing"),
+        ({name: PLAIN[name] for name in ("instruction", "answer", "task")}, r"the fields \['audio'\] are missing"),
+        ({**PLAIN, "answer": None}, "`answer` must be a string, got None"),
+        ({**PLAIN, "audio": [0.5, 0.25]}, "`audio` must be a path"),
+        ({**PLAIN, "audio": {"array": np.zeros(9), "sampling_rate": 16000}}, "`audio` must be a path"),
+        ({**PLAIN, "audio": ""}, "`audio` must be a path"),
+        ({**PLAIN, "references": []}, "`references` must be a list of at least one string"),
+        ({**PLAIN, "score": "high"}, "`score` must be a finite number"),
+    ],
+)
+def test_a_row_whose_line_could_not_be_read_is_refused_before_anything_is_generated(row, problem, tmp_path):
+    with pytest.raises(ValueError, match=f"Row 1 of the examples cannot be a line of predictions: .*{problem}"):
+        run(None, [PLAIN, row], tmp_path / "out.jsonl")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "change", [{"audio": []}, {"audio": ()}, {"score": 1.5}, {"generated": "a dog"}, {"metric": None}]
+)
+def test_rows_of_other_forms_are_answered_and_read(change, pipe, tmp_path):
+    (prediction,) = run(pipe, [{**PLAIN, **change}], tmp_path / "out.jsonl")
+    assert prediction["audio"] is None and prediction == read_predictions(tmp_path / "out.jsonl")[0]
+    assert prediction["generated"] == answer_rows(pipe, [PLAIN], max_new_tokens=4, do_sample=False)[0]

@@ -1,6 +1,7 @@
 """OpenAI's client asks a server on this machine about audio."""
 
 import base64
+import gc
 import io
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -8,6 +9,7 @@ from threading import Barrier
 import pytest
 import soundfile
 
+from peft_listen.serving.chat_request import InputAudio
 from tests.serving.conftest import LENGTH, MODEL
 
 
@@ -162,3 +164,21 @@ def test_sampling_depends_on_the_seed_alone(ask, clips):
 def test_the_models_are_listed(client):
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).object == "model"
+
+
+def test_the_text_of_clips_is_freed_before_the_answer(client, as_part, clips, chat_pipe, monkeypatch):
+    part, held = as_part(clips[0]), []
+    generate = chat_pipe.model.generate
+
+    def counted(**inputs):
+        gc.collect()
+        audio = [each for each in gc.get_objects() if type(each) is InputAudio]
+        held.append(sum(each.data == part["input_audio"]["data"] for each in audio))
+        return generate(**inputs)
+
+    monkeypatch.setattr(chat_pipe.model, "generate", counted)
+    messages = [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}]
+    answer = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=3)
+    pieces = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=3, temperature=0, stream=True)
+    assert sum(len(piece.choices) for piece in pieces) > 1
+    assert answer.usage.completion_tokens == 3 and held == [0, 0]

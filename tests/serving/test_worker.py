@@ -6,7 +6,10 @@ import weakref
 
 import pytest
 import torch
+from transformers import GenerationConfig, pipeline
 
+from peft_listen.answer_end import find_answer_end
+from peft_listen.serving import ServedModels
 from peft_listen.serving.worker import Finished, Group, Job, Worker
 from tests.serving.conftest import MODEL
 
@@ -151,3 +154,35 @@ def test_a_stopped_worker_gives_everybody_a_result(models, row):
     for request in (running, waiting, late):
         assert request.result.status == 503 and request.result.is_temporary
         assert sum(not isinstance(event, str) for event in request.events) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, None),
+        ({"eos_token_id": 7}, [7]),
+        ({"eos_token_id": [7, 9]}, [7, 9]),
+        ({"generation_config": GenerationConfig(eos_token_id=9, max_new_tokens=4)}, [9]),
+    ],
+)
+def test_answers_end_at_the_tokens_of_the_pipeline(given, expected, chat_pipe, row, monkeypatch):
+    same = {"model": chat_pipe.model, "processor": chat_pipe.processor, "device": chat_pipe.device}
+    pipe = pipeline("audio-text-to-text", **same, **given)
+    expected = expected or [find_answer_end(pipe.processor).token_id]
+    assert pipe.end_token_ids == expected
+    stops, generate = [], chat_pipe.model.generate
+
+    def recorded(**inputs):
+        stops.append(inputs["eos_token_id"])
+        return generate(**inputs)
+
+    monkeypatch.setattr(chat_pipe.model, "generate", recorded)
+    worker = Worker(ServedModels(pipe, MODEL), batch_size=1)
+    worker.start()
+    try:
+        request = Request(row())
+        worker.submit(request.job)
+        assert isinstance(request.result, Finished)
+    finally:
+        worker.stop()
+    assert stops == [expected]

@@ -211,6 +211,12 @@ def example_problem(fields: dict[str, Any]) -> str | None:
     return row if isinstance(row, str) else None
 
 
+def prediction_problem(fields: dict[str, Any]) -> str | None:
+    """Describes why a line with these fields would not be a valid prediction with any answer, or returns `None`."""
+    row = _to_row({**fields, "generated": ""}, [], Path(), _PREDICTED)
+    return row if isinstance(row, str) else None
+
+
 def _texts(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The texts of a row that a model reads, and what an error message calls them."""
     if has_messages(row):

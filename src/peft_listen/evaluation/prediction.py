@@ -45,7 +45,8 @@ def predict(
         pipe ([`~transformers.Pipeline`] or `Callable`):
             the pipeline "audio-text-to-text", or a function that loads it, which is called only if there is something to
             generate.
-        examples (`Sequence[Example]`): rows as [`~peft_listen.data.read_examples`] returns them.
+        examples (`Sequence[Example]`): rows as [`~peft_listen.data.read_examples`] returns them. In `messages`, audio parts
+            may hold their clips: paths, URLs or `data:` URIs.
         output_file (`str` or `os.PathLike`): the file to write.
         batch_size (`int`, defaults to 8): number of rows in one call of `generate`.
         settings (`Mapping[str, Any]`, *optional*):
@@ -66,8 +67,8 @@ def predict(
         `list[Prediction]`: the examples with their answers, and with `score` if their task is in `compared`.
 
     Raises:
-        ValueError: if the file is from other settings or other examples, `batch_size` is below 1, or `compared` is given
-            without `make_collator`.
+        ValueError: if the file is from other settings or other examples, a row is not valid, such as one without `answer`,
+            `batch_size` is below 1, or `compared` is given without `make_collator`. Nothing was generated then.
         OSError: if a clip cannot be read or the file cannot be written.
 
     Example:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..audio.addresses import is_url
 from ..data import Example, Prediction, read_predictions
+from ..data.schema import prediction_problem
 from ..files import atomic_path, check_output_file, write_errors
 from ..rows import bare_row, has_messages
 from ..settings_record import SettingsRecord, fingerprint
@@ -40,7 +41,8 @@ class PredictionFile:
         scored_tasks (`Collection[str]`, *optional*): tasks whose rows have a `score`.
 
     Raises:
-        ValueError: if `batch_size` is below 1 or there are no examples.
+        ValueError: if `batch_size` is below 1, there are no examples, or [`read`] would refuse one: it has no `answer` or
+            `task`, its `messages` do not end with the assistant's, a clip is not a path or URL, ...
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class PredictionFile:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         if not examples:
             raise ValueError("There are no examples to answer.")
+        _check_rows(examples)
         self.path = Path(path)
         self._scored_tasks = frozenset(scored_tasks)
         self._scores: dict[int, list[float | None]] = {}
@@ -213,7 +216,7 @@ class PredictionFile:
 
     def _from_here(self, audio: Any) -> Any:
         """The paths of clips relative to the folder of this file, as `read_predictions` expects them."""
-        if isinstance(audio, list):
+        if isinstance(audio, (list, tuple)):
             return [self._from_here(clip) for clip in audio] or None
         if audio is None or is_url(audio) or os.path.isabs(audio):
             return audio
@@ -238,3 +241,13 @@ class PredictionFile:
                 "(--overwrite)."
             )
         return predictions
+
+
+def _check_rows(examples: Sequence[Example]) -> None:
+    """Refuses rows that could not be read from the file: their answers would be generated in vain."""
+    for number, example in enumerate(examples):
+        fields: dict[str, Any] = dict(example)
+        if isinstance(fields.get("audio"), (list, tuple)):
+            fields["audio"] = list(fields["audio"]) or None  # as `finish` writes it
+        if problem := prediction_problem(fields):
+            raise ValueError(f"Row {number} of the examples cannot be a line of predictions: {problem}")

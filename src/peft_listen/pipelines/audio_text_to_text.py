@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sized
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -92,6 +93,14 @@ class AudioTextToTextPipeline(Pipeline):
             remedy = "The pipeline stops at all of them; pass `eos_token_id` to change that."
             if warn_of_other_end(end, self.model.generation_config, self.tokenizer, remedy):
                 self._end_token_ids.append(end.token_id)
+
+    @property
+    def end_token_ids(self) -> list[int]:
+        """The ids of the tokens at which generation stops, unless a call sets others."""
+        given = self._generate_kwargs
+        if "eos_token_id" in given:
+            return end_token_ids(SimpleNamespace(eos_token_id=given["eos_token_id"]))
+        return end_token_ids(given.get("generation_config")) or list(self._end_token_ids)
 
     def _sanitize_parameters(
         self,

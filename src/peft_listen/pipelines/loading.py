@@ -24,6 +24,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from ..lora_beside import load_lora_beside
 from ..models.audio_listen import AudioListenForCausalLM
 from ..registration import register
+from ..settings_record import checkpoint_fingerprint
 
 
 def load_pipeline(
@@ -79,6 +80,32 @@ def load_pipeline(
     raise ValueError(
         f"{model!r} is a {type(loaded).__name__}, a language model without audio; an audio model is needed."
     )
+
+
+def model_fingerprints(model: str) -> dict[str, str | None]:
+    """
+    Fingerprints of the folders that [`load_pipeline`] reads: that of a model, or of an adapter and of its base model, which has
+    the processor and the chat template. They tell a model that was changed from the former one.
+
+    Args:
+        model (`str`): Folder or Hub name.
+
+    Returns:
+        `dict[str, str | None]`: `checkpoint` and, if it is the folder of an adapter, `base_checkpoint`; see
+        [`~peft_listen.settings_record.checkpoint_fingerprint`].
+
+    Raises:
+        OSError: for an adapter that does not name its base model.
+    """
+    fingerprints = {"checkpoint": checkpoint_fingerprint(model)}
+    if os.path.isdir(model):
+        try:
+            base, is_adapter = find_base(model)
+        except OSError as error:
+            raise OSError(f"The model {model!r} cannot be loaded. {error}") from error
+        if is_adapter:
+            fingerprints["base_checkpoint"] = checkpoint_fingerprint(base)
+    return fingerprints
 
 
 def check_model_name(model: str) -> None:

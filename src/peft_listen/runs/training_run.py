@@ -25,11 +25,11 @@ from ..metrics.scoring import check_metrics, compared_answers
 from ..metrics.tasks import parse_task_metrics
 from ..model_card import add_scores, add_training, write_model_card
 from ..models.audio_listen import AudioListenForCausalLM, AudioListenProcessor
-from ..pipelines.loading import load_pipeline
+from ..pipelines.loading import load_pipeline, model_fingerprints
 from ..processes import in_main_process
 from ..publishing import check_can_be_published, publish
 from ..rows import clips_of
-from ..settings_record import SettingsRecord, checkpoint_fingerprint
+from ..settings_record import SettingsRecord
 from ..training import AudioListenCollator, FeatureCache, ListenCallback, TaskMixture, create_listen_optimizer
 from ..training.mixture import parse_weights
 from .building import add_adapter, load_base, save_base, save_trained_base
@@ -306,7 +306,7 @@ class TrainingRun:
             rows,
             folder / "predictions.jsonl",
             batch_size=self.arguments.per_device_eval_batch_size,
-            settings={"checkpoint": checkpoint_fingerprint(self.model_dir)},
+            settings=model_fingerprints(str(self.model_dir)),
             show_progress=not self.arguments.disable_tqdm,
             compared=compared_answers(rows, _of_tasks(metrics, rows)),
             make_collator=AudioListenCollator,

@@ -296,7 +296,9 @@ class _Chat:
     def _prepare(self, body: bytes, deadline: float) -> tuple[ChatRequest, dict[str, Any]]:
         parsed = parse_chat_request(body)
         self._check_model(parsed.model)
-        return parsed, self._preparation.prepare(parsed, deadline)
+        row = self._preparation.prepare(parsed, deadline)
+        # Without the messages, whose clips in base64 would stay in memory until the answer.
+        return parsed.model_copy(update={"messages": []}), row
 
     def _submit(
         self, parsed: ChatRequest, row: dict[str, Any], deadline: float, release: Callable[[], None]

@@ -16,7 +16,6 @@ import torch
 from jinja2 import TemplateError
 from transformers import StoppingCriteria
 
-from ..answer_end import end_token_ids, find_answer_end
 from .answer_text import AnswerText, FinishReason
 from .context_length import ContextLength
 from .errors import RequestError, timeout_error
@@ -117,11 +116,7 @@ class Worker:
         self._models = models
         self._batch_size = batch_size
         self._context = ContextLength(models.pipe.model)
-        ends = end_token_ids(models.pipe.model.generation_config)
-        answer_end = find_answer_end(models.pipe.processor)
-        if answer_end is not None and answer_end.token_id not in ends:
-            ends.append(answer_end.token_id)
-        self._ends = ends
+        self._ends = models.pipe.end_token_ids
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._is_stopping = False

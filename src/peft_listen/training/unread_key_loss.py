@@ -43,13 +43,17 @@ class UnreadKeyLoss:
 
     @torch.no_grad()
     def add_to_gradient(self) -> None:
-        """Adds the gradient to that of the keys. With several processes, all must call it, before the optimizer's step and
-        after the gradients were clipped."""
+        """Adds the gradient to that of the keys. With several processes, all must call it, those without rows too,
+        before the optimizer's step and after the gradients were clipped."""
         keys, sums = self._pool.keys, self._sums
         self._sums = None
-        if sums is None:
-            return
-        if is_distributed():
+        if is_distributed() and keys.requires_grad:
+            if sums is None:  # other processes may have rows
+                sums = torch.zeros(keys.numel() + 1, device=keys.device)
             torch.distributed.all_reduce(sums)
-        gradient = self._pool.config.key_loss_weight * (sums[:-1] / sums[-1]).view_as(keys).to(keys)
+        # Reading the number of rows synchronizes with the device, so it is read only where it makes a difference.
+        if sums is None or (keys.grad is None and not bool(sums[-1] > 0)):
+            return
+        mean = sums[:-1] / sums[-1].clamp(min=1)
+        gradient = self._pool.config.key_loss_weight * mean.view_as(keys).to(keys)
         keys.grad = gradient if keys.grad is None else keys.grad + gradient

@@ -499,3 +499,32 @@ def test_prompts_can_be_added_to_a_model_with_lora(build, tokens):
     model.set_prompt_length(2)
     model(tokens())
     assert model.last_selection.indices.shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_copy"),
+    [
+        ({}, True),
+        ({"prompt_length": 2, "key_loss_weight": 0.5, "query_mean_momentum": 0.5}, True),
+        ({"center_queries": False}, False),
+        ({"standardize_queries": True}, False),
+        ({"query_pooling": "mean"}, False),
+        ({"query_ignored_token_ids": [5]}, False),
+        ({"query_layer": 1}, False),
+    ],
+)
+def test_a_pool_of_equal_parameters_takes_the_statistics_of_equal_queries_only(
+    settings, is_copy, build, attach, tokens
+):
+    common = {"center_queries": True, "query_pooling": "modality_mean", "prompt_length": 4, "pool_size": 12}
+    model = attach(build(), **common)
+    model.add_adapter("other", ListenConfig(**{**model.peft_config["default"].to_dict(), **settings}))
+    layer = model.base_model.layer
+    trained, other = layer.pool_of("default"), layer.pool_of("other")
+    assert other.has_parameters_of(trained)
+    trained.query_mean.fill_(0.25)
+    initial = other.query_mean.clone()
+    model.set_adapter("other")
+    model(tokens())
+    expected = trained.query_mean if is_copy else initial
+    torch.testing.assert_close(other.query_mean, expected, atol=0, rtol=0)

@@ -183,14 +183,15 @@ class ListenLayer(nn.Module, BaseTunerLayer):
 
         Trainers of preferences make a reference adapter: they add one, and copy the parameters of the trained adapter into
         it, but not its running statistics, on which the selection depends too. A new pool whose parameters equal those
-        of another one is therefore taken for a copy, and gets these statistics.
+        of another one, and whose queries are computed in the same way, is therefore taken for a copy, and gets these
+        statistics.
         """
         pool = self.pool_of(adapter_name)
         if pool.may_be_a_copy:
             pool.may_be_a_copy = False
             for name in self.listen_pools:
                 other = self.pool_of(name)
-                if other is not pool and pool.has_parameters_of(other):
+                if other is not pool and pool.has_queries_of(other) and pool.has_parameters_of(other):
                     pool.take_statistics_of(other)
                     break
         return pool

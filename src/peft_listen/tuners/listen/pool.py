@@ -46,6 +46,21 @@ class PoolOutput(NamedTuple):
     deep: DeepPrompts | None
 
 
+# Fields of the configuration that determine of what the running statistics are. Their momentum is not among them: it
+# determines how much the next step changes them.
+_QUERY_SETTINGS = (
+    "backbone",
+    "center_queries",
+    "standardize_queries",
+    "query_pooling",
+    "query_ignored_token_ids",
+    "query_layer",
+    "query_text",
+    "query_audio_weight",
+    "value_layers",
+)
+
+
 class PromptPool(nn.Module):
     """
     Pool of key-value pairs of one adapter (arXiv 2505.18517), with its running statistics and its step.
@@ -163,9 +178,13 @@ class PromptPool(nn.Module):
             for name, parameter in self.named_parameters()
         )
 
+    def has_queries_of(self, other: PromptPool) -> bool:
+        """Whether the configuration computes the same queries as that of another pool, so that its statistics apply."""
+        return all(getattr(self.config, name) == getattr(other.config, name) for name in _QUERY_SETTINGS)
+
     @torch.no_grad()
     def take_statistics_of(self, other: PromptPool) -> None:
-        """Sets the running statistics and the step to those of a pool with the same configuration."""
+        """Sets the running statistics and the step to those of a pool with the same queries; see [`has_queries_of`]."""
         others = dict(other.named_buffers())
         for name, buffer in self.named_buffers():
             if name != "recent_queries" and name in others:
