@@ -20,6 +20,7 @@ from peft_listen import (
     AudioListenForCausalLM,
     AudioListenProcessor,
     ListenConfig,
+    load_with_lora,
     publish,
     save_complete_model,
 )
@@ -141,6 +142,16 @@ def test_a_lora_adapter_beside_the_prompts_is_saved_and_loaded(make_both, make_b
     shutil.rmtree(tmp_path / "alone" / "lora")
     alone = pipeline("audio-text-to-text", model=str(tmp_path / "alone")).model
     assert (logits(alone) - logits(both)).abs().max() > 1e-3
+
+    # Both can be loaded and saved again.
+    base = make_base()
+    base.save_pretrained(tmp_path / "base")
+    both.save_pretrained(tmp_path / "adapters")
+    again = load_with_lora(base, tmp_path / "adapters")
+    save_complete_model(again, processor, tmp_path / "again", include=ALL)
+    torch.testing.assert_close(
+        logits(pipeline("audio-text-to-text", model=str(tmp_path / "again")).model), logits(again)
+    )
 
     # A model without LoRA takes its place.
     save_complete_model(get_peft_model(make_base(), METHODS["listen"]()), processor, tmp_path, include=ALL)

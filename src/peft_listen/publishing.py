@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,8 @@ def save_complete_model(
     references = _references(base, include, bool(adapters))
     with replaced_checkpoint(save_directory, kept=("README.md",), dropped=_LORA_FILES) as folder:
         weights = _base_weights(base, references)
-        base.save_with_references(folder, references, state_dict=weights)
+        with _saved_as_a_whole(base):
+            base.save_with_references(folder, references, state_dict=weights)
         if adapters:
             _save_adapters(model, adapters, folder, repo_id or os.fspath(save_directory))
         processor.save_pretrained(folder)
@@ -239,8 +241,8 @@ def _check_model(model: Any) -> tuple[AudioListenForCausalLM, list[str]]:
     if len(names) > 1 and not are_together:
         raise ValueError(
             f"The model has the adapters {', '.join(names)}, but one folder can hold one adapter beside its base model, and "
-            f"with a LISTEN adapter also a LoRA adapter of the name {LORA_NAME!r}. Delete the others with `model.delete_adapter(name)`, or publish the base model with "
-            "`peft_listen.publish(base, ...)` and push the adapters to repositories of their own."
+            f"with a LISTEN adapter also a LoRA adapter of the name {LORA_NAME!r}. Delete the others with "
+            "`model.delete_adapter(name)`, or publish the base model with `peft_listen.publish(base, ...)` and push the adapters to repositories of their own."
         )
     return base, names
 
@@ -315,6 +317,25 @@ def _base_weights(base: AudioListenForCausalLM, references: Collection[str]) -> 
             "base model before you add the adapter."
         )
     return weights
+
+
+@contextmanager
+def _saved_as_a_whole(base: Any) -> Iterator[None]:
+    """
+    After `load_adapter`, which loads LoRA beside the prompts, `save_pretrained` of transformers would save the adapter alone, and
+    give the weights the names that they have in an adapter.
+    """
+    neutral = {"_hf_peft_config_loaded": False, "_weight_conversions": None}
+    before = {name: getattr(base, name, value) for name, value in neutral.items()}
+    if not before["_hf_peft_config_loaded"]:
+        neutral = {}
+    try:
+        for name, value in neutral.items():
+            setattr(base, name, value)
+        yield
+    finally:
+        for name in neutral:
+            setattr(base, name, before[name])
 
 
 def _save_adapters(model: Any, names: Sequence[str], folder: Path, base_name: str) -> None:
