@@ -127,6 +127,23 @@ def test_missing_and_unexpected_sound_are_refused(projector, plain_config) -> No
         deaf(torch.randn(1, 20, 16), torch.randn(1, 20, 16))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_does_not_change_the_outputs_and_gradients(projector, dtype) -> None:
+    projector.to(dtype)
+    # Encoders under autocast return bfloat16.
+    speech, sound = (torch.randn(1, 14, 16).bfloat16() for _ in range(2))
+    results = []
+    for enabled in (False, True):
+        projector.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output = projector(speech, sound)
+        output.float().square().sum().backward()
+        results.append([output.detach(), *(parameter.grad.clone() for parameter in projector.parameters())])
+    assert results[1][0].dtype == dtype
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_every_parameter_of_the_projector_gets_a_gradient(projector) -> None:
     projector(torch.randn(2, 20, 16), torch.randn(2, 20, 16)).square().sum().backward()
     without = [name for name, weight in projector.named_parameters() if weight.grad is None]

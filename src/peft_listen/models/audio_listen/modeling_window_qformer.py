@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers import Blip2QFormerModel
 from transformers.modeling_utils import local_torch_dtype
+from transformers.utils.generic import maybe_autocast
 
 from .configuration_audio_listen import AudioListenConfig
 
@@ -71,12 +72,25 @@ class WindowQFormerProjector(nn.Module):
                 Number of windows to return per row, from its start. All windows of all rows if `None`.
 
         Returns:
-            `torch.Tensor` of shape `(batch_size, windows * num_queries, text_hidden_size)`, window by window. With
+            `torch.Tensor` of shape `(batch_size, windows * num_queries, text_hidden_size)`, window by window, of the dtype of the
+            projector's weights, also under autocast. With
             `num_windows`, of shape `(num_windows.sum() * num_queries, text_hidden_size)`, row after row.
 
         Raises:
             `ValueError`: if `sound` is missing or not expected, or there are fewer windows than `num_windows`.
         """
+        # Autocast is left, as in transformers' rotary embeddings: what tells two voices apart is small in the features of the
+        # encoders, and was learned by chance when it was rounded to bfloat16.
+        with maybe_autocast(speech.device.type, enabled=False):
+            return self._project(speech, sound, sound_mask, num_windows)
+
+    def _project(
+        self,
+        speech: torch.Tensor,
+        sound: torch.Tensor | None,
+        sound_mask: torch.Tensor | None,
+        num_windows: torch.Tensor | None,
+    ) -> torch.Tensor:
         frames = self._fuse(speech, sound, sound_mask)
         windows = frames.unfold(1, self.window_length, self.window_stride).transpose(-1, -2)
         if num_windows is None:
