@@ -127,8 +127,9 @@ def test_a_disk_that_is_full_at_the_end_leaves_what_was_trained(make_run, tmp_pa
             save(self, *arguments)
 
     monkeypatch.setattr(training_run.TrainingRun, "_save", full)
-    with pytest.raises(OSError, match=r"run/model cannot be written: .*File too large"):
+    with pytest.raises(OSError, match="File too large") as caught:
         make_run(max_steps=2, adapter="lora").run()
+    assert "run/model" in str(caught.value)
     monkeypatch.undo()
     assert not (tmp_path / "run" / "training.json").exists()
     assert len(losses(make_run(max_steps=2, adapter="lora").run())) == 2

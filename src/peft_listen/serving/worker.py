@@ -180,6 +180,9 @@ class Worker:
         try:
             self._generate(jobs)
         except Exception as error:
+            # The frames of the error hold the tensors of the batch, for which there may be no memory twice. They are cleared
+            # before the error is handed over: the thread of the event loop raises it again, in frames of its own.
+            traceback.clear_frames(error.__traceback__)
             for job in [job for job in jobs if not job.is_finished]:
                 if len(jobs) == 1 or job.has_sent_text:
                     if not isinstance(error, RequestError):
@@ -187,8 +190,6 @@ class Worker:
                     job.finish(error)
                 else:
                     tried_alone.append(job)
-            # The frames of the error hold the tensors of the batch, for which there may be no memory twice.
-            traceback.clear_frames(error.__traceback__)
         # One request may be at fault, or all of them together too large.
         for job in tried_alone:
             self._answer([job])
