@@ -9,26 +9,13 @@ import pytest
 import yaml
 
 from tests.pages import ROOT
+from website import PACKAGES
 from website.docstrings import ENTRIES, entries_of, sections_of, to_markdown
 from website.pages import INCLUDED, images_of, page_of, rewrite_links, title_of
 
 
 SETTINGS = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 REPOSITORY = "https://github.com/peft-listen/peft-listen"
-PACKAGES = [
-    "peft_listen",
-    "peft_listen.audio",
-    "peft_listen.training",
-    "peft_listen.runs",
-    "peft_listen.data",
-    "peft_listen.data.recipes",
-    "peft_listen.metrics",
-    "peft_listen.evaluation",
-    "peft_listen.analysis",
-    "peft_listen.pipelines",
-    "peft_listen.serving",
-    "peft_listen.tuners.listen",
-]
 
 
 def pages_of(nav) -> list[str]:

@@ -4,23 +4,8 @@ from typing import Any
 
 import griffe
 
+from website import PACKAGES
 from website.docstrings import to_markdown
-
-
-# The package and its parts with public names, in the order in which a name's page is looked for.
-PACKAGES = (
-    "peft_listen",
-    "peft_listen.audio",
-    "peft_listen.training",
-    "peft_listen.runs",
-    "peft_listen.data",
-    "peft_listen.data.recipes",
-    "peft_listen.metrics",
-    "peft_listen.evaluation",
-    "peft_listen.analysis",
-    "peft_listen.pipelines",
-    "peft_listen.tuners.listen",
-)
 
 
 def public_paths(package: griffe.Module) -> dict[str, str]:
