@@ -1,4 +1,4 @@
-"""Argument types that several sub-commands use."""
+"""Argument types and arguments that several sub-commands use."""
 
 import argparse
 import math
@@ -30,3 +30,13 @@ def port_number(text: str) -> int:
     if not 0 <= number < 1 << 16:
         raise argparse.ArgumentTypeError(f"must be from 0 to 65535, got {text}")
     return number
+
+
+def add_placement(parser: argparse.ArgumentParser) -> None:
+    """Adds `--dtype` and `--device`, as `load_pipeline` takes them."""
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="data type of the model; auto is that of the checkpoint (default: float32 on a CPU, auto elsewhere)",
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the accelerator, if there is one)")

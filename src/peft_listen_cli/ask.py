@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .argument_types import DTYPES, positive_integer
+from .argument_types import add_placement, positive_integer
 
 
 if TYPE_CHECKING:
@@ -28,12 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="maximum length of the answer in tokens (default: the model's setting, or 256)",
     )
-    parser.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        help="data type of the model; auto is that of the checkpoint (default: float32 on a CPU, auto elsewhere)",
-    )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the accelerator, if there is one)")
+    add_placement(parser)
     parser.set_defaults(run=run)
 
 

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from .argument_types import DTYPES, port_number, positive_integer, positive_number
+from .argument_types import add_placement, port_number, positive_integer, positive_number
 
 
 HELP = "Serve a model, or several adapters of one base model, with OpenAI's API."
@@ -103,12 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds until a request is given up, with waiting (default: 120)",
     )
-    parser.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        help="data type of the model; auto is that of the checkpoint (default: float32 on a CPU, auto elsewhere)",
-    )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the accelerator, if there is one)")
+    add_placement(parser)
     parser.set_defaults(run=run)
 
 
