@@ -325,17 +325,15 @@ def _saved_as_a_whole(base: Any) -> Iterator[None]:
     After `load_adapter`, which loads LoRA beside the prompts, `save_pretrained` of transformers would save the adapter alone, and
     give the weights the names that they have in an adapter.
     """
-    neutral = {"_hf_peft_config_loaded": False, "_weight_conversions": None}
-    before = {name: getattr(base, name, value) for name, value in neutral.items()}
-    if not before["_hf_peft_config_loaded"]:
-        neutral = {}
+    if not getattr(base, "_hf_peft_config_loaded", False):
+        yield
+        return
+    conversions = base._weight_conversions
+    base._hf_peft_config_loaded, base._weight_conversions = False, None
     try:
-        for name, value in neutral.items():
-            setattr(base, name, value)
         yield
     finally:
-        for name in neutral:
-            setattr(base, name, before[name])
+        base._hf_peft_config_loaded, base._weight_conversions = True, conversions
 
 
 def _save_adapters(model: Any, names: Sequence[str], folder: Path, base_name: str) -> None:

@@ -32,8 +32,8 @@ def add_lora(model: PeftModel, config: LoraConfig) -> PeftModel:
         `PeftModel`: the model.
 
     Raises:
-        ValueError: if the active adapter of the model is not LISTEN, the model has an adapter of the name `lora`, or `config` has `modules_to_save`,
-            which the LISTEN adapter saves.
+        ValueError: if the active adapter of the model is not LISTEN, the model has an adapter of the name `lora`, or `config`
+            has `modules_to_save`, which the LISTEN adapter saves.
         TypeError: if `config` is not a [`~peft.LoraConfig`].
 
     Example:

@@ -80,7 +80,7 @@ class WindowQFormerProjector(nn.Module):
             `ValueError`: if `sound` is missing or not expected, or there are fewer windows than `num_windows`.
         """
         # Autocast is left, as in transformers' rotary embeddings: what tells two voices apart is small in the features of the
-        # encoders, and was learned by chance when it was rounded to bfloat16.
+        # encoders, and rounding to bfloat16 loses it.
         with maybe_autocast(speech.device.type, enabled=False):
             return self._project(speech, sound, sound_mask, num_windows)
 
