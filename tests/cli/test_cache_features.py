@@ -1,9 +1,7 @@
 import contextlib
 import json
-import multiprocessing
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +13,7 @@ import peft_listen_cli
 from peft_listen import AudioListenForCausalLM
 from peft_listen.training import FeatureCache
 from peft_listen_cli import main
+from tests.sharding.launching import run_forked
 
 
 @pytest.fixture
@@ -171,21 +170,8 @@ def run_as_process(rank, port, command, output):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.cpu_only("its processes use gloo")
 def test_two_processes_share_the_clips(command_of_two, clips, tmp_path, composite_folder):
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    context = multiprocessing.get_context("fork")
     outputs = [tmp_path / f"{rank}.txt" for rank in range(2)]
-    processes = [
-        context.Process(target=run_as_process, args=(rank, port, command_of_two, output))
-        for rank, output in enumerate(outputs)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=120)
-        process.kill()
-        assert process.exitcode == 0
+    assert run_forked(run_as_process, [(command_of_two, output) for output in outputs]) == [0, 0]
     output = "".join(path.read_text() for path in outputs)
     check_what_two_processes_wrote(output, clips, tmp_path / "features", composite_folder)
 

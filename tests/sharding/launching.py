@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.pages import ROOT
 
@@ -17,6 +19,31 @@ def free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+def run_forked(
+    target: Callable[..., None], arguments: Sequence[Sequence[Any]], timeout: int = 120
+) -> list[int | None]:
+    """
+    Runs a function in copies of this process, one for each rank, which need not import anything again.
+
+    Args:
+        target (`Callable`): called with the rank, a free port and the arguments of the rank.
+        arguments (`Sequence[Sequence]`): the arguments of each rank.
+        timeout (`int`): seconds after which a process is killed.
+
+    Returns:
+        `list[int]`: the exit code of each process.
+    """
+    port, context = free_port(), multiprocessing.get_context("fork")
+    processes = [context.Process(target=target, args=(rank, port, *each)) for rank, each in enumerate(arguments)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=timeout)
+        process.kill()
+        process.join()
+    return [process.exitcode for process in processes]
 
 
 def run_two_processes(

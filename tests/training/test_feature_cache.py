@@ -1,13 +1,11 @@
 """The feature cache equals the encoders' outputs, survives interruptions, and is separate for each set of encoders."""
 
-import multiprocessing
 import os
 import pickle
 import re
 import resource
 import shutil
 import signal
-import socket
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +21,7 @@ from peft_listen import AudioListenForCausalLM
 from peft_listen.files import temporary_path
 from peft_listen.training import AudioListenCollator, FeatureCache, feature_cache
 from peft_listen.training.feature_cache import _describe, encoder_fingerprint
+from tests.sharding.launching import run_forked
 
 
 @pytest.fixture(scope="module")
@@ -414,21 +413,9 @@ def build_as_process(rank: int, port: int, folders: tuple[Path, ...], result: Pa
     ],
 )
 def test_processes_that_do_not_share_the_folder_all_raise(tmp_path, folders, outputs):
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
     paths = tuple(tmp_path / folder for folder in folders)
     results = [tmp_path / f"{rank}.txt" for rank in range(len(folders))]
-    context = multiprocessing.get_context("fork")
-    processes = [
-        context.Process(target=build_as_process, args=(rank, port, paths, result))
-        for rank, result in enumerate(results)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=120)
-        process.kill()
+    run_forked(build_as_process, [(paths, result) for result in results])
     for result, output in zip(results, outputs, strict=True):
         assert re.match(output, result.read_text())
     for folder in set(folders):
