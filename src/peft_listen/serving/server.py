@@ -1,11 +1,13 @@
 """Runs the application on an address of this machine."""
 
-import copy
+import logging
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import uvicorn
-from uvicorn.config import LOGGING_CONFIG
+from uvicorn.logging import AccessFormatter, DefaultFormatter
 
 from .app import create_app
 from .models import ServedModels
@@ -14,6 +16,15 @@ from .settings import ServerSettings
 
 # Seconds that requests in progress have to end after the server was asked to stop.
 _SHUTDOWN_SECONDS = 5
+
+# The formatter of each logger of a server.
+_LINE = "%(levelprefix)s %(message)s"
+_REQUEST = '%(levelprefix)s %(client_addr)s - "%(request_line)s" %(status_code)s'
+_FORMATTERS = {
+    "uvicorn": DefaultFormatter(_LINE),
+    "uvicorn.access": AccessFormatter(_REQUEST),
+    "peft_listen.serving": DefaultFormatter(_LINE),
+}
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -67,12 +78,9 @@ class Server:
         settings: ServerSettings | None = None,
         on_start: Callable[[], None] | None = None,
     ) -> None:
-        logging = copy.deepcopy(LOGGING_CONFIG)
-        logging["handlers"]["access"]["stream"] = "ext://sys.stderr"
-        logging["loggers"]["peft_listen.serving"] = {"handlers": ["default"], "level": "INFO", "propagate": False}
         config = uvicorn.Config(
             create_app(models, settings),
-            log_config=logging,
+            log_config=None,
             timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
             server_header=False,
             lifespan="on",
@@ -84,14 +92,38 @@ class Server:
     def run(self) -> None:
         """
         Runs until `stop` is called or, in the main thread, until the process gets a signal to stop (Ctrl-C,
-        SIGTERM). The socket is closed at the end.
+        SIGTERM). The socket is closed at the end. Requests and errors are logged to stderr, unless the application
+        has given one of the loggers `uvicorn`, `uvicorn.access` and `peft_listen.serving` a handler.
         """
-        with self._sock:
+        with self._sock, _logged_to_stderr():
             self._server.run(sockets=[self._sock])
 
     def stop(self) -> None:
         """Ends `run`, which runs in another thread. Requests in progress have five seconds to end."""
         self._server.should_exit = True
+
+
+@contextmanager
+def _logged_to_stderr() -> Iterator[None]:
+    # uvicorn's own configuration is for a process that is nothing but a server: `logging.config.dictConfig` closes the
+    # handlers of all libraries, some with the streams that they write to.
+    loggers = [logging.getLogger(name) for name in _FORMATTERS]
+    with ExitStack() as stack:
+        if not any(logger.handlers for logger in loggers):
+            for logger, formatter in zip(loggers, _FORMATTERS.values(), strict=True):
+                handler = logging.StreamHandler(sys.stderr)
+                handler.setFormatter(formatter)
+                stack.callback(_reset, logger, handler, logger.level, logger.propagate)
+                logger.addHandler(handler)
+                logger.setLevel(logging.INFO)
+                logger.propagate = False
+        yield
+
+
+def _reset(logger: logging.Logger, handler: logging.Handler, level: int, propagate: bool) -> None:
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = propagate
 
 
 class _Uvicorn(uvicorn.Server):
