@@ -4,8 +4,19 @@ import io
 import logging
 
 import openai
+import pytest
 
 from tests.serving.conftest import MODEL, running
+
+
+@pytest.fixture(autouse=True)
+def loggers(monkeypatch):
+    """The loggers of a server, without the handlers of servers of other tests that still run."""
+    loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.access", "peft_listen.serving")]
+    for logger in loggers:
+        monkeypatch.setattr(logger, "handlers", [])
+        monkeypatch.setattr(logger, "propagate", True)
+    return loggers
 
 
 class Closing(logging.StreamHandler):
@@ -30,8 +41,7 @@ def test_handlers_of_other_libraries_stay_open(models):
     handler.close()
 
 
-def test_requests_are_logged_to_stderr_while_the_server_runs(models, capsys):
-    loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.access", "peft_listen.serving")]
+def test_requests_are_logged_to_stderr_while_the_server_runs(models, loggers, capsys):
     before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
     with running(models, max_new_tokens=1) as url:
         ask(url)
@@ -40,17 +50,13 @@ def test_requests_are_logged_to_stderr_while_the_server_runs(models, capsys):
     assert [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers] == before
 
 
-def test_an_application_with_handlers_of_its_own_keeps_them(models, capsys):
+def test_an_application_with_handlers_of_its_own_keeps_them(models, caplog, capsys):
     logger, stream = logging.getLogger("uvicorn.access"), io.StringIO()
-    handler, level = logging.StreamHandler(stream), logger.level
+    handler = logging.StreamHandler(stream)
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        with running(models, max_new_tokens=1) as url:
-            ask(url)
-        assert logger.handlers == [handler]
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+    caplog.set_level(logging.INFO, logger.name)
+    with running(models, max_new_tokens=1) as url:
+        ask(url)
+    assert logger.handlers == [handler]
     assert "POST /v1/chat/completions" in stream.getvalue()
     assert "POST /v1/chat/completions" not in capsys.readouterr().err

@@ -5,6 +5,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TextIO
 
 import uvicorn
 from uvicorn.logging import AccessFormatter, DefaultFormatter
@@ -111,13 +112,24 @@ def _logged_to_stderr() -> Iterator[None]:
     with ExitStack() as stack:
         if not any(logger.handlers for logger in loggers):
             for logger, formatter in zip(loggers, _FORMATTERS.values(), strict=True):
-                handler = logging.StreamHandler(sys.stderr)
+                handler = _StderrHandler()
                 handler.setFormatter(formatter)
                 stack.callback(_reset, logger, handler, logger.level, logger.propagate)
                 logger.addHandler(handler)
                 logger.setLevel(logging.INFO)
                 logger.propagate = False
         yield
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what is stderr at that time, since servers of one process share the handler."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
 
 
 def _reset(logger: logging.Logger, handler: logging.Handler, level: int, propagate: bool) -> None:
