@@ -131,7 +131,7 @@ make_dataset(sys.argv[1], train_per_task=9, validation_per_task=2, test_per_task
 """
 
 
-@pytest.mark.parametrize("writes", [1, 5, 33, 69, 74])
+@pytest.mark.parametrize("writes", [5, 69, *(pytest.param(writes, marks=pytest.mark.slow) for writes in (1, 33, 74))])
 def test_a_killed_run_is_taken_up_and_gives_the_same_bytes(writes: int, small_dataset: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED_RUN, str(tmp_path / "data"), str(writes)]
     assert subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False).returncode == 9

@@ -162,6 +162,7 @@ for size in (1, 2, 3):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_predictions_of_one(build, processor, examples, tmp_path):
     model = build["listen"]()
     rows = examples[:3]  # an odd number: one process gets a row twice

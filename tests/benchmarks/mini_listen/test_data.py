@@ -170,7 +170,7 @@ def test_several_threads_give_the_same_bytes(small_data: Path, tmp_path: Path) -
     assert contents(make_data(tmp_path / "data", SMALL, threads=3)) == contents(small_data)
 
 
-@pytest.mark.parametrize("writes", [1, 12, 40])
+@pytest.mark.parametrize("writes", [12, *(pytest.param(writes, marks=pytest.mark.slow) for writes in (1, 40))])
 def test_a_killed_run_is_taken_up_and_gives_the_same_bytes(writes: int, small_data: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED_RUN, str(tmp_path / "data"), str(writes)]
     assert subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False).returncode == 9
