@@ -1,6 +1,6 @@
 """Default settings of the demo's training, which `demo.run` and `demo.train` share."""
 
-STEPS = 400
+STEPS = 500
 BATCH_SIZE = 8
 LEARNING_RATE = 1e-3
 SEED = 0
@@ -9,4 +9,4 @@ SEED = 0
 AUDIO_SCALE = 8.0
 
 # The sounds are learned in the first steps, what a voice is like last.
-TASK_WEIGHTS = {"sound": 0.4, "speaker": 1.6}
+TASK_WEIGHTS = {"keyword": 0.9, "speaker": 1.5, "emotion": 1.3, "sound": 0.3}

@@ -28,7 +28,7 @@ from peft_listen.tuners.listen import find_listen_layer
 MAX_NEW_TOKENS = 24
 
 
-def evaluate(model_dir: Path, data_file: Path, output_file: Path, batch_size: int = 8) -> None:
+def evaluate(model_dir: Path, data_file: Path, output_file: Path, batch_size: int = 32) -> None:
     """
     Writes answers, accuracy, the level of guessing, and selections to a JSON file.
 
@@ -39,7 +39,7 @@ def evaluate(model_dir: Path, data_file: Path, output_file: Path, batch_size: in
         model_dir (`Path`): folder of an AudioListen model or of an adapter for one.
         data_file (`Path`): JSON lines of examples.
         output_file (`Path`): JSON file to write.
-        batch_size (`int`, defaults to 8): clips per batch.
+        batch_size (`int`, defaults to 32): clips per batch.
     """
     examples = [dict(example) for example in read_examples(data_file)]
     pipe = pipeline("audio-text-to-text", model=str(model_dir), batch_size=batch_size)
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("model_dir", type=Path)
     parser.add_argument("data_file", type=Path)
     parser.add_argument("output_file", type=Path)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=32)
     evaluate(**vars(parser.parse_args()))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
+from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -33,6 +34,7 @@ from peft_listen.training import (
 POOL_SIZE = 64
 PROMPT_LENGTH = 8
 INIT_KEYS_AT_STEPS = (8, 40)
+OUTPUT_LAYER_RATE = 0.2
 
 
 def train(
@@ -81,6 +83,9 @@ def train(
     )
     adapted = get_peft_model(model, config)
     adapted.print_trainable_parameters()
+    bfloat16 = is_bfloat16_faster(device)
+    if bfloat16:
+        convert_linear_layers(model.model.language_model, torch.bfloat16)
     checkpoints = output_dir / "checkpoints"
     training_arguments = TrainingArguments(
         str(checkpoints),
@@ -91,7 +96,7 @@ def train(
         lr_scheduler_type="cosine",
         warmup_steps=10,
         use_cpu=device.type == "cpu",
-        bf16=is_bfloat16_faster(device),
+        bf16=bfloat16,
         logging_steps=25,
         save_steps=100,
         save_total_limit=1,
@@ -99,12 +104,14 @@ def train(
         report_to=[],
         seed=seed,
     )
+    # The weights of this layer are that much smaller than those of the others: at the same rate, voices are learned by heart.
+    rates = {"multi_modal_projector.modules_to_save.default.linear": OUTPUT_LAYER_RATE * learning_rate}
     trainer = MixtureTrainer(
         adapted,
         training_arguments,
         train_dataset=examples,
         data_collator=AudioListenCollator(processor, feature_cache=cache),
-        optimizers=(create_listen_optimizer(adapted, training_arguments), None),
+        optimizers=(create_listen_optimizer(adapted, training_arguments, other_learning_rates=rates), None),
         callbacks=[ListenCallback(init_keys_at_steps=INIT_KEYS_AT_STEPS)],
         mixture=TaskMixture([example["task"] for example in examples], weights=defaults.TASK_WEIGHTS, seed=seed),
     )
@@ -121,6 +128,20 @@ class MixtureTrainer(Trainer):
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> TaskMixture:
         return self.mixture
+
+
+def convert_linear_layers(language_model: nn.Module, dtype: torch.dtype) -> None:
+    """
+    Converts the frozen weights that autocast would convert in each step, which takes a fifth of a step's time on a CPU.
+    Embeddings, norms and hidden states keep their precision.
+
+    Args:
+        language_model (`nn.Module`): the language model without its head, which shares the embeddings.
+        dtype (`torch.dtype`): dtype of autocast.
+    """
+    for module in language_model.modules():
+        if isinstance(module, nn.Linear):
+            module.to(dtype)
 
 
 def is_bfloat16_faster(device: torch.device, size: int = 512, repetitions: int = 20) -> bool:

@@ -71,8 +71,30 @@ def test_values_that_shared_prompts_are_added_to_have_a_lower_rate(make_adapted)
         assert keys["lr"] == 1e-3
 
 
+def test_other_parameters_have_the_rate_of_the_first_name_that_they_contain(model):
+    rates = {"default.linear": 1e-4, "multi_modal_projector": 5e-4}
+    groups = parameter_groups(model, 1e-3, other_learning_rates=rates, weight_decay=0.1)
+    rate_of = {name: group["lr"] for group in groups for name in names_of(model, group)}
+    linear = {name for name in rate_of if "multi_modal_projector.modules_to_save.default.linear." in name}
+    others = {name for name in rate_of if "multi_modal_projector" in name} - linear
+    assert len(linear) == 2 and len(others) > 2
+    assert {rate_of[name] for name in linear} == {1e-4} and {rate_of[name] for name in others} == {5e-4}
+    (bias,) = [name for name in linear if name.endswith("bias")]
+    decay_of = {name: group["weight_decay"] for group in groups for name in names_of(model, group)}
+    assert [decay_of[name] for name in sorted(linear)] == [0.0 if name == bias else 0.1 for name in sorted(linear)]
+    keys, values = groups[:2]
+    assert (keys["lr"], values["lr"]) == (1e-3, 1e-2)
+
+
+@pytest.mark.parametrize("names", [["no_such_layer"], ["listen_pools"], ["multi_modal_projector", "default.linear"]])
+def test_a_rate_that_no_parameter_gets_raises(model, names, tmp_path):
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    with pytest.raises(ValueError, match=rf"`other_learning_rates` has rates for \['{names[-1]}'\]"):
+        create_listen_optimizer(model, args, other_learning_rates=dict.fromkeys(names, 1e-4))
+
+
 def test_every_trained_parameter_is_in_exactly_one_group(model):
-    groups = parameter_groups(model, 1e-3)
+    groups = parameter_groups(model, 1e-3, other_learning_rates={"linear": 1e-4})
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     names = [name for group in groups for name in names_of(model, group)]
     assert sorted(names) == sorted(trained)

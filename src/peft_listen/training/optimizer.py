@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ def create_listen_optimizer(
     value_learning_rate: float | None = None,
     shared_value_learning_rate: float | None = None,
     key_learning_rate: float | None = None,
+    other_learning_rates: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
     """
     Creates the optimizer that the training arguments name, with the learning rates of [`parameter_groups`].
@@ -30,12 +32,14 @@ def create_listen_optimizer(
             those of the trainer: `optim`, `learning_rate`, `weight_decay`, `adam_beta1` and so on.
         value_learning_rate, shared_value_learning_rate, key_learning_rate (`float`, *optional*):
             see [`parameter_groups`].
+        other_learning_rates (`Mapping[str, float]`, *optional*): see [`parameter_groups`].
 
     Returns:
         `torch.optim.Optimizer`
 
     Raises:
-        ValueError: for an `optim` that makes its own parameter groups, such as GaLore or LOMO.
+        ValueError: for an `optim` that makes its own parameter groups, such as GaLore or LOMO, and for a name in
+            `other_learning_rates` that no such parameter has.
 
     Example:
 
@@ -59,6 +63,7 @@ def create_listen_optimizer(
         value_learning_rate=value_learning_rate,
         shared_value_learning_rate=shared_value_learning_rate,
         key_learning_rate=key_learning_rate,
+        other_learning_rates=other_learning_rates,
         weight_decay=args.weight_decay,
     )
     optimizer: torch.optim.Optimizer = optimizer_class(groups, **settings)
@@ -71,6 +76,7 @@ def parameter_groups(
     value_learning_rate: float | None = None,
     shared_value_learning_rate: float | None = None,
     key_learning_rate: float | None = None,
+    other_learning_rates: Mapping[str, float] | None = None,
     weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
     """
@@ -90,12 +96,18 @@ def parameter_groups(
         shared_value_learning_rate (`float`, *optional*):
             for the shared prompts; `value_learning_rate` if not given, or 10 times `learning_rate` without both.
         key_learning_rate (`float`, *optional*): for the keys; `learning_rate` if not given.
+        other_learning_rates (`Mapping[str, float]`, *optional*):
+            for those of the other parameters whose names contain a string, such as `{"multi_modal_projector": 1e-4}`. The
+            first string of the mapping that a name contains gives its rate.
         weight_decay (`float`, defaults to 0.0):
             for parameters that are neither keys nor values, and, as in the optimizer of `Trainer`, neither biases nor
             weights of normalization layers.
 
     Returns:
         `list[dict]`: groups with `params`, `lr` and `weight_decay`; empty ones are left out.
+
+    Raises:
+        ValueError: for a name in `other_learning_rates` that no such parameter has.
 
     Example:
 
@@ -121,13 +133,26 @@ def parameter_groups(
     groups: dict[str, dict[str, Any]] = {
         kind: {"params": [], "lr": rate, "weight_decay": 0.0} for kind, rate in rates.items()
     }
-    groups["other"] = {"params": [], "lr": learning_rate, "weight_decay": weight_decay}
-    groups["without_decay"] = {"params": [], "lr": learning_rate, "weight_decay": 0.0}
     decayed = _decayed_names(model)
+    other_rates = dict(other_learning_rates or {})
+    unused = set(other_rates)
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            other = "other" if name in decayed or weight_decay == 0 else "without_decay"
-            groups[kinds.get(id(parameter), other)]["params"].append(parameter)
+        if not parameter.requires_grad:
+            continue
+        group = kinds.get(id(parameter), "other")
+        if group == "other":
+            matching = next((part for part in other_rates if part in name), None)
+            unused.discard(matching)
+            rate = learning_rate if matching is None else other_rates[matching]
+            decay = weight_decay if name in decayed else 0.0
+            group = f"{rate} {decay}"
+            groups.setdefault(group, {"params": [], "lr": rate, "weight_decay": decay})
+        groups[group]["params"].append(parameter)
+    if unused:
+        raise ValueError(
+            f"`other_learning_rates` has rates for {sorted(unused)}, but no trained parameter outside of the prompts has "
+            "such a name and no other rate. Pass parts of the names of `model.named_parameters()`."
+        )
     return [group for group in groups.values() if group["params"]]
 
 
