@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from offline.bfloat16 import convert_linear_layers
 from peft_listen import AudioListenForCausalLM, AudioListenProcessor
 from peft_listen.training import AudioListenCollator, FeatureCache
 
@@ -45,6 +46,8 @@ def adapt(settings: RunSettings, material: Material, device: str = "cpu") -> tup
     # On a CPU, torch's fused attention is slower than the plain one for so short sequences.
     attention = "eager" if device == "cpu" else "sdpa"
     base = AudioListenForCausalLM.from_pretrained(material.base_dir, attn_implementation=attention)
+    if settings.precision == "bf16":
+        convert_linear_layers(base.model.language_model, torch.bfloat16)
     adapted = METHODS[settings.method](base, material.processor, settings.seed, **settings.options)
     collator: Any = AudioListenCollator(material.processor, feature_cache=material.features)
     return adapted, collator if adapted.route is None else RouteCollator(collator, adapted.route)

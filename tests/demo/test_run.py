@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from demo import run, stages, train
 from demo.make_dataset import TASKS, make_dataset
@@ -340,25 +339,3 @@ def test_a_run_with_small_models(
 
 def weights_of(folder: Path) -> dict[str, bytes]:
     return {path.parts[-3]: path.read_bytes() for path in folder.glob("trained-*/adapter/adapter_model.safetensors")}
-
-
-@pytest.mark.parametrize(
-    ("seconds", "is_faster"), [({"float32": 4, "bfloat16": 2}, True), ({"float32": 4, "bfloat16": 40}, False)]
-)
-def test_the_faster_dtype_is_measured(
-    seconds: dict[str, int], is_faster: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Clock:
-        now = 0.0
-
-    class Matrix:
-        def __init__(self, dtype: torch.dtype) -> None:
-            self.seconds = seconds[str(dtype).removeprefix("torch.")]
-
-        def __matmul__(self, other: "Matrix") -> torch.Tensor:
-            Clock.now += self.seconds
-            return torch.zeros(1, 1)
-
-    monkeypatch.setattr(train.torch, "ones", lambda *size, dtype, device: Matrix(dtype))
-    monkeypatch.setattr(train.time, "perf_counter", lambda: Clock.now)
-    assert train.is_bfloat16_faster(torch.device("cpu")) is is_faster
