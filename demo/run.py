@@ -144,6 +144,7 @@ def main() -> None:
         caches={"features": folder / "features"},
         products=("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
         resumes=True,
+        imports=("demo.defaults", "offline.bfloat16"),
     )
     test = Input(data / "test.jsonl", described)
     before, after = (
