@@ -341,7 +341,7 @@ assert info.oid
     assert hub.json("me/my-model", "adapter_config.json")["base_model_name_or_path"] == "me/my-model"
     assert str(me) not in "".join(content.decode(errors="ignore") for content in files.values())
     assert "birds" in hub.cards[-1] and 'model="me/my-model"' in hub.cards[-1]
-    assert "](prompts_by_task.png)" in hub.cards[-1] and "2 inputs of 2 tasks" in hub.cards[-1]
+    assert "](prompts_by_task.png)" in hub.cards[-1] and "For 2 inputs of 2" in hub.cards[-1]
     assert files["prompts_by_task.png"].startswith(b"\x89PNG")
 
     you.mkdir()

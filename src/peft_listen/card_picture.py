@@ -29,10 +29,10 @@ _TOP = 10
 _TEXT = """\
 ![Heat map: the fraction of each task's inputs that select each prompt of the pool]({picture})
 
-One column per prompt of the pool that is selected at all, one row per task. The color is the fraction of the task's inputs that
-select the prompt; the strip below has the color of the task that selects it most. For {num_rows} inputs of {num_tasks} tasks,
-{prompt_length} prompts each, {live} of the {pool_size} prompts are selected. Two tasks have {overlap:.0%} of their {top} most
-selected prompts in common, on average over all pairs.
+One column per prompt that is selected at all, one row per task. The darker, the larger the fraction of the task's inputs that
+select the prompt; the strip below groups the prompts by the task that selects them most. For {num_rows} inputs of {num_tasks}
+tasks, with {prompt_length} prompts each, {live} of the {pool_size} prompts of the pool are selected. On average over all pairs of
+tasks, {overlap:.0%} of their {top} most selected prompts are the same.
 """
 
 
