@@ -92,7 +92,6 @@ def test_a_seed_gives_the_same_answer_beside_others(worker, row, batches):
         {"top_h": 1e-6},
         {"typical_p": 1e-6},
         {"epsilon_cutoff": 0.9},
-        {"eta_cutoff": 0.9},
     ],
 )
 def test_a_request_that_asks_for_sampling_samples_from_the_whole_vocabulary(models, row, chat_pipe, cut):
