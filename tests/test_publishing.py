@@ -319,9 +319,12 @@ def test_a_model_is_published_and_loaded_by_its_name(hub_of_parts, tmp_path):
     publish = """
 import warnings
 from transformers import pipeline
+from peft_listen.analysis import record_dataset
+rows = [{"audio": "clip.wav", "instruction": "What is it?", "task": task} for task in ("birds", "dogs")]
+selections = record_dataset(pipeline("audio-text-to-text", model=model, processor=processor), rows)
 with warnings.catch_warnings():
     warnings.filterwarnings("error", message=".*base model")
-    info = peft_listen.publish(model, processor, "me/my-model", tags=["birds"])
+    info = peft_listen.publish(model, processor, "me/my-model", tags=["birds"], selections=selections)
 assert info.oid
 """
     first = hub.run(BUILD + publish + ASK.format(model="model", more=", processor=processor"), me)
@@ -338,6 +341,8 @@ assert info.oid
     assert hub.json("me/my-model", "adapter_config.json")["base_model_name_or_path"] == "me/my-model"
     assert str(me) not in "".join(content.decode(errors="ignore") for content in files.values())
     assert "birds" in hub.cards[-1] and 'model="me/my-model"' in hub.cards[-1]
+    assert "](prompts_by_task.png)" in hub.cards[-1] and "For 2 inputs of 2" in hub.cards[-1]
+    assert files["prompts_by_task.png"].startswith(b"\x89PNG")
 
     you.mkdir()
     (you / "clip.wav").write_bytes((me / "clip.wav").read_bytes())

@@ -19,6 +19,7 @@ from peft.utils import CONFIG_NAME
 from transformers import GenerationMixin
 
 from . import __version__
+from .card_picture import save_prompt_picture
 from .card_sections import parts_table, put_section, scores_table, training_text
 from .files import atomic_path, check_output_file
 from .hub_names import base_names, warn_of_local_base
@@ -27,6 +28,7 @@ from .hub_names import base_names, warn_of_local_base
 if TYPE_CHECKING:
     from peft import PeftModel
 
+    from .analysis import SelectionRecords
     from .metrics import TaskScore
 
 # Sentence in the cards that transformers generates for repositories without one.
@@ -137,6 +139,7 @@ def write_model_card(
     scores: Mapping[str, TaskScore] | None = None,
     training: Mapping[str, Any] | None = None,
     datasets: Sequence[str] = (),
+    selections: SelectionRecords | None = None,
 ) -> None:
     """
     Writes the card of a repository that contains an audio model, and its adapter if it has one, or completes an existing
@@ -149,6 +152,7 @@ def write_model_card(
         scores (`Mapping[str, TaskScore]`, *optional*): Scores, which replace those of an older card.
         training (`Mapping[str, Any]`, *optional*): Settings of the training, see [`add_training`].
         datasets (`Sequence[str]`): Names on the Hub of the data sets, see [`add_training`].
+        selections ([`SelectionRecords`], *optional*): Selections of the adapter, see [`add_prompts`].
 
     Raises:
         OSError: `path` is a symbolic link, a device, a folder or another special file.
@@ -156,6 +160,8 @@ def write_model_card(
     _write_card(model, path, name, None, for_hub=True)
     if training or datasets:
         add_training(path, training or {}, datasets)
+    if selections is not None:
+        add_prompts(path, selections)
     if scores:
         add_scores(path, scores, name)
 
@@ -180,6 +186,29 @@ def add_training(path: Path, training: Mapping[str, Any], datasets: Sequence[str
     # A card that somebody else wrote may have a single name.
     known = [known] if isinstance(known, str) else list(known)
     card.data.datasets = list(dict.fromkeys([*known, *datasets])) or None
+    with atomic_path(path) as temporary:
+        card.save(temporary)
+
+
+def add_prompts(path: Path, selections: SelectionRecords) -> None:
+    """
+    Adds a picture of the prompts that each task selects to a card, in place of an older one. The picture is the file
+    `prompts_by_task.png` beside the card. Nothing is added, and the reason is logged, if there are fewer than 2 or more than
+    100 tasks, or matplotlib is not installed.
+
+    Args:
+        path (`pathlib.Path`): The card.
+        selections ([`SelectionRecords`]): The selections of the adapter.
+
+    Raises:
+        OSError: `path` or the picture is a symbolic link, a device, a folder or another special file.
+    """
+    check_output_file(path)
+    section = save_prompt_picture(selections, path.parent)
+    if section is None:
+        return
+    card = ModelCard.load(path)
+    put_section(card, "Prompts by task", section)
     with atomic_path(path) as temporary:
         card.save(temporary)
 

@@ -36,6 +36,7 @@ from .models.audio_listen.references import Reference
 
 
 if TYPE_CHECKING:
+    from .analysis import SelectionRecords
     from .metrics import TaskScore
 
 # Patterns of the files of an older version of the repository that would be loaded in place of the new ones, or beside them.
@@ -64,6 +65,7 @@ def save_complete_model(
     scores: Mapping[str, TaskScore] | None = None,
     training: Mapping[str, Any] | None = None,
     datasets: Sequence[str] = (),
+    selections: SelectionRecords | None = None,
 ) -> None:
     """
     Saves an audio model, its adapter and its processor in one folder, which
@@ -93,6 +95,9 @@ def save_complete_model(
             below the table.
         datasets (`Sequence[str]`, *optional*):
             Names on the Hub of the data sets of the training, for the metadata of the model card.
+        selections ([`~peft_listen.analysis.SelectionRecords`], *optional*):
+            Selections of the adapter, from [`~peft_listen.analysis.record_dataset`]. The model card then shows which prompts each
+            task selects, in the file `prompts_by_task.png`, if there are 2 to 100 tasks and matplotlib is installed.
 
     Raises:
         `TypeError`: if the model is not an audio model of this package.
@@ -108,7 +113,8 @@ def save_complete_model(
         if adapters:
             _save_adapters(model, adapters, folder, repo_id or os.fspath(save_directory))
         processor.save_pretrained(folder)
-        write_model_card(model, folder / "README.md", repo_id or Path(save_directory).name, scores, training, datasets)
+        name = repo_id or Path(save_directory).name
+        write_model_card(model, folder / "README.md", name, scores, training, datasets, selections)
 
 
 def publish(
@@ -126,6 +132,7 @@ def publish(
     scores: Mapping[str, TaskScore] | None = None,
     training: Mapping[str, Any] | None = None,
     datasets: Sequence[str] = (),
+    selections: SelectionRecords | None = None,
 ) -> CommitInfo:
     """
     Uploads an audio model, its adapter and its processor to one repository on the Hub, in one commit. Everybody with
@@ -162,6 +169,9 @@ def publish(
             below the table.
         datasets (`Sequence[str]`, *optional*):
             Names on the Hub of the data sets of the training, for the metadata of the model card.
+        selections ([`~peft_listen.analysis.SelectionRecords`], *optional*):
+            Selections of the adapter, from [`~peft_listen.analysis.record_dataset`]. The model card then shows which prompts each
+            task selects, in the file `prompts_by_task.png`, if there are 2 to 100 tasks and matplotlib is installed.
 
     Returns:
         `huggingface_hub.CommitInfo`: address and id of the commit.
@@ -191,6 +201,7 @@ def publish(
             scores=scores,
             training=training,
             datasets=datasets,
+            selections=selections,
         )
         return api.upload_folder(
             repo_id=repo_id,

@@ -25,7 +25,8 @@ The base model of several adapters is loaded once, and the field "model" of a re
   peft-listen serve dogs=runs/dogs/model cats=runs/cats/model
 
 The server listens on this machine only. To let others use it, choose an address with --host, set the variable
-PEFT_LISTEN_API_KEY to a key that their requests must have, and put a server with TLS in front of it.
+PEFT_LISTEN_API_KEY to a key that their requests must have, and put a server with TLS in front of it. Without a key, requests
+must name the server by an IP address, localhost, or a name given with --host or --allowed-host.
 
 The exit code is 0 if the server was stopped by Ctrl-C, and 2 after an error, such as an address that is in use.
 """
@@ -48,6 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--port", type=port_number, default=8000, help="port to listen on; 0 takes a free one (default: 8000)"
     )
     parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="without a key, another name by which clients reach the server; may be given several times",
+    )
+    parser.add_argument(
         "--max-new-tokens",
         type=positive_integer,
         default=256,
@@ -67,6 +75,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=64,
         metavar="N",
         help="requests in progress; further ones are refused with the status 429 (default: 64)",
+    )
+    parser.add_argument(
+        "--max-connections",
+        type=positive_integer,
+        default=256,
+        metavar="N",
+        help="open connections; further ones are closed (default: 256)",
     )
     parser.add_argument(
         "--max-request-mb",
@@ -114,12 +129,14 @@ def run(arguments: argparse.Namespace) -> int:
         max_new_tokens=arguments.max_new_tokens,
         batch_size=arguments.batch_size,
         max_requests=arguments.max_requests,
+        max_connections=arguments.max_connections,
         max_request_bytes=int(arguments.max_request_mb * (1 << 20)),
         max_audio_seconds=arguments.max_audio_seconds,
         max_clips=arguments.max_clips,
         max_text_characters=arguments.max_text_characters,
         timeout=arguments.timeout,
         api_key=os.environ.get(API_KEY),
+        allowed_hosts=[*arguments.allowed_host, *([] if ":" in arguments.host else [arguments.host])],
     )
     # The address is reserved first, since loading the model may take minutes.
     sock = bind(arguments.host, arguments.port)

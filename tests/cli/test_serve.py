@@ -3,7 +3,9 @@ import signal
 import socket
 import subprocess
 import sys
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import openai
 import pytest
@@ -34,6 +36,7 @@ def test_a_model_is_served_by_the_name_of_its_folder(composite_folder, capsys):
 def test_the_options_are_limits_of_the_server(composite_folder, monkeypatch):
     monkeypatch.setenv("PEFT_LISTEN_API_KEY", "secret")
     limits = ["--max-request-mb", "0.001", "--max-audio-seconds", "3", "--timeout", "20", "--max-requests", "3"]
+    limits += ["--max-connections", "9"]
     with running_command(["serve", f"other={composite_folder}", *limits]) as url:
         with pytest.raises(openai.AuthenticationError):
             ask(url, model="other")
@@ -42,6 +45,20 @@ def test_the_options_are_limits_of_the_server(composite_folder, monkeypatch):
             messages = [{"role": "user", "content": "a" * 2000}]
             with pytest.raises(openai.APIStatusError, match="limit of 1048 bytes"):
                 client.chat.completions.create(model="other", messages=messages)
+
+
+def test_names_of_the_server_can_be_given(composite_folder, monkeypatch):
+    monkeypatch.delenv("PEFT_LISTEN_API_KEY", raising=False)
+    names = ["--host", "localhost", "--allowed-host", "a.example", "--allowed-host", "b.example"]
+    with running_command(["serve", str(composite_folder), *names]) as url:
+        statuses = {}
+        for name in ("localhost", "a.example", "b.example", "c.example"):
+            address = urlsplit(url)
+            connection = HTTPConnection(address.hostname, address.port, timeout=60)
+            connection.request("GET", "/health", headers={"Host": f"{name}:{address.port}"})
+            statuses[name] = connection.getresponse().status
+            connection.close()
+    assert statuses == {"localhost": 200, "a.example": 200, "b.example": 200, "c.example": 403}
 
 
 def test_an_address_that_is_in_use_is_refused_before_the_model_is_loaded(capsys):
@@ -79,6 +96,7 @@ def test_an_empty_key_is_refused(monkeypatch, capsys):
         "--max-new-tokens",
         "--batch-size",
         "--max-requests",
+        "--max-connections",
         "--timeout",
         "--max-request-mb",
         "--max-clips",

@@ -14,7 +14,8 @@ from peft_listen_cli import main
 
 QFORMER_DEFAULTS.update({qformer})
 row = {{"audio": "clip.wav", "instruction": "What?", "answer": "dog", "task": "sounds"}}
-open("rows.jsonl", "w").write(json.dumps(row))
+other = {{**row, "instruction": "Who?", "task": "speakers"}}
+open("rows.jsonl", "w").write(json.dumps(row) + "\\n" + json.dumps(other))
 command = ["train", "--speech", "openai/whisper", "--llm", "some/llama", "--train-data", "rows.jsonl", "--use-cpu"]
 command += ["--test-data", "rows.jsonl", "--max-steps", "2", "--save-steps", "1", "--listen-pool-size", "6"]
 command += ["--listen-prompt-length", "2", "--listen-ignore-template", "false", "--max-new-tokens", "3"]
@@ -46,6 +47,7 @@ def test_the_model_is_uploaded_with_its_scores(hub, published_parts, clips, tmp_
     assert "## Scores" in card and "| sounds | 1 | exact_match |" in card and "model-index" in card
     assert "| speech encoder | [openai/whisper](https://huggingface.co/openai/whisper) |" in card
     assert "| steps | 2 |" in card and "peft-listen train --speech openai/whisper --llm some/llama" in card
+    assert "](prompts_by_task.png)" in card and files["prompts_by_task.png"].startswith(b"\x89PNG")
     assert len(hub.repositories["me/trained"].commits) <= 2  # not one for each checkpoint
     assert ("lora/adapter_model.safetensors" in files) == (adapter == "listen+lora")
     hub.run(ASK.format(adapter=adapter), tmp_path)

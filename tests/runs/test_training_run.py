@@ -14,11 +14,12 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from peft_listen.analysis import SelectionRecords, record_dataset
 from peft_listen.data import read_examples
 from peft_listen.evaluation.collated_answers import answer_batches
 from peft_listen.evaluation.prediction import answer_rows
 from peft_listen.pipelines.loading import load_pipeline
-from peft_listen.runs import AdapterOptions, DataOptions, ListenOptions, ModelOptions, RunArguments
+from peft_listen.runs import AdapterOptions, DataOptions, ListenOptions, ModelOptions, RunArguments, training_run
 from peft_listen.runs.building import add_adapter, load_base, lora_targets
 from peft_listen.runs.card_settings import run_command
 from peft_listen.runs.checkpoints import last_whole_checkpoint
@@ -74,9 +75,33 @@ def test_a_run_trains_scores_and_saves(make_run, data_file, tmp_path):
         assert f"| {row} |" in card.text, row
     assert "| prompts | pool_size=6, prompt_length=2, selector=" in card.text
     assert f"torch {torch.__version__}" in card.text and str(tmp_path) not in card.text
-    assert card.text.index("## Training") < card.text.index("## Scores") < card.text.index("## Citation")
+    headings = [card.text.index(f"## {name}") for name in ("Training", "Prompts by task", "Scores", "Citation")]
+    assert headings == sorted(headings)
+    assert (result.model_dir / "prompts_by_task.png").read_bytes().startswith(b"\x89PNG")
     assert card.data.datasets is None  # the rows name none
     assert make_run(**options).run() == replace(result, was_finished=True)
+
+
+def test_the_selections_of_the_trained_adapter_are_recorded(make_run, data_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(training_run, "_RECORDED_ROWS", 1)
+    variables = {"chat_template_kwargs": '{"enable_thinking": false}'}
+    result = make_run(max_steps=2, learning_rate=0.05, **variables).run()
+    found = SelectionRecords.load(tmp_path / "run" / "selections.safetensors")
+    rows = [next(row for row in read_examples(data_file) if row["task"] == task) for task in ("asr", "sounds")]
+    expected = record_dataset(load_pipeline(str(result.model_dir), device="cpu"), rows)
+    assert list(found.tasks) == ["asr", "sounds"] and list(found.inputs) == expected.inputs
+    assert torch.equal(found.indices, expected.indices)
+    torch.testing.assert_close(found.queries, expected.queries, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_has_diverged_is_finished_without_a_picture(make_run, monkeypatch, caplog):
+    def fails(*args, **kwargs):
+        raise ValueError("`queries` contains NaN or infinite values; check the inputs and the weights.")
+
+    monkeypatch.setattr("peft_listen.runs.selections.record_dataset", fails)
+    result = make_run(max_steps=1).run()
+    assert "The selections of the adapter were not recorded: `queries` contains NaN" in caplog.text
+    assert "prompts_by_task" not in (result.model_dir / "README.md").read_text()
 
 
 def test_the_card_names_the_data_sets_of_the_rows(make_run, examples, tmp_path):

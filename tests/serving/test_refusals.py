@@ -62,7 +62,9 @@ def unfinished_request(url, length=100):
     """A request whose body does not arrive."""
     address = urlsplit(url)
     with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
-        head = f"POST {address.path}/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        head = (
+            f"POST {address.path}/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        )
         connection.sendall(f"{head}Content-Length: {length}\r\n\r\n{{".encode())
         yield connection
 

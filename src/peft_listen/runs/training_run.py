@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, Pipeline, TrainerCallback
 
+from ..analysis import SelectionRecords
 from ..data import Example, read_examples
 from ..evaluation import predict, save_scores
 from ..files import atomic_path, is_temporary, write_errors
@@ -23,7 +25,7 @@ from ..lora_beside import load_lora_beside
 from ..metrics import MetricChoice, TaskScore, score_predictions
 from ..metrics.scoring import check_metrics, compared_answers
 from ..metrics.tasks import parse_task_metrics
-from ..model_card import add_scores, add_training, write_model_card
+from ..model_card import add_prompts, add_scores, add_training, write_model_card
 from ..models.audio_listen import AudioListenForCausalLM, AudioListenProcessor
 from ..pipelines.loading import load_pipeline, model_fingerprints
 from ..processes import in_main_process
@@ -37,9 +39,14 @@ from .card_settings import card_settings, hub_datasets, run_command
 from .checkpoints import LogAtCheckpoints, final_state, last_whole_checkpoint
 from .loading_errors import loading_errors
 from .options import AdapterOptions, DataOptions, ListenOptions, ModelOptions, RunArguments
+from .selections import save_selections
 from .settings import run_settings
 from .sharding import check_sharding, is_sharded_run, shard_decoder_layers, trained_state_dict
 from .trainer import RunTrainer
+
+
+# Rows of each task for which the selections of the trained adapter are recorded.
+_RECORDED_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,8 @@ class TrainingRun:
       model card;
     - `training.json`: the trainer's log, when the training is finished;
     - `eval` and `test`: answers and scores of these splits;
+    - `selections.safetensors`: the prompts that the adapter selects for the first 64 rows of each task of the test data, or
+      else of the evaluation or training data;
     - `result.json`: written last.
 
     Args:
@@ -140,8 +149,17 @@ class TrainingRun:
         if self._log_history() is None:
             self._train(rows, metrics, mixture)
             _free_memory()
-        scores = {split: self._evaluate(split, rows[split], metrics) for split in ("eval", "test") if rows[split]}
-        self._finish(scores, rows)
+        # Loaded once, when it is needed.
+        load = functools.cache(
+            lambda: load_pipeline(str(self.model_dir), self.model.dtype, str(self.arguments.device))
+        )
+        scores = {
+            split: self._evaluate(split, rows[split], metrics, load) for split in ("eval", "test") if rows[split]
+        }
+        selections = self._selections(rows, load)
+        del load
+        _free_memory()
+        self._finish(scores, rows, selections)
         return RunResult(self.model_dir, self._log_history() or [], scores)
 
     @property
@@ -294,15 +312,18 @@ class TrainingRun:
             model.save_pretrained(self.model_dir, state_dict=state_dict)
 
     def _evaluate(
-        self, split: str, rows: list[Example], metrics: Mapping[str, list[MetricChoice]]
+        self,
+        split: str,
+        rows: list[Example],
+        metrics: Mapping[str, list[MetricChoice]],
+        load: Callable[[], Pipeline],
     ) -> dict[str, TaskScore]:
         folder = self._folder / split
         in_main_process(lambda: folder.mkdir(exist_ok=True))
-        device = str(self.arguments.device)
         template_variables = self.data.template_variables
         variables: dict[str, Any] = {"chat_template_kwargs": template_variables} if template_variables else {}
         predictions = predict(
-            lambda: load_pipeline(str(self.model_dir), self.model.dtype, device),
+            load,
             rows,
             folder / "predictions.jsonl",
             batch_size=self.arguments.per_device_eval_batch_size,
@@ -319,17 +340,40 @@ class TrainingRun:
         )
         return scores
 
-    def _finish(self, scores: Mapping[str, Mapping[str, TaskScore]], rows: Mapping[str, Sequence[Example]]) -> None:
+    def _selections(
+        self, rows: Mapping[str, Sequence[Example]], load: Callable[[], Pipeline]
+    ) -> SelectionRecords | None:
+        if not self.adapter.has_listen:
+            return None
+        recorded = _first_of_each_task(rows["test"] or rows["eval"] or rows["train"], _RECORDED_ROWS)
+        return in_main_process(
+            lambda: save_selections(
+                load(),
+                recorded,
+                self._folder / "selections.safetensors",
+                batch_size=self.arguments.per_device_eval_batch_size,
+                template_variables=self.data.template_variables,
+            )
+        )
+
+    def _finish(
+        self,
+        scores: Mapping[str, Mapping[str, TaskScore]],
+        rows: Mapping[str, Sequence[Example]],
+        selections: SelectionRecords | None,
+    ) -> None:
         shown = scores.get("test") or scores.get("eval") or {}
 
         def finish() -> None:
             name = self.arguments.hub_model_id or self.model_dir.name
             training, datasets = self._card_settings(rows), hub_datasets(rows["train"])
             add_training(self.model_dir / "README.md", training, datasets)
+            if selections is not None:
+                add_prompts(self.model_dir / "README.md", selections)
             if shown:
                 add_scores(self.model_dir / "README.md", shown, name)
             if self.arguments.push_to_hub:
-                self._publish(shown, training, datasets)
+                self._publish(shown, training, datasets, selections)
             result = {split: {task: vars(score) for task, score in each.items()} for split, each in scores.items()}
             _write_json(self._folder / "result.json", {"scores": result})
 
@@ -343,7 +387,13 @@ class TrainingRun:
             settings["command"] = run_command(options, self.arguments)
         return settings
 
-    def _publish(self, scores: Mapping[str, TaskScore], training: Mapping[str, Any], datasets: Sequence[str]) -> None:
+    def _publish(
+        self,
+        scores: Mapping[str, TaskScore],
+        training: Mapping[str, Any],
+        datasets: Sequence[str],
+        selections: SelectionRecords | None,
+    ) -> None:
         from peft import PeftModel
 
         base, processor = load_base(self._base, self.model)
@@ -364,6 +414,7 @@ class TrainingRun:
             scores=scores,
             training=training,
             datasets=datasets,
+            selections=selections,
         )
 
     def _log_history(self) -> list[dict[str, Any]] | None:

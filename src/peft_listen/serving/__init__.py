@@ -1,8 +1,9 @@
 """
 A server with OpenAI's API for models with audio.
 
-A request is read and checked (`chat_request.py`), its chat is rendered and its audio decoded (`preparation.py`), it waits for
-a batch and is answered (`worker.py`), and the text is sent while it is generated (`answer_text.py`, `app.py`).
+A connection is limited (`connections.py`), and the host of its requests is checked (`host_check.py`). A request is read and
+checked (`chat_request.py`), its chat is rendered and its audio decoded (`preparation.py`), it waits for a batch and is answered
+(`worker.py`), and the text is sent while it is generated (`answer_text.py`, `app.py`).
 """
 
 try:

@@ -40,6 +40,10 @@ class AnswerText:
         self._stop = tuple(stop)
         self._needs_text = is_streamed or bool(stop)
         self._token_ids: list[int] = []
+        # The text of the tokens up to `_num_settled` is settled. What a token adds to it is found by decoding it after those
+        # that were settled last, from `_context` on, since a tokenizer may write a first token without its space.
+        self._context = self._num_settled = 0
+        self._context_text = self._settled_text = ""
         self._text = ""
         self._num_taken = 0
         self.num_tokens = 0
@@ -68,7 +72,8 @@ class AnswerText:
     def finish(self, reason: FinishReason) -> None:
         """Ends the answer, unless it has ended."""
         if self.finish_reason is None:
-            self._decode()
+            self._text = self._decoded(self._token_ids)
+            self._find_stop(0)
             self.finish_reason = self.finish_reason or reason
 
     def take(self) -> str:
@@ -89,8 +94,24 @@ class AnswerText:
         return self._text
 
     def _decode(self) -> None:
-        self._text = self._tokenizer.decode(self._token_ids, skip_special_tokens=True)
-        found = [position for text in self._stop if (position := self._text.find(text)) >= 0]
+        """Decodes the last tokens only, so that the time of an answer grows linearly with its length."""
+        added = self._decoded(self._token_ids[self._context :])[len(self._context_text) :]
+        self._text = self._settled_text + added
+        self._find_stop(len(self._settled_text))
+        if added and not added.endswith(_INCOMPLETE):
+            self._context, self._num_settled = self._num_settled, len(self._token_ids)
+            self._context_text = self._decoded(self._token_ids[self._context :])
+            self._settled_text = self._text
+
+    def _decoded(self, token_ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        return text
+
+    def _find_stop(self, begin: int) -> None:
+        """Ends the text at the first stop string that ends after the position `begin`."""
+        found = [
+            position for text in self._stop if (position := self._text.find(text, max(0, begin - len(text) + 1))) >= 0
+        ]
         if found:
             self._text = self._text[: min(found)]
             self.finish_reason = "stop"

@@ -114,8 +114,9 @@ class ChatRequest(_Strict):
         model (`str`): Name of a served model.
         messages (`list[Message]`): The chat.
         max_completion_tokens, max_tokens (`int`, *optional*): Longest answer in tokens; the first takes precedence.
-        temperature (`float`, *optional*): 0 takes the most probable token. By default the model's own settings.
-        top_p (`float`, *optional*): Share of the probability that is sampled from.
+        temperature (`float`, *optional*): 0 takes the most probable token. A larger value, or `top_p`, samples from the whole
+            vocabulary, whatever `top_k` and the like the model's own settings have; without either, these apply.
+        top_p (`float`, *optional*): Share of the probability that is sampled from, by default all.
         seed (`int`, *optional*): Seed of the sampling.
         stop (`str` or `list[str]`, *optional*): Up to four texts that end an answer.
         stream (`bool`, *optional*): Whether to send the answer in pieces.

@@ -1,16 +1,19 @@
 """Runs the application on an address of this machine."""
 
+import functools
 import logging
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 import uvicorn
 from uvicorn.logging import AccessFormatter, DefaultFormatter
 
+from . import connections
 from .app import create_app
+from .host_check import HostCheck
 from .models import ServedModels
 from .settings import ServerSettings
 
@@ -79,8 +82,18 @@ class Server:
         settings: ServerSettings | None = None,
         on_start: Callable[[], None] | None = None,
     ) -> None:
+        settings = settings or ServerSettings()
+        app: Any = create_app(models, settings)
+        if settings.api_key is None:  # which a web page of another site does not know
+            app = HostCheck(app, settings.allowed_hosts)
+        protocol: Any = functools.partial(
+            connections.LimitedProtocol,
+            max_connections=settings.max_connections,
+            request_seconds=settings.timeout + connections.GRACE_SECONDS,
+        )
         config = uvicorn.Config(
-            create_app(models, settings),
+            app,
+            http=protocol,
             log_config=None,
             timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
             server_header=False,

@@ -1,7 +1,12 @@
 """Settings of the server."""
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+
+
+_HOST_NAME = re.compile(r"[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -16,6 +21,8 @@ class ServerSettings:
             Number of waiting requests that are answered at once.
         max_requests (`int`, defaults to 64):
             Number of requests that are read, wait or run at the same time. Further ones are refused with the status 429.
+        max_connections (`int`, defaults to 256):
+            Number of open connections, idle ones included. Further ones are closed at once.
         max_request_bytes (`int`, defaults to 25 MiB):
             Largest body of a request. Base64 takes four bytes for three of audio.
         max_audio_seconds (`float`, defaults to 600.0):
@@ -29,20 +36,25 @@ class ServerSettings:
             Seconds within which a request must be read, wait and be answered.
         api_key (`str`, *optional*):
             If given, requests must have the header `Authorization: Bearer <api_key>`.
+        allowed_hosts (`Sequence[str]`, *optional*):
+            Names by which clients reach a [`Server`] without a key, in addition to `localhost` and IP addresses. Requests for
+            another host are refused, because a web page of another site may have sent them.
 
     Raises:
-        ValueError: A number is not positive, or the key is empty.
+        ValueError: A number is not positive, the key is empty, or a host is not a name.
     """
 
     max_new_tokens: int = 256
     batch_size: int = 8
     max_requests: int = 64
+    max_connections: int = 256
     max_request_bytes: int = 25 << 20
     max_audio_seconds: float = 600.0
     max_clips: int = 32
     max_text_characters: int = 200_000
     timeout: float = 120.0
     api_key: str | None = None
+    allowed_hosts: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -50,5 +62,11 @@ class ServerSettings:
             if field.name == "api_key":
                 if value is not None and not value.strip():
                     raise ValueError("ServerSettings: `api_key` is empty. Leave it out, or choose a key.")
+            elif field.name == "allowed_hosts":
+                if isinstance(value, str) or not all(_HOST_NAME.fullmatch(name) for name in value):
+                    raise ValueError(
+                        "ServerSettings: `allowed_hosts` must be a list of names without scheme and port, such as "
+                        f"['my-server.example'], got {value!r}."
+                    )
             elif not value > 0 or math.isinf(value):  # NaN fails the comparison too
                 raise ValueError(f"ServerSettings: `{field.name}` must be a positive number, got {value!r}.")

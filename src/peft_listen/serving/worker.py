@@ -27,6 +27,17 @@ logger = logging.getLogger(__name__)
 # Logits that are divided by less may overflow. Probabilities that are NaN end all work of a process with CUDA.
 _MIN_TEMPERATURE = 0.01
 
+# OpenAI's clients know no other settings that leave tokens out than `top_p`, so those of the model are switched off in a
+# request that asks for sampling.
+_WHOLE_VOCABULARY = {
+    "top_k": 0,
+    "top_h": None,
+    "min_p": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+}
+
 
 @dataclass(frozen=True)
 class Group:
@@ -236,7 +247,8 @@ def _sampling(group: Group) -> dict[str, Any]:
         return {}  # the model's own settings
     if group.temperature is not None and group.temperature < _MIN_TEMPERATURE:
         return {"do_sample": False}
-    return {"do_sample": True, "temperature": group.temperature or 1.0, "top_p": group.top_p or 1.0}
+    chosen = {"temperature": group.temperature or 1.0, "top_p": group.top_p or 1.0}
+    return {"do_sample": True, **_WHOLE_VOCABULARY, **chosen}
 
 
 def _stopping() -> RequestError:
