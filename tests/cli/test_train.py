@@ -53,6 +53,20 @@ def test_a_finished_run_is_shown_and_other_options_are_refused(config, tmp_path,
     assert main(["predict", f"{run}/model", str(Path(config).parent / "rows.jsonl"), "-o", str(tmp_path / "p")]) == 0
 
 
+def test_skipped_rows_are_counted_in_the_result(config, tmp_path, capsys):
+    line = Path(config).with_name("rows.jsonl").read_text().splitlines()[0]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**json.loads(line), "audio": "missing.wav"}) + "\n" + line)
+    command = ["train", config, "--output-dir", str(tmp_path / "run"), "--max-steps", "1"]
+    command += ["--train-data", str(tmp_path / "rows.jsonl"), "--on-bad-clip", "skip"]
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_skipped"] == {"train": 1, "eval": 0, "test": 0}
+    assert main(command) == 0
+    assert (
+        "1 rows of train_data were skipped, because a clip cannot be loaded: see skipped.json."
+        in capsys.readouterr().out
+    )
+
+
 @pytest.mark.slow  # three processes import torch
 def test_two_processes_train_and_score(config, tmp_path):
     source = str(Path(peft_listen_cli.__file__).parents[1])

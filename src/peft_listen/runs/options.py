@@ -199,6 +199,7 @@ class DataOptions:
         max_new_tokens, num_beams (`int`): settings of generation.
         chat_template_kwargs (`dict`, *optional*), trained_answers (`str`): see [`~peft_listen.training.AudioListenCollator`];
             the former are used for generation too.
+        on_bad_clip (`"error"` or `"skip"`): what is done about a row with a clip that cannot be loaded.
 
     Raises:
         ValueError: for no training data, or a value of another form.
@@ -251,6 +252,13 @@ class DataOptions:
     )
     trained_answers: Literal["all", "last"] = field(
         default="all", metadata={"help": "Answers of a conversation of several turns that are trained."}
+    )
+    on_bad_clip: Literal["error", "skip"] = field(
+        default="error",
+        metadata={
+            "help": "A row whose clip is missing, damaged, empty or too long ends the run, or is left out and counted: then all "
+            "clips are checked before the training."
+        },
     )
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from .loading_errors import loading_errors
 from .options import AdapterOptions, DataOptions, ListenOptions, ModelOptions, RunArguments
 from .settings import run_settings
 from .sharding import check_sharding, is_sharded_run, shard_decoder_layers, trained_state_dict
+from .skipped_rows import find_skipped_rows, kept_rows
 from .trainer import RunTrainer
 
 
@@ -52,12 +53,15 @@ class RunResult:
         log_history (`list[dict]`): the values that the trainer has logged.
         scores (`dict[str, dict[str, TaskScore]]`): scores of each task, by the split (`"eval"`, `"test"`).
         was_finished (`bool`): whether the run had been finished before.
+        num_skipped (`dict[str, int]`): number of rows that were left out because of their clips, by the split (`"train"`, `"eval"`,
+            `"test"`).
     """
 
     model_dir: Path
     log_history: list[dict[str, Any]]
     scores: dict[str, dict[str, TaskScore]]
     was_finished: bool = False
+    num_skipped: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -70,6 +74,7 @@ class TrainingRun:
     - `checkpoints`: those of the trainer;
     - `model`: the trained adapter, which refers to the base model, or the base model if the projector alone is trained; with a
       model card;
+    - `skipped.json`: with `on_bad_clip="skip"`, the rows that are left out, and why;
     - `training.json`: the trainer's log, when the training is finished;
     - `eval` and `test`: answers and scores of these splits;
     - `result.json`: written last.
@@ -127,22 +132,40 @@ class TrainingRun:
             if rows[split]:
                 # Tried first, since the training may take days.
                 check_metrics(rows[split], _of_tasks(metrics, rows[split]))
-        mixture = TaskMixture(
-            [row["task"] for row in rows["train"]],
+        self._mixture(rows["train"])  # refuses weights that do not fit
+        self._check_settings(rows)
+        skipped = self._skipped_rows(rows)
+        num_skipped = {split: len(each) for split, each in skipped.items()}
+        finished = self._result()
+        if finished is not None:
+            return replace(finished, num_skipped=num_skipped)
+        kept = kept_rows(rows, skipped)
+        if self._log_history() is None:
+            self._train(kept, metrics, self._mixture(kept["train"]))
+            _free_memory()
+        # Answers to all rows: those that are skipped are in the files of answers too.
+        scores = {split: self._evaluate(split, rows[split], metrics) for split in ("eval", "test") if rows[split]}
+        self._finish(scores, kept, num_skipped)
+        return RunResult(self.model_dir, self._log_history() or [], scores, num_skipped=num_skipped)
+
+    def _mixture(self, rows: Sequence[Example]) -> TaskMixture:
+        return TaskMixture(
+            [row["task"] for row in rows],
             self.data.temperature,
             parse_weights(self.data.task_weights),
             seed=self.arguments.seed if self.arguments.data_seed is None else self.arguments.data_seed,
         )
-        self._check_settings(rows)
-        finished = self._result()
-        if finished is not None:
-            return finished
-        if self._log_history() is None:
-            self._train(rows, metrics, mixture)
-            _free_memory()
-        scores = {split: self._evaluate(split, rows[split], metrics) for split in ("eval", "test") if rows[split]}
-        self._finish(scores, rows)
-        return RunResult(self.model_dir, self._log_history() or [], scores)
+
+    def _skipped_rows(self, rows: Mapping[str, Sequence[Example]]) -> dict[str, dict[int, str]]:
+        if self.data.on_bad_clip == "error":
+            return {split: {} for split in rows}
+        return find_skipped_rows(
+            rows,
+            self._folder,
+            self.data.feature_cache,
+            is_begun=in_main_process(self._has_begun),
+            show_progress=not self.arguments.disable_tqdm,
+        )
 
     @property
     def _folder(self) -> Path:
@@ -310,6 +333,7 @@ class TrainingRun:
             show_progress=not self.arguments.disable_tqdm,
             compared=compared_answers(rows, _of_tasks(metrics, rows)),
             make_collator=AudioListenCollator,
+            on_bad_clip=self.data.on_bad_clip,
             **self._generation,
             **variables,
         )
@@ -319,12 +343,17 @@ class TrainingRun:
         )
         return scores
 
-    def _finish(self, scores: Mapping[str, Mapping[str, TaskScore]], rows: Mapping[str, Sequence[Example]]) -> None:
+    def _finish(
+        self,
+        scores: Mapping[str, Mapping[str, TaskScore]],
+        rows: Mapping[str, Sequence[Example]],
+        num_skipped: Mapping[str, int],
+    ) -> None:
         shown = scores.get("test") or scores.get("eval") or {}
 
         def finish() -> None:
             name = self.arguments.hub_model_id or self.model_dir.name
-            training, datasets = self._card_settings(rows), hub_datasets(rows["train"])
+            training, datasets = self._card_settings(rows, num_skipped), hub_datasets(rows["train"])
             add_training(self.model_dir / "README.md", training, datasets)
             if shown:
                 add_scores(self.model_dir / "README.md", shown, name)
@@ -335,9 +364,9 @@ class TrainingRun:
 
         in_main_process(finish)
 
-    def _card_settings(self, rows: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
+    def _card_settings(self, rows: Mapping[str, Sequence[Example]], num_skipped: Mapping[str, int]) -> dict[str, Any]:
         options = (self.model, self.adapter, self.listen, self.data)
-        settings = card_settings(options, self.arguments, rows, self._log_history() or [])
+        settings = card_settings(options, self.arguments, rows, self._log_history() or [], num_skipped)
         # Callbacks and the configuration of the sharding are not options of the command.
         if not self.callbacks and not is_sharded_run():
             settings["command"] = run_command(options, self.arguments)
