@@ -17,8 +17,7 @@ from tests import small_models
 def config(tmp_path_factory, examples):
     """A YAML file for a run of 12 steps."""
     folder = tmp_path_factory.mktemp("train")
-    small_models.make_chat_model(sound=False).save_pretrained(folder / "base")
-    small_models.make_chat_processor(sound=False).save_pretrained(folder / "base")
+    small_models.save_chat_base(folder / "base")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples), encoding="utf-8")
     (folder / "config.yaml").write_text(
         f"""
