@@ -28,14 +28,14 @@ def damaged(examples, tmp_path, write):
     """A data file with copies of the clips, of which the second row's is no sound and the fifth row's is missing."""
     rows = []
     for number, row in enumerate(examples):
-        rows.append({**row, "audio": shutil.copy(row["audio"], tmp_path / f"own{number}.wav")})
+        rows.append({**row, "audio": str(shutil.copy(row["audio"], tmp_path / f"own{number}.wav"))})
     (tmp_path / "text.wav").write_text("no sound")
     rows.insert(1, {**rows[0], "audio": str(tmp_path / "text.wav")})
     rows.append({**rows[0], "audio": str(tmp_path / "missing.wav")})
     return write("damaged.jsonl", rows), [rows[0], *rows[2:5]]
 
 
-@pytest.mark.parametrize("cached", [False, True], ids=["", "feature cache"])
+@pytest.mark.parametrize("cached", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "feature cache"])
 def test_a_run_trains_and_scores_what_is_left(cached, make_run, damaged, write, tmp_path, caplog):
     data, good = damaged
     cache = {"feature_cache": str(tmp_path / "features")} if cached else {}
