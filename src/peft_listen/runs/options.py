@@ -28,7 +28,8 @@ class ModelOptions:
     The base model: a folder or a repository, or parts that are put together.
 
     Attributes:
-        model (`str`, *optional*): folder or Hub name of a base model.
+        model (`str`, *optional*): folder or Hub name of a base model, of this package or another audio language model of
+            transformers.
         speech, sound, llm (`str`, *optional*): the parts, see [`AudioListenForCausalLM.from_sub_models_pretrained`].
         dtype (`str`, *optional*): data type of the frozen parts.
         speech_chunk_multiple (`int`, *optional*): see [`AudioListenConfig`]; for a model from parts.
@@ -40,7 +41,11 @@ class ModelOptions:
     _argument_group_name = "base model: --model, or its parts"
 
     model: str | None = field(
-        default=None, metadata={"help": "Folder or Hub name of a base model, with its projector and processor."}
+        default=None,
+        metadata={
+            "help": "Folder or Hub name of a base model, with its projector and processor. It may be another audio language "
+            "model of transformers, such as Qwen2-Audio."
+        },
     )
     speech: str | None = field(default=None, metadata={"help": "Folder or Hub name of a Whisper checkpoint."})
     sound: str | None = field(

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, PreTrainedModel, ProcessorMixin, TrainerCallback
 
 from ..data import Example, read_examples
 from ..evaluation import predict, save_scores
@@ -32,7 +32,7 @@ from ..rows import clips_of
 from ..settings_record import SettingsRecord
 from ..training import AudioListenCollator, FeatureCache, ListenCallback, TaskMixture, create_listen_optimizer
 from ..training.mixture import parse_weights
-from .building import add_adapter, load_base, save_base, save_trained_base
+from .building import add_adapter, check_other_base, load_base, save_base, save_trained_base
 from .card_settings import card_settings, hub_datasets, run_command
 from .checkpoints import LogAtCheckpoints, final_state, last_whole_checkpoint
 from .loading_errors import loading_errors
@@ -232,6 +232,7 @@ class TrainingRun:
         arguments = self.arguments
         in_main_process(lambda: save_base(self.model, self._folder / "base", arguments.seed))
         base, processor = load_base(self._base, self.model)
+        check_other_base(base, self.adapter, self.data)
         cache = self._feature_cache(base, processor, rows)
         variables = self.data.template_variables
         model: Any = add_adapter(base, processor, self.adapter, self.listen, arguments.seed, variables)
@@ -277,10 +278,11 @@ class TrainingRun:
         in_main_process(save)
 
     def _feature_cache(
-        self, base: AudioListenForCausalLM, processor: AudioListenProcessor, rows: Mapping[str, list[Example]]
+        self, base: PreTrainedModel, processor: ProcessorMixin, rows: Mapping[str, list[Example]]
     ) -> FeatureCache | None:
         if self.data.feature_cache is None:
             return None
+        assert isinstance(base, AudioListenForCausalLM) and isinstance(processor, AudioListenProcessor)
         module: nn.Module = base
         module.to(self.arguments.device)
         cache = FeatureCache(self.data.feature_cache, base)
@@ -308,7 +310,7 @@ class TrainingRun:
             )
         return callbacks
 
-    def _save(self, model: Any, processor: AudioListenProcessor, state_dict: dict[str, Any] | None) -> None:
+    def _save(self, model: Any, processor: ProcessorMixin, state_dict: dict[str, Any] | None) -> None:
         if self.adapter.adapter == "none":
             save_trained_base(model, self.model_dir)
             processor.save_pretrained(self.model_dir)

@@ -65,6 +65,7 @@ class FeatureCache:
 
     Raises:
         OSError: if a shard cannot be read.
+        TypeError: for a model of another kind.
 
     Example:
 
@@ -414,12 +415,21 @@ def encoder_fingerprint(model: AudioListenForCausalLM) -> str:
 
     Returns:
         `str`: 16 hexadecimal digits.
+
+    Raises:
+        TypeError: for a model of another kind.
     """
+    from ..models.audio_listen import AudioListenForCausalLM
     from ..models.audio_listen.audio_tokens import CHUNK_SECONDS
 
     base: Any = model
     if hasattr(base, "get_base_model"):
         base = base.get_base_model()
+    if not isinstance(base, AudioListenForCausalLM):
+        raise TypeError(
+            f"A feature cache has the outputs of the encoders of an AudioListenForCausalLM, and the model is a "
+            f"{type(base).__name__}. Train it without a cache: its encoders run in every step."
+        )
     digest = hashlib.sha256()
     towers = {"speech": base.model.speech_tower, "sound": base.model.sound_tower}
     for tower_name, tower in towers.items():
