@@ -170,6 +170,13 @@ def make_chat_processor(sound: bool = True, tokenizer: Any = None, **kwargs: Any
     )
 
 
+def save_chat_base(folder: Path) -> str:
+    """Saves an audio model without a sound encoder, and its processor, whose tokenizer has a chat template."""
+    make_chat_model(sound=False).save_pretrained(folder)
+    make_chat_processor(sound=False).save_pretrained(folder)
+    return str(folder)
+
+
 def make_chat_model(
     sound: bool = True, speech_seed: int = 1, dropout: float = 0.0, **kwargs: Any
 ) -> peft_listen.AudioListenForCausalLM:

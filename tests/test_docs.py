@@ -177,7 +177,7 @@ get_peft_model(base, ListenConfig(pool_size=16, prompt_length=4)).save_pretraine
 
 @pytest.mark.parametrize("name", PAGES_ON_THE_HUB)
 def test_the_code_of_a_page_runs_on_the_hub(name, small_things, hub, tmp_path) -> None:
-    for repository in (SPEECH, LLM):
+    for repository in (SPEECH, LLM, AUDIO_LLM):
         hub.add_folder(repository, small_things / repository)
     shutil.copy(small_things / "dog.wav", tmp_path)
     code = SETUP_ON_THE_HUB

@@ -101,7 +101,7 @@ def scores_table(scores: Mapping[str, TaskScore]) -> str:
         scores (`Mapping[str, TaskScore]`): scores by the name of the task.
     """
     rows = [
-        (task, score.num_rows, metric, f"{score.values[metric]:.4g}")
+        (task, score.counted_rows, metric, f"{score.values[metric]:.4g}")
         for task, score in scores.items()
         for metric, value in score.values.items()
         if metric == score.metric or not isinstance(value, int)

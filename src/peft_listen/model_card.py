@@ -146,7 +146,8 @@ def write_model_card(
     card.
 
     Args:
-        model ([`AudioListenForCausalLM`] or `PeftModel`): The model.
+        model ([`AudioListenForCausalLM`] or `PeftModel`): The model; if the base model is not of this package, the repository has
+            its adapter alone.
         path (`pathlib.Path`): The file to write.
         name (`str`): Name of the repository, for the code snippet.
         scores (`Mapping[str, TaskScore]`, *optional*): Scores, which replace those of an older card.
@@ -157,7 +158,10 @@ def write_model_card(
     Raises:
         OSError: `path` is a symbolic link, a device, a folder or another special file.
     """
-    _write_card(model, path, name, None, for_hub=True)
+    # A repository with an adapter alone has the metadata that PEFT writes.
+    is_alone = bool(_configs(model)) and not _has_own_base(model)
+    write: Any = type(model).create_or_update_model_card.__wrapped__ if is_alone else None
+    _write_card(model, path, name, functools.partial(write, model) if is_alone else None, for_hub=True)
     if training or datasets:
         add_training(path, training or {}, datasets)
     if selections is not None:

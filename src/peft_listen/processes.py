@@ -1,4 +1,4 @@
-"""Work that one of several processes does, such as writing a file, while the others wait for its result."""
+"""Work that one of several processes does while the others wait for its result, and work that they share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from accelerate import PartialState
 
 
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 def in_main_process(action: Callable[[], Result]) -> Result:
@@ -44,6 +45,24 @@ def in_main_process(action: Callable[[], Result]) -> Result:
     if error is not None:
         raise error
     return result
+
+
+def gather_from_processes(items: list[Item]) -> list[Item]:
+    """
+    Collects the items of all processes. With several processes, all of them have to call this function.
+
+    Args:
+        items (`list`): those of this process; they can be pickled.
+
+    Returns:
+        `list`: those of all processes, in the order of the processes.
+    """
+    if PartialState().num_processes == 1:
+        return items
+    from accelerate.utils import gather_object
+
+    gathered: list[Item] = gather_object(items)
+    return gathered
 
 
 def _portable(error: Exception) -> Exception:

@@ -1,6 +1,7 @@
 """
 Saves and uploads a model with everything that loading it takes: the audio model, its adapter and its processor in one
-folder, with references to the frozen parts in place of their weights.
+folder, with references to the frozen parts in place of their weights; or an adapter and the processor of a model of
+transformers, which is on the Hub.
 
 An adapter alone names the folder of its base model, which exists on one machine only.
 """
@@ -8,9 +9,7 @@ An adapter alone names the folder of its base model, which exists on one machine
 from __future__ import annotations
 
 import copy
-import json
 import os
-import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,13 +22,15 @@ from huggingface_hub.errors import EntryNotFoundError
 from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.utils import CONFIG_NAME
+from transformers import PreTrainedModel, ProcessorMixin
 from transformers import initialization as init
 
+from .adapter_folder import hub_base_name, save_adapters
 from .folder_saving import replaced_checkpoint
 from .hub_names import is_hub_name
 from .lora_beside import LORA_NAME
 from .model_card import GENERATED_MARK, write_model_card
-from .models.audio_listen import AudioListenForCausalLM, AudioListenProcessor
+from .models.audio_listen import AudioListenForCausalLM
 from .models.audio_listen.frozen_references import is_referenced
 from .models.audio_listen.parts import PARTS, Part
 from .models.audio_listen.references import Reference
@@ -50,6 +51,7 @@ _REPLACED_FILES = [
     ),
     "adapter_model.bin",
 ]
+_MODEL_CONFIG = "config.json"
 _LORA_FILES = [f"{LORA_NAME}/{CONFIG_NAME}", f"{LORA_NAME}/adapter_model.safetensors"]
 # Components of the names of modules that PEFT puts around a module of the base model.
 _WRAPPERS = ("base_layer", "original_module")
@@ -57,7 +59,7 @@ _WRAPPERS = ("base_layer", "original_module")
 
 def save_complete_model(
     model: PeftModel | AudioListenForCausalLM,
-    processor: AudioListenProcessor,
+    processor: ProcessorMixin,
     save_directory: str | os.PathLike[str],
     *,
     repo_id: str | None = None,
@@ -75,10 +77,13 @@ def save_complete_model(
     gradients counts as trained and must be in `include`. Weights that were changed in another way, for example by merging an
     adapter into them, are not detected: include these parts too.
 
+    Of an adapter on another audio language model of transformers, such as Qwen2-Audio, the adapter and the processor are saved; it
+    names its base model on the Hub.
+
     Args:
         model (`PeftModel` or [`AudioListenForCausalLM`]):
-            The audio model, with or without an adapter.
-        processor ([`AudioListenProcessor`]):
+            The audio model, with or without an adapter; another audio language model with an adapter.
+        processor (`ProcessorMixin`):
             Its processor.
         save_directory (`str` or `os.PathLike`):
             The folder. A model and an adapter in it are replaced; other files stay.
@@ -100,26 +105,35 @@ def save_complete_model(
             task selects, in the file `prompts_by_task.png`, if there are 2 to 100 tasks and matplotlib is installed.
 
     Raises:
-        `TypeError`: if the model is not an audio model of this package.
-        `ValueError`: if a part is not on the Hub or requires gradients, and is not in `include`, or the model has other
-            adapters than one, or one LISTEN adapter and a LoRA adapter of the name "lora".
+        `TypeError`: if the model is neither an audio model of this package nor another one with an adapter.
+        `ValueError`: if a part is not on the Hub or requires gradients, and is not in `include`, the model has other adapters
+            than one, or one LISTEN adapter and a LoRA adapter of the name "lora", or another base model was not loaded by its
+            name on the Hub.
     """
     base, adapters = _check_model(model)
+    card_name = repo_id or Path(save_directory).name
+    if not isinstance(base, AudioListenForCausalLM):
+        base_name = hub_base_name(base, include)
+        dropped = (*_LORA_FILES, _MODEL_CONFIG)  # with a configuration of its own, the folder would be another model
+        with replaced_checkpoint(save_directory, kept=("README.md",), dropped=dropped) as folder:
+            save_adapters(model, adapters, folder, base_name, base_name)
+            processor.save_pretrained(folder)
+            write_model_card(model, folder / "README.md", card_name, scores, training, datasets, selections)
+        return
     references = _references(base, include, bool(adapters))
     with replaced_checkpoint(save_directory, kept=("README.md",), dropped=_LORA_FILES) as folder:
         weights = _base_weights(base, references)
         with _saved_as_a_whole(base):
             base.save_with_references(folder, references, state_dict=weights)
         if adapters:
-            _save_adapters(model, adapters, folder, repo_id or os.fspath(save_directory))
+            save_adapters(model, adapters, folder, repo_id or os.fspath(save_directory), str(folder))
         processor.save_pretrained(folder)
-        name = repo_id or Path(save_directory).name
-        write_model_card(model, folder / "README.md", name, scores, training, datasets, selections)
+        write_model_card(model, folder / "README.md", card_name, scores, training, datasets, selections)
 
 
 def publish(
     model: PeftModel | AudioListenForCausalLM,
-    processor: AudioListenProcessor,
+    processor: ProcessorMixin,
     repo_id: str,
     *,
     include: Collection[str] = (),
@@ -142,8 +156,8 @@ def publish(
 
     Args:
         model (`PeftModel` or [`AudioListenForCausalLM`]):
-            The audio model, with or without an adapter.
-        processor ([`AudioListenProcessor`]):
+            The audio model, with or without an adapter; another audio language model with an adapter.
+        processor (`ProcessorMixin`):
             Its processor.
         repo_id (`str`):
             Name of the repository, which is created if it does not exist.
@@ -177,13 +191,13 @@ def publish(
         `huggingface_hub.CommitInfo`: address and id of the commit.
 
     Raises:
-        `TypeError`: if the model is not an audio model of this package.
-        `ValueError`: if a part is not on the Hub or requires gradients, and is not in `include`, or the model has other
-            adapters than one, or one LISTEN adapter and a LoRA adapter of the name "lora".
+        `TypeError`: if the model is neither an audio model of this package nor another one with an adapter.
+        `ValueError`: if a part is not on the Hub or requires gradients, and is not in `include`, the model has other adapters
+            than one, or one LISTEN adapter and a LoRA adapter of the name "lora", or another base model was not loaded by its
+            name on the Hub.
         `huggingface_hub.errors.HfHubHTTPError`: if the Hub refuses the upload.
     """
-    base, adapters = _check_model(model)
-    _references(base, include, bool(adapters))  # before a repository is created
+    check_can_be_published(model, include)  # before a repository is created
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None and not create_pr:
@@ -211,7 +225,7 @@ def publish(
             create_pr=create_pr,
             delete_patterns=[
                 *_REPLACED_FILES,
-                *(name for name in (CONFIG_NAME, *_LORA_FILES) if not (folder / name).exists()),
+                *(name for name in (CONFIG_NAME, _MODEL_CONFIG, *_LORA_FILES) if not (folder / name).exists()),
             ],
         )
 
@@ -230,16 +244,24 @@ def check_can_be_published(model: PeftModel | AudioListenForCausalLM, include: C
         `TypeError`, `ValueError`: see [`publish`].
     """
     base, adapters = _check_model(model)
-    _references(base, include, bool(adapters))
+    if isinstance(base, AudioListenForCausalLM):
+        _references(base, include, bool(adapters))
+    else:
+        hub_base_name(base, include)
 
 
-def _check_model(model: Any) -> tuple[AudioListenForCausalLM, list[str]]:
-    """The audio model, and the names of its adapter and of the LoRA adapter that was trained together with it."""
+def _check_model(model: Any) -> tuple[PreTrainedModel, list[str]]:
+    """The base model, and the names of its adapter and of the LoRA adapter that was trained together with it."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not isinstance(base, AudioListenForCausalLM):
+    if not isinstance(base, AudioListenForCausalLM) and "audio" not in getattr(base, "input_modalities", ()):
         raise TypeError(
-            f"Expected an AudioListenForCausalLM or a PeftModel of one, got a {type(base).__name__}. An adapter of a text "
-            "model needs its base model alone, so upload it with `model.push_to_hub(repo_id)`."
+            f"Expected an AudioListenForCausalLM or a PeftModel of an audio model, got a {type(base).__name__}. An adapter of a "
+            "text model needs its base model alone, so upload it with `model.push_to_hub(repo_id)`."
+        )
+    if not isinstance(base, AudioListenForCausalLM) and base is model:
+        raise TypeError(
+            f"A {type(base).__name__} is published without its base model, and this one has no adapter. Pass a `PeftModel`, or "
+            "upload the model with `model.push_to_hub(repo_id)`."
         )
     if base is model and getattr(base, "_hf_peft_config_loaded", False):
         raise TypeError(
@@ -345,31 +367,6 @@ def _saved_as_a_whole(base: Any) -> Iterator[None]:
         yield
     finally:
         base._hf_peft_config_loaded, base._weight_conversions = True, conversions
-
-
-def _save_adapters(model: Any, names: Sequence[str], folder: Path, base_name: str) -> None:
-    """Saves the first adapter beside its base model, and a second one in the subfolder of its name."""
-    configs = [model.peft_config[name] for name in names]
-    before = [config.base_model_name_or_path for config in configs]
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        # PEFT compares the vocabulary with that of the base model here.
-        for config in configs:
-            config.base_model_name_or_path = str(folder)
-        try:
-            model.save_pretrained(temporary)
-        finally:
-            for config, name_or_path in zip(configs, before, strict=True):
-                config.base_model_name_or_path = name_or_path
-        for name in names:
-            # PEFT saves adapters with another name than "default" in a folder of that name.
-            source = Path(temporary) if name == "default" else Path(temporary, name)
-            target = folder if name == names[0] else folder / name
-            target.mkdir(exist_ok=True)
-            content = json.loads((source / CONFIG_NAME).read_text(encoding="utf-8"))
-            content |= {"base_model_name_or_path": base_name, "revision": None}
-            (source / CONFIG_NAME).write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
-            for path in source.glob("adapter_*"):
-                shutil.move(path, target / path.name)
 
 
 def _load_card(repo_id: str, tags: list[str], token: bool | str | None) -> ModelCard:

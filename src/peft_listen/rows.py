@@ -38,7 +38,7 @@ def clips_of(rows: Iterable[Mapping[str, Any]]) -> list[Any]:
     clips: list[Any] = []
     for number, row in enumerate(rows):
         try:
-            clips += split_clips(row_messages(row))[1] if has_messages(row) else row_clips(row)
+            clips += clips_of_row(row)
         except ValueError as error:
             raise ValueError(f"Row {number}: {error}") from error
     return clips
@@ -55,6 +55,11 @@ def row_clips(row: Mapping[str, Any]) -> list[Any]:
     if audio is None:
         return []
     return list(audio) if is_list_of_clips(audio) else [audio]
+
+
+def clips_of_row(row: Mapping[str, Any]) -> list[Any]:
+    """The clips of a row of either form: those of `audio` and of `messages`, in their order."""
+    return split_clips(row_messages(row))[1] if has_messages(row) else row_clips(row)
 
 
 def row_messages(row: Mapping[str, Any]) -> Messages:

@@ -41,6 +41,13 @@ class AnswerOptions:
     chat_template_kwargs: str | None = field(
         default=None, metadata={"help": "Variables for the chat template: a mapping, or a JSON object."}
     )
+    on_bad_clip: Literal["error", "skip"] = field(
+        default="error",
+        metadata={
+            "help": "A row whose clip is missing, damaged, empty or too long ends the command, or is skipped: it has no answer "
+            "and is counted."
+        },
+    )
     json: bool = field(default=False, metadata={"help": "Print the result as one JSON object."})
 
     def __post_init__(self) -> None:
@@ -54,6 +61,15 @@ def read_data(paths: Sequence[str]) -> list[Example]:
     from peft_listen.data import read_examples
 
     return [example for path in paths for example in read_examples(path)]
+
+
+def report_skipped(predictions: Sequence[Prediction], data: Sequence[str]) -> int:
+    """Logs how many rows have no answer, and why the first ones have none; returns their number."""
+    from peft_listen.data.bad_clips import log_bad_clips
+
+    problems = {number: row["error"] for number, row in enumerate(predictions) if "error" in row}
+    log_bad_clips(problems, len(predictions), ", ".join(data))
+    return len(problems)
 
 
 def answer(
@@ -88,6 +104,7 @@ def answer(
         show_progress=True,
         compared=compared,
         make_collator=AudioListenCollator,
+        on_bad_clip=options.on_bad_clip,
         max_new_tokens=options.max_new_tokens,
         num_beams=options.num_beams,
         **({"chat_template_kwargs": variables} if variables else {}),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .argument_types import DTYPES, positive_integer
@@ -10,6 +12,7 @@ from .argument_types import DTYPES, positive_integer
 
 if TYPE_CHECKING:
     from peft_listen import AudioListenForCausalLM, AudioListenProcessor
+    from peft_listen.data import Example
 
 
 HELP = "Run a model's audio encoders on all clips of data files once, and store the features for training."
@@ -29,7 +32,7 @@ clips; for example on four GPUs, or in four processes on CPUs:
   torchrun --nproc_per_node 4 -m peft_listen_cli cache-features train.jsonl --model my-base --folder features
 
 The exit code is 0 if all clips are in the cache, and 2 after an error, such as a clip that cannot be read. To list all
-such clips, run `peft-listen data check` first. The launchers exit with 1 if a process fails.
+such clips, run `peft-listen data check` first; with --on-bad-clip skip, their rows are left out and counted. The launchers exit with 1 if a process fails.
 """
 
 
@@ -70,6 +73,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="dtype of the encoders. Load the model in the same dtype for training, since each dtype has its own features "
         "(default: auto, that of the checkpoint, as in from_pretrained)",
     )
+    parser.add_argument(
+        "--on-bad-clip",
+        choices=["error", "skip"],
+        default="error",
+        help="a row whose clip is missing, damaged, empty or too long ends the command, or is left out and counted (default: "
+        "error)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.set_defaults(run=run)
 
 
@@ -90,16 +101,36 @@ def run(arguments: argparse.Namespace) -> int:
     from .processes import start_processes
 
     state = start_processes()
+    num_skipped = 0
+    if arguments.on_bad_clip == "skip":
+        clips, num_skipped = _good_clips(examples, arguments)
     model, processor = _load_encoders(arguments.model, arguments.dtype)
     cache = FeatureCache(arguments.folder, model.to(state.device))
     before = len(cache)
     cache.build(model, processor, clips, batch_size=arguments.batch_size, shard_size=arguments.shard_size)
     if state.is_main_process:
-        print(
-            f"{cache.folder}: {len(clips)} clips of the data are in the cache, {len(cache) - before} of them are new"
-        )
+        num_new = len(cache) - before
+        if arguments.json:
+            counts = {"num_clips": len(clips), "num_new": num_new, "num_skipped": num_skipped}
+            print(json.dumps({"folder": str(cache.folder), **counts}))
+        else:
+            skipped = f"; {num_skipped} rows skipped" if num_skipped else ""
+            print(
+                f"{cache.folder}: {len(clips)} clips of the data are in the cache, {num_new} of them are new{skipped}"
+            )
     state.destroy_process_group()
     return 0
+
+
+def _good_clips(examples: Sequence[Example], arguments: argparse.Namespace) -> tuple[list[str], int]:
+    """The clips of the rows that can be loaded, and the number of the other rows."""
+    from peft_listen.data import clips_of
+    from peft_listen.data.bad_clips import without_bad_clips
+    from peft_listen.training.feature_cache import find_uncacheable
+
+    problems = find_uncacheable(examples, arguments.folder)
+    kept = without_bad_clips(examples, problems, ", ".join(arguments.data))
+    return list(dict.fromkeys(clips_of(kept))), len(problems)
 
 
 def _load_encoders(name: str, dtype: str) -> tuple[AudioListenForCausalLM, AudioListenProcessor]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .answering import AnswerOptions, answer, read_data
+from .answering import AnswerOptions, answer, read_data, report_skipped
 from .options import make_parser, parse_options
 
 
@@ -38,7 +38,8 @@ are computed for the rows of its task, beside the generated answers:
 
   peft-listen evaluate my-adapter test.jsonl --metrics sv=eer sv=accuracy
 
-Interruptions, several processes and YAML files are as in `peft-listen predict`. The exit code is 0 if all tasks are
+Interruptions, several processes, YAML files and --on-bad-clip are as in `peft-listen predict`; scores leave skipped rows
+out, and count them. The exit code is 0 if all tasks are
 scored, and 2 after an error.
 """
 
@@ -83,6 +84,7 @@ def run(arguments: Any) -> int:
         check_output_file(folder / name)
     predictions, state = _predictions(arguments, metrics, folder / "predictions.jsonl")
     if state is None or state.is_main_process:
+        report_skipped(predictions, arguments.data or [arguments.source])
         scores = score_predictions(predictions, metrics)
         result = save_scores(scores, folder, {"source": arguments.source, "data": list(arguments.data)})
         print(json.dumps(result) if options.json else format_scores(scores))

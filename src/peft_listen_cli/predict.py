@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .answering import AnswerOptions, answer, read_data
+from .answering import AnswerOptions, answer, read_data, report_skipped
 from .options import make_parser, parse_options
 
 
@@ -28,7 +28,8 @@ processes, each answers a part of the rows; for example on four GPUs, or in four
 Options may be given in a YAML file (--config), one `name: value` a line; arguments override it.
 
 The exit code is 0 if the output is complete, and 2 after an error, such as a clip that cannot be read. To list all
-such clips, run `peft-listen data check` first. The launchers exit with 1 if a process fails.
+such clips, run `peft-listen data check` first; with --on-bad-clip skip, their rows have no answer, but the field `error`.
+The launchers exit with 1 if a process fails.
 """
 
 
@@ -57,9 +58,11 @@ def run(arguments: Any) -> int:
     check_output_file(output)
     predictions, state = answer(arguments.model, examples, output, options)
     if state.is_main_process:
+        num_skipped = report_skipped(predictions, arguments.data)
+        num_rows = len(predictions) - num_skipped
         if options.json:
-            print(json.dumps({"output": str(output), "num_rows": len(predictions)}))
+            print(json.dumps({"output": str(output), "num_rows": num_rows, "num_skipped": num_skipped}))
         else:
-            print(f"{output}: {len(predictions)} answers")
+            print(f"{output}: {num_rows} answers" + (f", {num_skipped} rows skipped" if num_skipped else ""))
     state.destroy_process_group()
     return 0

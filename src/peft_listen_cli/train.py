@@ -71,13 +71,22 @@ def run(arguments: Any) -> int:
 
 def _as_json(result: RunResult) -> dict[str, Any]:
     scores = {split: {task: vars(score) for task, score in each.items()} for split, each in result.scores.items()}
-    return {"model": str(result.model_dir), "was_finished": result.was_finished, "scores": scores}
+    return {
+        "model": str(result.model_dir),
+        "was_finished": result.was_finished,
+        "num_skipped": result.num_skipped,
+        "scores": scores,
+    }
 
 
 def _as_text(result: RunResult) -> str:
     from peft_listen.evaluation import format_scores
 
-    lines = []
+    lines = [
+        f"{count} rows of {split}_data were skipped, because a clip cannot be loaded: see skipped.json."
+        for split, count in result.num_skipped.items()
+        if count
+    ]
     for split, scores in result.scores.items():
         lines += [f"Scores on {split}_data:", "", format_scores(scores), ""]
     state = "The run was finished before." if result.was_finished else "The run is finished."

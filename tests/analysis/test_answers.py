@@ -82,6 +82,14 @@ def test_invalid_predictions_are_refused(prediction, message) -> None:
         score_answers([*rows(["a"], ["a"]), prediction])
 
 
+def test_a_row_without_an_answer_does_not_count() -> None:
+    rows = [
+        {"task": "t", "answer": "a", "generated": "a"},
+        {"task": "t", "answer": "a", "generated": "", "error": "bad"},
+    ]
+    assert score_answers(rows)["t"].num_rows == 1
+
+
 def test_an_empty_answer_is_wrong() -> None:
     assert score_answers(rows(["a", "b"], ["", "b"]))["asr"].accuracy == 0.5
 

@@ -109,6 +109,28 @@ def test_data_without_usable_clips_exit_with_2(tmp_path, composite_folder, capsy
     assert re.search(rf"peft-listen: error: .*{message}", capsys.readouterr().err)
 
 
+@pytest.fixture
+def damaged(clips, tmp_path):
+    """A data file of four clips, and two rows with a clip that cannot be loaded."""
+    (tmp_path / "broken.wav").write_bytes(b"no sound")
+    bad = [str(tmp_path / "missing.wav"), [clips[0], str(tmp_path / "broken.wav")]]
+    return write(tmp_path / "damaged.jsonl", [*clips[:2], *bad, clips[2:]])
+
+
+def test_rows_with_bad_clips_are_left_out_and_counted(damaged, tmp_path, composite_folder, capsys, caplog):
+    command = ["cache-features", damaged, "--model", str(composite_folder), "--folder", str(tmp_path / "features")]
+    assert main([*command, "--on-bad-clip", "skip"]) == 0
+    expected = "4 clips of the data are in the cache, 4 of them are new; 2 rows skipped\n"
+    assert capsys.readouterr().out.endswith(f": {expected}")
+    (message,) = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert f"2 of 5 rows of {damaged} are skipped" in message and "row 3: " in message
+    assert main([*command, "--on-bad-clip", "skip", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    folder = cached_clips(tmp_path / "features", composite_folder).folder
+    assert found == {"folder": str(folder), "num_clips": 4, "num_new": 0, "num_skipped": 2}
+    assert main(command) == 2
+
+
 def test_the_data_are_read_before_the_model(tmp_path, capsys):
     arguments = ["--model", str(tmp_path / "no_model"), "--folder", str(tmp_path / "features")]
     assert main(["cache-features", str(tmp_path / "none.jsonl"), *arguments]) == 2
@@ -173,6 +195,18 @@ def test_two_processes_share_the_clips(command_of_two, clips, tmp_path, composit
     outputs = [tmp_path / f"{rank}.txt" for rank in range(2)]
     assert run_forked(run_as_process, [(command_of_two, output) for output in outputs]) == [0, 0]
     output = "".join(path.read_text() for path in outputs)
+    check_what_two_processes_wrote(output, clips, tmp_path / "features", composite_folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.cpu_only("its processes use gloo")
+def test_two_processes_count_a_bad_clip_once(damaged, command_of_two, clips, tmp_path, composite_folder):
+    command_of_two[1] = damaged
+    outputs = [tmp_path / f"{rank}.txt" for rank in range(2)]
+    command_of_two += ["--on-bad-clip", "skip"]
+    assert run_forked(run_as_process, [(command_of_two, output) for output in outputs]) == [0, 0]
+    output = "".join(path.read_text() for path in outputs)
+    assert output.count("; 2 rows skipped\n") == 1
     check_what_two_processes_wrote(output, clips, tmp_path / "features", composite_folder)
 
 

@@ -42,7 +42,7 @@ def test_answers_are_written_once_and_reported(predict, tmp_path, capsys):
     assert capsys.readouterr().out == f"{output}: 4 answers\n"
     modified = os.stat(output).st_mtime_ns
     assert main([*predict, "-o", output, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"output": output, "num_rows": 4}
+    assert json.loads(capsys.readouterr().out) == {"output": output, "num_rows": 4, "num_skipped": 0}
     assert os.stat(output).st_mtime_ns == modified
     assert main([*predict, "-o", output, "--num-beams", "2"]) == 2
     assert "generation.num_beams: 1 before, 2 now" in capsys.readouterr().err
@@ -116,6 +116,54 @@ def test_a_missing_model_or_folder_exits_with_2(predict, tmp_path, capsys):
     assert exit_info.value.code == 2
     assert main([*predict, "--batch-size", "0"]) == 2
     assert "`batch_size` must be at least 1" in capsys.readouterr().err
+
+
+@pytest.fixture
+def damaged(data, tmp_path):
+    """The data with a clip that is missing, as the second row, and one that is no sound, as the last."""
+    rows = [json.loads(line) for line in Path(data).read_text().splitlines()]
+    (tmp_path / "text.wav").write_text("no sound")
+    rows.insert(1, {**rows[0], "audio": str(tmp_path / "missing.wav")})
+    rows.append({**rows[0], "audio": [rows[0]["audio"], str(tmp_path / "text.wav")]})
+    (tmp_path / "damaged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(tmp_path / "damaged.jsonl")
+
+
+def test_rows_with_bad_clips_are_skipped_and_counted(predict, damaged, tmp_path, capsys):
+    output = tmp_path / "p.jsonl"
+    predict[2] = damaged
+    command = [*predict, "--batch-size", "3", "-o", str(output)]
+    assert main(command) == 2
+    assert "missing.wav: no such audio file" in capsys.readouterr().err
+    # The same output is continued: rows that were answered stay.
+    assert main([*command, "--on-bad-clip", "skip"]) == 0
+    assert capsys.readouterr().out == f"{output}: 4 answers, 2 rows skipped\n"
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert ["error" in line for line in lines] == [False, True, False, False, False, True]
+    assert "missing.wav: no such audio file" in lines[1]["error"] and lines[1]["generated"] == ""
+    assert "text.wav is not an audio file" in lines[5]["error"]
+    assert main([*command, "--on-bad-clip", "skip", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"output": str(output), "num_rows": 4, "num_skipped": 2}
+    assert main(command) == 2
+    assert "p.jsonl has 2 rows that were skipped; the first: " in capsys.readouterr().err
+
+
+def test_scores_leave_skipped_rows_out_and_count_them(predict, damaged, tmp_path, caplog, capsys):
+    predict[2] = damaged
+    command = ["evaluate", *predict[1:], "--output-dir", str(tmp_path / "e"), "--on-bad-clip", "skip"]
+    command += ["--metrics", "sounds=eer:answers=dog|no"]
+    assert main(command) == 0
+    assert "| asr | 2 (2 skipped) | wer (lower is better) |" in capsys.readouterr().out
+    (message,) = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert message.startswith(f"2 of 6 rows of {damaged} are skipped") and "row 2: " in message
+    stored = json.loads((tmp_path / "e" / "scores.json").read_text())
+    assert stored["num_skipped"] == 2 and stored["tasks"]["sounds"]["num_skipped"] == 0
+    assert (
+        main(["evaluate", str(tmp_path / "e" / "predictions.jsonl"), "--output-dir", str(tmp_path / "f"), "--json"])
+        == 0
+    )
+    again = json.loads(capsys.readouterr().out)
+    assert again["num_skipped"] == 2 and again["tasks"]["asr"] == stored["tasks"]["asr"]
 
 
 @pytest.mark.slow  # three processes import torch

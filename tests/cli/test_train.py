@@ -17,8 +17,7 @@ from tests import small_models
 def config(tmp_path_factory, examples):
     """A YAML file for a run of 12 steps."""
     folder = tmp_path_factory.mktemp("train")
-    small_models.make_chat_model(sound=False).save_pretrained(folder / "base")
-    small_models.make_chat_processor(sound=False).save_pretrained(folder / "base")
+    small_models.save_chat_base(folder / "base")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples), encoding="utf-8")
     (folder / "config.yaml").write_text(
         f"""
@@ -51,6 +50,20 @@ def test_a_finished_run_is_shown_and_other_options_are_refused(config, tmp_path,
     assert main(["train", config, "--output-dir", run, "--learning-rate", "1e-2"]) == 2
     assert "learning_rate: 0.0003 before, 0.01 now" in capsys.readouterr().err
     assert main(["predict", f"{run}/model", str(Path(config).parent / "rows.jsonl"), "-o", str(tmp_path / "p")]) == 0
+
+
+def test_skipped_rows_are_counted_in_the_result(config, tmp_path, capsys):
+    line = Path(config).with_name("rows.jsonl").read_text().splitlines()[0]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**json.loads(line), "audio": "missing.wav"}) + "\n" + line)
+    command = ["train", config, "--output-dir", str(tmp_path / "run"), "--max-steps", "1"]
+    command += ["--train-data", str(tmp_path / "rows.jsonl"), "--on-bad-clip", "skip"]
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_skipped"] == {"train": 1, "eval": 0, "test": 0}
+    assert main(command) == 0
+    assert (
+        "1 rows of train_data were skipped, because a clip cannot be loaded: see skipped.json."
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.slow  # three processes import torch

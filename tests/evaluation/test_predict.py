@@ -89,6 +89,10 @@ def test_an_interrupted_run_answers_only_the_missing_batches(pipe, rows, tmp_pat
         '{"batch": true, "generated": ["a", "b"]}',
         '{"batch": 0, "generated": ["a", 1]}',
         '{"batch": 0}',
+        '{"batch": 0, "generated": ["a", ""], "errors": [null]}',
+        '{"batch": 0, "generated": ["a", ""], "errors": [null, ""]}',
+        '{"batch": 0, "generated": ["a", ""], "errors": [null, 1]}',
+        '{"batch": 0, "generated": ["a", ""], "errors": [null, "only if skipped rows are accepted"]}',
         "[" * 5000,
         "no JSON",
     ],
@@ -101,6 +105,32 @@ def test_lines_of_another_form_do_not_count(rows, tmp_path, line):
     assert file.answers() == {1: ["c", "d"]}
     with pytest.raises(OSError, match="2 of 3 batches have no answers"):
         file.finish()
+
+
+def test_rows_that_were_skipped_are_answered_when_their_clips_are_mended(pipe, rows, tmp_path):
+    clip = tmp_path / "late.wav"
+    rows = [*rows, {**rows[0], "audio": str(clip)}]
+    counter = Counter(pipe, limit=2)
+    with pytest.raises(OSError, match="interrupted"):
+        run(counter, rows[::-1], tmp_path / "out.jsonl", on_bad_clip="skip")
+    assert counter.batches == [1, 2]
+    clip.write_bytes(open(rows[0]["audio"], "rb").read())
+    # With "skip", a batch that was answered is not tried again; with "error", it is.
+    counter = Counter(pipe)
+    predictions = run(counter, rows[::-1], tmp_path / "out.jsonl")
+    assert counter.batches == [2, 2] and not any("error" in row for row in predictions)
+    assert predictions == run(pipe, rows[::-1], tmp_path / "whole.jsonl")
+
+
+def test_a_skipped_row_of_former_predictions_is_answered(pipe, rows, tmp_path):
+    former = {**rows[0], "generated": "", "error": "no such file"}
+    (prediction,) = run(pipe, [former], tmp_path / "out.jsonl")
+    assert "error" not in prediction
+
+
+def test_another_choice_is_refused(pipe, rows, tmp_path):
+    with pytest.raises(ValueError, match='`on_bad_clip` must be "error" or "skip", got \'ignore\''):
+        run(pipe, rows, tmp_path / "out.jsonl", on_bad_clip="ignore")
 
 
 def test_a_complete_file_is_not_made_again(pipe, rows, tmp_path):
@@ -179,6 +209,7 @@ PLAIN = {"audio": None, "instruction": "Who?", "answer": "a man", "task": "t"}
         ({**PLAIN, "audio": {"array": np.zeros(9), "sampling_rate": 16000}}, "`audio` must be a path"),
         ({**PLAIN, "audio": ""}, "`audio` must be a path"),
         ({**PLAIN, "references": []}, "`references` must be a list of at least one string"),
+        ({**PLAIN, "error": ""}, "`error` must be a string that is not empty"),
         ({**PLAIN, "score": "high"}, "`score` must be a finite number"),
     ],
 )

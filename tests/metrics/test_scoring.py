@@ -46,6 +46,15 @@ def test_rows_and_the_caller_choose_the_metric():
     assert (score.higher_is_better, score.quality) == (False, 0.5)
 
 
+def test_rows_without_an_answer_are_left_out_and_counted():
+    score = score_predictions([row("asr", "a b", "a c"), row("asr", "a b", "", error="no such file")])["asr"]
+    assert (score.num_rows, score.num_skipped, score.value, score.counted_rows) == (1, 1, 0.5, "1 (1 skipped)")
+    with pytest.raises(
+        ValueError, match="'asr' has no answers to score: all of its 2 rows are skipped. The first: bad"
+    ):
+        score_predictions([row("asr", "a b", "", error="bad")] * 2)
+
+
 def test_an_error_rate_above_one_has_no_negative_quality():
     assert score_predictions([row("asr", "a", "b c d")])["asr"].quality == 0
 

@@ -12,10 +12,7 @@ from tests import small_models
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory):
     """A base model with a chat template."""
-    folder = tmp_path_factory.mktemp("base")
-    small_models.make_chat_model(sound=False).save_pretrained(folder)
-    small_models.make_chat_processor(sound=False).save_pretrained(folder)
-    return str(folder)
+    return small_models.save_chat_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,12 @@
 """With FSDP, a run has one of the forms that were tried; all others are refused before anything is loaded."""
 
 import pytest
+import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-from peft_listen.runs.sharding import shard_decoder_layers
+from peft_listen.runs.sharding import load_trained_state, shard_decoder_layers
 from tests import small_models
 from tests.pages import ROOT
 
@@ -30,7 +31,11 @@ def launched(monkeypatch):
     return launched
 
 
-@pytest.mark.parametrize("changes", [{}, {"eval_rows_per_task": 0, "eval_strategy": "steps"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"adapter": "lora"}, {"adapter": "listen+lora"}, {"eval_rows_per_task": 0, "eval_strategy": "steps"}],
+    ids=str,
+)
 def test_supported_forms_are_accepted(changes, make_run, launched, data_file):
     launched()
     make_run(**{"eval_data": [data_file], **changes} if "eval_strategy" in changes else changes)
@@ -44,9 +49,7 @@ def test_supported_forms_are_accepted(changes, make_run, launched, data_file):
         ({"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, {}, "set `fsdp_state_dict_type: FULL_STATE_DICT`"),
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, {}, "set `mixed_precision: 'no'`"),
         ({}, {"bf16": True}, "no `bf16` or `fp16`"),
-        ({}, {"adapter": "none"}, "set `adapter: listen`, not 'none'"),
-        ({}, {"adapter": "lora"}, "not 'lora'"),
-        ({}, {"adapter": "listen+lora"}, "not 'listen\\+lora'"),
+        ({}, {"adapter": "none"}, "set `adapter` to listen, lora or listen\\+lora, not none"),
         ({}, {"eval_data": ["DATA"], "eval_strategy": "steps"}, "set `eval_rows_per_task: 0`"),
         ({"ACCELERATE_USE_FSDP": "false"}, {"fsdp": "full_shard"}, "`fsdp` is not used"),
         (
@@ -67,7 +70,7 @@ def test_other_forms_are_refused(variables, changes, message, make_run, launched
 def test_a_message_names_all_that_has_to_change(make_run, launched):
     launched(FSDP_VERSION="1", FSDP_STATE_DICT_TYPE="SHARDED_STATE_DICT")
     with pytest.raises(ValueError, match=r"fsdp_version.*; .*fsdp_state_dict_type"):
-        make_run(adapter="lora")
+        make_run(adapter="none")
 
 
 def test_partitioned_parameters_are_refused(make_run, monkeypatch):
@@ -88,6 +91,34 @@ def test_the_units_are_the_layers_of_the_language_model_unless_others_are_named(
     shard_decoder_layers(Accelerator, small_models.make_chat_model())
     assert Plugin.transformer_cls_names_to_wrap == named  # the class itself is unchanged
     assert Accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap == (named or ["LlamaDecoderLayer"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"pytorch_model_fsdp\.bin is missing\. Delete .*checkpoint-4, and run the command again"),
+        ({"bias": torch.zeros(2)}, r"lacks weight\. Delete"),
+        (
+            {"weight": torch.zeros(2, 2), "bias": torch.zeros(2), "other": torch.zeros(1)},
+            "is from another model: it has other",
+        ),
+    ],
+)
+def test_a_checkpoint_without_what_was_trained_is_refused(content, message, tmp_path):
+    checkpoint = tmp_path / "checkpoint-4"
+    checkpoint.mkdir()
+    if content is not None:
+        torch.save(content, checkpoint / "pytorch_model_fsdp.bin")
+    with pytest.raises(OSError, match=message):
+        load_trained_state(torch.nn.Linear(2, 2), checkpoint)
+
+
+def test_the_trained_tensors_of_a_checkpoint_are_loaded(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    model.bias.requires_grad_(False)  # a frozen parameter is not in the checkpoint
+    torch.save({"weight": torch.ones(2, 2)}, tmp_path / "pytorch_model_fsdp.bin")
+    load_trained_state(model, tmp_path)
+    assert torch.equal(model.weight, torch.ones(2, 2))
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)

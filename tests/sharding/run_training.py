@@ -2,8 +2,8 @@
 
     python -m tests.sharding.run_training BASE DATA FOLDER KIND SECONDS
 
-writes the losses of the run in `FOLDER/KIND`, and of one that was interrupted and continued, to `FOLDER/KIND-RANK.json`.
-After SECONDS, it ends and shows where it was.
+writes the losses of the run in `FOLDER/KIND`, and under FSDP2 those of one that was interrupted and continued, and of one that was
+killed after its last step, to `FOLDER/KIND-RANK.json`. KIND is DDP or FSDP2, and an adapter or "skip". After SECONDS, it ends and shows where it was.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from peft_listen.processes import in_main_process
 from tests.pages import ROOT
 
 
@@ -66,7 +69,7 @@ def make_run(base: str, data: str, folder: Path, processes: int, adapter: str, *
         ModelOptions(model=base),
         AdapterOptions(adapter=adapter, lora_dropout=0.0),
         ListenOptions(listen_pool_size=6, listen_prompt_length=2, init_keys_at_steps=[1]),
-        DataOptions(train_data=[data], eval_data=[data], test_data=[data], eval_rows_per_task=0, max_new_tokens=3),
+        DataOptions([data], [data], [data], eval_rows_per_task=0, max_new_tokens=3, **changes),
         RunArguments(output_dir=str(folder), **settings),
         callbacks=callbacks,
     )
@@ -81,16 +84,38 @@ def summary(result: Any) -> dict[str, Any]:
     }
 
 
+def trained_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    paths = sorted(folder.rglob("adapter_model.safetensors"))
+    return {f"{path.parent.name} {name}": each for path in paths for name, each in load_file(path).items()}
+
+
+def forget_the_end(folder: Path) -> None:
+    """Leaves what a run that was killed after its last step leaves: its checkpoints."""
+    for name in ("training.json", "result.json"):
+        (folder / name).unlink()
+    for name in ("model", "eval", "test"):
+        shutil.rmtree(folder / name)
+
+
 def main(base: str, data: str, folder: Path, kind: str) -> None:
     if kind.startswith("FSDP2"):
         use_fsdp2_on_cpus()
-    adapter = "lora" if kind.endswith("lora") else "listen"
+    way, _, adapter = kind.partition(" ")
+    changes = {"on_bad_clip": "skip"} if adapter == "skip" else {}
+    adapter = "listen" if adapter == "skip" else adapter
     sharded = ShardedParameters()
-    found: dict[str, Any] = {
-        "whole": summary(make_run(base, data, folder / kind, 2, adapter, callbacks=[sharded]).run())
-    }
+    result = make_run(base, data, folder / kind, 2, adapter, callbacks=[sharded], **changes).run()
+    found: dict[str, Any] = {"whole": summary(result), "num_skipped": result.num_skipped}
     found["share of sharded parameters"] = len(sharded.names) / sharded.number
-    if kind == "FSDP2":
+    if way == "FSDP2":
+        before = trained_tensors(result.model_dir)
+        in_main_process(lambda: forget_the_end(folder / kind))
+        restored = make_run(base, data, folder / kind, 2, adapter).run()
+        found["restored"] = summary(restored)
+        after = trained_tensors(restored.model_dir)
+        found["is restored exactly"] = before.keys() == after.keys() and all(
+            torch.equal(after[name], tensor) for name, tensor in before.items()
+        )
         cut = folder / f"{kind} cut"
         try:
             make_run(base, data, cut, 2, adapter, callbacks=[Interruption()]).run()

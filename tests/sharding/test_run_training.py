@@ -1,6 +1,7 @@
 """`peft-listen train` in two processes, with DistributedDataParallel and with FSDP2, gives the result of one process."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -14,10 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.cpu_only("its processes use gloo")]
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    small_models.make_chat_model(sound=False).save_pretrained(folder)
-    small_models.make_chat_processor(sound=False).save_pretrained(folder)
-    return str(folder)
+    return small_models.save_chat_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +31,7 @@ def data(tmp_path_factory):
     return str(folder / "rows.jsonl")
 
 
-@pytest.fixture(scope="module", params=["listen", "lora"])
+@pytest.fixture(scope="module", params=["listen", "lora", "listen+lora"])
 def adapter(request):
     return request.param
 
@@ -64,13 +62,28 @@ def check(found, expected):
 
 @pytest.mark.parametrize("way", ["DDP", "FSDP2"])
 def test_two_processes_give_the_result_of_one(way, adapter, alone, base, data, tmp_path):
-    if (way, adapter) == ("FSDP2", "lora"):
-        pytest.skip("runs refuse it")
-    kind = way if adapter == "listen" else f"{way} lora"
+    kind = f"{way} {adapter}"
     found = in_two_processes(kind, base, data, tmp_path)
     assert found[0] == found[1]
     check(found[0]["whole"], alone)
     assert found[0]["share of sharded parameters"] == (1.0 if way == "FSDP2" else 0.0)
-    if kind == "FSDP2":
+    if way == "FSDP2":
         # Its checkpoint contains the adapter, the state of the optimizer, and the adapter's running state.
         assert found[0]["continued"] == found[0]["whole"]
+        # A run that was killed after its last step restores the model from the last checkpoint.
+        assert found[0]["restored"] == found[0]["whole"] and found[0]["is restored exactly"]
+
+
+def test_a_row_that_two_processes_skip_is_counted_once(base, data, tmp_path):
+    rows = [json.loads(line) for line in Path(data).read_text().splitlines()]
+    for row in rows:
+        row["audio"] = row["audio"] and str(Path(data).with_name(row["audio"]))
+    bad = {**rows[0], "audio": "missing.wav"}
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in (bad, *rows, bad)), encoding="utf-8"
+    )
+    expected = summary(make_run(base, data, tmp_path / "alone", 1, "listen").run())
+    found = in_two_processes("DDP skip", base, str(tmp_path / "rows.jsonl"), tmp_path)
+    assert found[0] == found[1]
+    check(found[0]["whole"], expected)
+    assert found[0]["num_skipped"] == {"train": 2, "eval": 2, "test": 2}

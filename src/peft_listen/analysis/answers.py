@@ -49,7 +49,7 @@ def score_answers(
 
     Args:
         predictions (`Iterable[Mapping]`): rows with the strings `task`, `answer` (the reference) and `generated`, as
-            returned by [`~peft_listen.data.read_predictions`].
+            returned by [`~peft_listen.data.read_predictions`]. Rows with an `error` have no answer and are left out.
         tasks (`Collection[str]`, *optional*): the tasks that are allowed to occur, those of the selections.
 
     Returns:
@@ -67,7 +67,8 @@ def score_answers(
     rows: dict[str, list[tuple[str, str]]] = {}
     for number, prediction in enumerate(predictions):
         task, reference, answer = _checked(prediction, number)
-        rows.setdefault(task, []).append((reference, answer))
+        if prediction.get("error") is None:
+            rows.setdefault(task, []).append((reference, answer))
     if tasks is not None and (others := sorted(rows.keys() - set(tasks))):
         raise ValueError(
             f"The predictions contain the tasks {reprlib.repr(others)}, but the selections are for "

@@ -80,11 +80,14 @@ class Prediction(Example):
 
     Attributes:
         generated (`str`): generated answer; may be empty.
+        error (`str`, *optional*): why the row was skipped: its clip cannot be loaded. There is no answer then, `generated` is
+            empty, and scores leave the row out.
         score (`float`, *optional*): for metrics of scores, such as `eer`: the log-probability of one answer minus that of
             another one.
     """
 
     generated: str
+    error: NotRequired[str]
     score: NotRequired[float]
 
 
@@ -396,6 +399,13 @@ def _to_row(
         row["metric"] = metric
     if is_repository_name(fields.get("hub_dataset")):
         row["hub_dataset"] = fields["hub_dataset"]
+    error: Any = fields.get("error") if "generated" in text_fields else None
+    if error is not None:
+        if not isinstance(error, str) or not error:
+            return f"`error` must be a string that is not empty, or null, got {_shortened(error)}."
+        if problem := _text_problem(error):
+            return f"`error` {problem}"
+        row["error"] = error
     score: Any = fields.get("score") if "generated" in text_fields else None
     if score is not None:
         if not isinstance(score, (int, float)) or isinstance(score, bool) or not abs(score) <= _LARGEST_SCORE:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import Pipeline
 
 from ..data import Example, Prediction
+from ..data.bad_clips import OnBadClip, row_problem
 from ..processes import in_main_process
 from .answer_scores import row_scores
 from .prediction_file import PredictionFile
 
+
+Value = TypeVar("Value")
 
 # Fields of a row that its question consists of.
 _READ = ("audio", "system", "instruction", "messages")
@@ -31,6 +34,7 @@ def predict(
     show_progress: bool = False,
     compared: Mapping[str, tuple[str, str]] | None = None,
     make_collator: Callable[..., Any] | None = None,
+    on_bad_clip: OnBadClip = "error",
     **generate_kwargs: Any,
 ) -> list[Prediction]:
     """
@@ -60,6 +64,10 @@ def predict(
         make_collator (`Callable`, *optional*):
             makes a collator from the pipeline's processor, `chat_template_kwargs` and `limits`:
             [`~peft_listen.training.AudioListenCollator`].
+        on_bad_clip (`"error"` or `"skip"`, defaults to `"error"`):
+            what is done about a row with a clip that cannot be loaded: it is missing, damaged or empty, or exceeds a limit. With
+            `"skip"`, the row has no answer; `generated` is empty, and `error` says why. It stays so when the run is continued
+            with `"skip"`; with `"error"`, rows that were skipped are answered again, until the file is complete.
         generate_kwargs (`Any`): arguments of `generate`, such as `max_new_tokens`, and `chat_template_kwargs`, variables for the
             chat template. Answers are greedy unless `do_sample` is set.
 
@@ -68,7 +76,8 @@ def predict(
 
     Raises:
         ValueError: if the file is from other settings or other examples, a row is not valid, such as one without `answer`,
-            `batch_size` is below 1, or `compared` is given without `make_collator`. Nothing was generated then.
+            `batch_size` is below 1, `compared` is given without `make_collator`, or `on_bad_clip` is another value. Nothing was
+            generated then. Also if a complete file has skipped rows, which `on_bad_clip="error"` does not accept.
         OSError: if a clip cannot be read or the file cannot be written.
 
     Example:
@@ -87,10 +96,13 @@ def predict(
         settings = {"model": pipe.model.name_or_path} if isinstance(pipe, Pipeline) else {}
     if compared and make_collator is None:
         raise ValueError("`compared` needs `make_collator`: pass `peft_listen.training.AudioListenCollator`.")
+    if on_bad_clip not in ("error", "skip"):
+        raise ValueError(f'`on_bad_clip` must be "error" or "skip", got {on_bad_clip!r}.')
     settings = {**settings, "generation": generate_kwargs}
     if compared:
         settings["compared"] = {task: list(pair) for task, pair in compared.items()}
-    file = PredictionFile(output_file, examples, settings, batch_size, scored_tasks=compared or ())
+    is_skipping = on_bad_clip == "skip"
+    file = PredictionFile(output_file, examples, settings, batch_size, compared or (), accepts_errors=is_skipping)
     state = PartialState()
     in_main_process(lambda: file.prepare(overwrite))
     if not file.is_finished:
@@ -112,15 +124,25 @@ def predict(
             with tqdm(desc="Answering", unit="row", initial=done, total=total, disable=is_hidden) as progress:
                 for batch in mine:
                     rows = file.batches[batch]
+                    limits = generate_kwargs.get("limits")
+                    errors = [row_problem(row, limits) if is_skipping else None for row in rows]
+                    good = [row for row, error in zip(rows, errors, strict=True) if error is None]
                     scores = None
                     if compared and collator is not None:
                         model: Any = pipe.model
-                        scores = row_scores(model, collator, rows, compared, len(rows))
-                    file.add(batch, answer_rows(pipe, rows, **generate_kwargs), scores)
+                        scores = _spread(row_scores(model, collator, good, compared, len(rows)), errors, None)
+                    answers = answer_rows(pipe, good, **generate_kwargs) if good else []
+                    file.add(batch, _spread(answers, errors, ""), scores, errors)
                     progress.update(len(file.batches[batch]))
         state.wait_for_everyone()
         in_main_process(file.finish)
     return file.read()
+
+
+def _spread(values: Sequence[Value], errors: Sequence[str | None], filling: Value) -> list[Value]:
+    """The values of the rows without an error, and something else for the others."""
+    remaining = iter(values)
+    return [next(remaining) if error is None else filling for error in errors]
 
 
 def answer_rows(pipe: Pipeline, rows: Sequence[Mapping[str, Any]], **generate_kwargs: Any) -> list[str]:

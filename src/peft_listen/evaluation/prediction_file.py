@@ -8,6 +8,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,20 @@ from ..settings_record import SettingsRecord, fingerprint
 _MAX_LINE = 64 << 20
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """The stored results of one batch, with one item per example."""
+
+    number: int
+    answers: list[str]
+    scores: list[float | None]
+    errors: list[str | None]
+
+    @property
+    def has_errors(self) -> bool:
+        return any(self.errors)
+
+
 class PredictionFile:
     """
     JSON lines of examples with their field `generated`, in the order of the examples.
@@ -32,6 +47,8 @@ class PredictionFile:
     `PATH.parts`, in one file for each process that ran, and `PATH.settings.json` has the settings. A line that a killed
     process has not finished does not count, so its batch is answered again.
 
+    A row that has no answer, because its clip cannot be loaded, has the field `error` and an empty `generated`.
+
     Args:
         path (`str` or `os.PathLike`): the file.
         examples (`Sequence[Example]`): the examples, see [`~peft_listen.data.read_examples`].
@@ -39,6 +56,8 @@ class PredictionFile:
             JSON can represent.
         batch_size (`int`, defaults to 8): examples per batch.
         scored_tasks (`Collection[str]`, *optional*): tasks whose rows have a `score`.
+        accepts_errors (`bool`, defaults to `False`): whether rows without an answer count as answered. If not, their batches
+            are answered again.
 
     Raises:
         ValueError: if `batch_size` is below 1, there are no examples, or [`read`] would refuse one: it has no `answer` or
@@ -52,6 +71,7 @@ class PredictionFile:
         settings: Mapping[str, Any],
         batch_size: int = 8,
         scored_tasks: Collection[str] = (),
+        accepts_errors: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
@@ -60,7 +80,8 @@ class PredictionFile:
         _check_rows(examples)
         self.path = Path(path)
         self._scored_tasks = frozenset(scored_tasks)
-        self._scores: dict[int, list[float | None]] = {}
+        self._accepts_errors = accepts_errors
+        self._parts_read: dict[int, _Batch] = {}
         self.batches = [list(examples[start : start + batch_size]) for start in range(0, len(examples), batch_size)]
         self.settings = {
             **settings,
@@ -118,26 +139,30 @@ class PredictionFile:
 
     def answers(self) -> dict[int, list[str]]:
         """Returns the answers to the finished batches by the number of the batch."""
-        finished: dict[int, list[str]] = {}
+        finished: dict[int, _Batch] = {}
         for path in sorted(self._parts.glob("*.jsonl")):
             if not path.is_file() or path.is_symlink():
                 continue
             with open(path, "rb") as file:
                 while line := file.readline(_MAX_LINE):
-                    batch, answers, scores = self._parse(line)
-                    if batch is not None and batch not in finished:
-                        finished[batch], self._scores[batch] = answers, scores
-        return finished
+                    found = self._parse(line)
+                    if found is None or (found.has_errors and not self._accepts_errors):
+                        continue
+                    # A row whose clip was mended has an answer in a later part.
+                    if found.number not in finished or finished[found.number].has_errors:
+                        finished[found.number] = found
+        self._parts_read = finished
+        return {number: batch.answers for number, batch in finished.items()}
 
-    def _parse(self, line: bytes) -> tuple[int | None, list[str], list[float | None]]:
-        nothing: tuple[None, list[str], list[float | None]] = (None, [], [])
+    def _parse(self, line: bytes) -> _Batch | None:
         if not line.endswith(b"\n"):
-            return nothing
+            return None
         try:
             fields = json.loads(line)
             batch, answers, scores = fields["batch"], fields["generated"], fields.get("scores")
+            errors = fields.get("errors")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return nothing
+            return None
         is_whole = (
             type(batch) is int
             and 0 <= batch < len(self.batches)
@@ -146,28 +171,44 @@ class PredictionFile:
             and all(isinstance(answer, str) for answer in answers)
         )
         if not is_whole:
-            return nothing
+            return None
         rows = self.batches[batch]
+        errors = [None] * len(rows) if errors is None else errors
+        are_errors = (
+            isinstance(errors, list)
+            and len(errors) == len(rows)
+            and all(error is None or (isinstance(error, str) and error) for error in errors)
+        )
         scores = [None] * len(rows) if scores is None else scores
-        if not isinstance(scores, list) or not self._are_scores(rows, scores):
-            return nothing
-        return batch, answers, scores
+        if not are_errors or not isinstance(scores, list) or not self._are_scores(rows, scores, errors):
+            return None
+        return _Batch(batch, answers, scores, errors)
 
-    def _are_scores(self, rows: Sequence[Example], scores: Sequence[Any]) -> bool:
-        """Whether the rows of the scored tasks have numbers, and the others have none."""
+    def _are_scores(self, rows: Sequence[Example], scores: Sequence[Any], errors: Sequence[str | None]) -> bool:
+        """Whether the rows of the scored tasks that have an answer have numbers, and the others have none."""
         return len(scores) == len(rows) and all(
-            (type(score) is float and math.isfinite(score)) if row["task"] in self._scored_tasks else score is None
-            for row, score in zip(rows, scores, strict=True)
+            (type(score) is float and math.isfinite(score))
+            if row["task"] in self._scored_tasks and error is None
+            else score is None
+            for row, score, error in zip(rows, scores, errors, strict=True)
         )
 
-    def add(self, batch: int, answers: Sequence[str], scores: Sequence[float | None] | None = None) -> None:
+    def add(
+        self,
+        batch: int,
+        answers: Sequence[str],
+        scores: Sequence[float | None] | None = None,
+        errors: Sequence[str | None] | None = None,
+    ) -> None:
         """
         Stores the answers to one batch.
 
         Args:
             batch (`int`): number of the batch.
-            answers (`Sequence[str]`): one answer per example.
-            scores (`Sequence[float]`, *optional*): one finite score per example, `None` for those of tasks without scores.
+            answers (`Sequence[str]`): one answer per example, an empty one for those with an error.
+            scores (`Sequence[float]`, *optional*): one finite score per example, `None` for those of tasks without scores and
+                those with an error.
+            errors (`Sequence[str]`, *optional*): why an example has no answer, `None` for those that have one.
 
         Raises:
             ValueError: if their number is not that of the examples, or a score is missing or not finite.
@@ -178,9 +219,12 @@ class PredictionFile:
                 f"The batch {batch} has {len(self.batches[batch])} examples, and there are {len(answers)} answers."
             )
         fields: dict[str, Any] = {"batch": batch, "generated": list(answers)}
+        errors = [None] * len(answers) if errors is None else list(errors)
+        if any(errors):
+            fields["errors"] = errors
         if self._scored_tasks:
             fields["scores"] = list(scores or [])
-            if not self._are_scores(self.batches[batch], fields["scores"]):
+            if not self._are_scores(self.batches[batch], fields["scores"], errors):
                 raise ValueError(
                     f"The batch {batch} needs one finite score for each row of {', '.join(sorted(self._scored_tasks))}, got "
                     f"{fields['scores']}. Check the weights of the model; in float16 they may overflow."
@@ -205,10 +249,15 @@ class PredictionFile:
                 "processes use the same folder, and run the command again: it continues with the missing ones."
             )
         with atomic_path(self.path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            for batch, examples in enumerate(self.batches):
-                for example, generated, score in zip(examples, answers[batch], self._scores[batch], strict=True):
+            for number, examples in enumerate(self.batches):
+                batch = self._parts_read[number]
+                columns = (examples, batch.answers, batch.scores, batch.errors)
+                for example, generated, score, error in zip(*columns, strict=True):
                     row: dict[str, Any] = {**example, **(bare_row(example) if has_messages(example) else {})}
                     row |= {"audio": self._from_here(row["audio"]), "generated": generated}
+                    # A row of former predictions has its own.
+                    row.pop("error", None)
+                    row |= {"error": error} if error is not None else {}
                     if score is not None:
                         row["score"] = score
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -231,7 +280,7 @@ class PredictionFile:
 
         Raises:
             OSError: if it is not complete.
-            ValueError: if it was changed since.
+            ValueError: if it was changed since, or has rows without an answer that are not accepted.
         """
         predictions = read_predictions(self.path)
         expected = sum(map(len, self.batches))
@@ -239,6 +288,12 @@ class PredictionFile:
             raise ValueError(
                 f"{self.path} has {len(predictions)} predictions, but {expected} were written. Restore it, or overwrite it "
                 "(--overwrite)."
+            )
+        skipped = [row["error"] for row in predictions if "error" in row]
+        if skipped and not self._accepts_errors:
+            raise ValueError(
+                f"{self.path} has {len(skipped)} rows that were skipped; the first: {skipped[0]}\nMend the clips and overwrite the "
+                "file (--overwrite), or accept the skipped rows (--on-bad-clip skip)."
             )
         return predictions
 

@@ -34,7 +34,7 @@ def format_scores(scores: Mapping[str, TaskScore]) -> str:
             if name != score.metric and isinstance(value, int):
                 continue  # counts, such as that of substitutions
             better = f" ({arrow} is better)" if name == score.metric else ""
-            lines.append(f"| {_escaped(task)} | {score.num_rows} | {name}{better} | {value:.4f} |")
+            lines.append(f"| {_escaped(task)} | {score.counted_rows} | {name}{better} | {value:.4f} |")
     return "\n".join(lines)
 
 
@@ -55,7 +55,7 @@ def save_scores(
 
     Returns:
         `dict[str, Any]`: the content of `scores.json`: `tasks` with the fields of [`~peft_listen.metrics.TaskScore`],
-        `mean_quality`, the items of `source`, and `versions` of the libraries.
+        `num_skipped` rows, `mean_quality`, the items of `source`, and `versions` of the libraries.
 
     Raises:
         OSError: if a file cannot be written.
@@ -63,6 +63,7 @@ def save_scores(
     result = {
         **(source or {}),
         "tasks": {task: dataclasses.asdict(score) for task, score in scores.items()},
+        "num_skipped": sum(score.num_skipped for score in scores.values()),
         "mean_quality": mean_quality(scores),
         "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES if _is_installed(name)},
     }

@@ -25,6 +25,7 @@ class TaskScore:
             BLEU and chrF.
         values (`dict[str, float]`): all numbers that the main metric returns and the values of the others,
             by their names.
+        num_skipped (`int`): number of rows without an answer, which the values leave out.
     """
 
     num_rows: int
@@ -33,6 +34,12 @@ class TaskScore:
     higher_is_better: bool
     quality: float
     values: dict[str, float]
+    num_skipped: int = 0
+
+    @property
+    def counted_rows(self) -> str:
+        """The number of answers for a table, with that of the skipped rows if there are some."""
+        return f"{self.num_rows} ({self.num_skipped} skipped)" if self.num_skipped else str(self.num_rows)
 
 
 def score_predictions(
@@ -45,14 +52,15 @@ def score_predictions(
     Args:
         predictions (`Iterable[Mapping]`): rows with the strings `task`, `answer` (the reference) and `generated`, and
             optionally `metric`, `references` (all correct answers, a list of strings) and `score` (a number, for metrics of
-            scores such as `eer`), as returned by [`~peft_listen.data.read_predictions`].
+            scores such as `eer`), as returned by [`~peft_listen.data.read_predictions`]. Rows with an `error` have no answer:
+            they are left out and counted.
         metrics (`Mapping[str, Sequence[MetricChoice]]`, *optional*): metrics by the name of the task.
 
     Returns:
         `dict[str, TaskScore]`: scores by the name of the task, sorted.
 
     Raises:
-        ValueError: if there are no rows, `metrics` names a task without rows, the rows of a task name different metrics, a
+        ValueError: if there are no rows, a task has none with an answer, `metrics` names a task without rows, the rows of a task name different metrics, a
             metric takes neither texts nor scores, or a row is invalid for its metric; the message names the task.
         ImportError: if the library of a metric is not installed.
     """
@@ -86,7 +94,7 @@ def check_metrics(
     Raises:
         ValueError, ImportError: see [`score_predictions`].
     """
-    score_predictions([{**row, "generated": row["answer"], "score": 0.0} for row in rows], metrics)
+    score_predictions([{**row, "generated": row["answer"], "score": 0.0, "error": None} for row in rows], metrics)
 
 
 def compared_answers(
@@ -146,7 +154,13 @@ def _metrics_of(task: str, rows: Sequence[Mapping[str, Any]]) -> list[MetricChoi
     return [MetricChoice.parse(named.pop() or "")]
 
 
-def _score(task: str, rows: Sequence[Mapping[str, Any]], choices: list[MetricChoice]) -> TaskScore:
+def _score(task: str, all_rows: Sequence[Mapping[str, Any]], choices: list[MetricChoice]) -> TaskScore:
+    rows = [row for row in all_rows if row.get("error") is None]
+    if not rows:
+        raise ValueError(
+            f"The task {task!r} has no answers to score: all of its {len(all_rows)} rows are skipped. The first: "
+            f"{all_rows[0]['error']}"
+        )
     values: dict[str, float] = {}
     main: Any = None
     for choice in choices:
@@ -179,7 +193,9 @@ def _score(task: str, rows: Sequence[Mapping[str, Any]], choices: list[MetricCho
     higher_is_better = bool(getattr(main, "higher_is_better", True))
     share = value / getattr(main, "largest_value", 1.0)
     quality = share if higher_is_better else 1 - share
-    return TaskScore(len(rows), name, value, higher_is_better, min(max(quality, 0.0), 1.0), values)
+    return TaskScore(
+        len(rows), name, value, higher_is_better, min(max(quality, 0.0), 1.0), values, len(all_rows) - len(rows)
+    )
 
 
 def _score_of(row: Mapping[str, Any], pair: tuple[str, str]) -> float:

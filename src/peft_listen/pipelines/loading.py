@@ -59,13 +59,7 @@ def load_pipeline(
     base, is_adapter = model, False
     try:
         base, is_adapter = find_base(model)
-        config_class = type(AutoConfig.from_pretrained(base))
-        auto_class: Any = AutoModelForCausalLM
-        if config_class in MODEL_FOR_MULTIMODAL_LM_MAPPING:
-            auto_class = AutoModelForMultimodalLM
-        elif config_class in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:  # Audio Flamingo 3 is among these only
-            auto_class = AutoModelForSeq2SeqLM
-        loaded = auto_class.from_pretrained(model, dtype=dtype)
+        loaded = find_auto_class(base).from_pretrained(model, dtype=dtype)
         if is_adapter and not isinstance(loaded, AudioListenForCausalLM):
             load_lora_beside(loaded, model)  # an audio model has loaded it itself
         common: dict[str, Any] = {"model": loaded, "device": on}
@@ -80,6 +74,27 @@ def load_pipeline(
     raise ValueError(
         f"{model!r} is a {type(loaded).__name__}, a language model without audio; an audio model is needed."
     )
+
+
+def find_auto_class(base: str) -> Any:
+    """
+    Finds the auto class of transformers that loads a language model with its audio inputs, if it has some.
+
+    Args:
+        base (`str`): Folder or Hub name of the model.
+
+    Returns:
+        `type`: `AutoModelForMultimodalLM`, `AutoModelForSeq2SeqLM` or `AutoModelForCausalLM`.
+
+    Raises:
+        OSError, ValueError: if it has no configuration that transformers knows.
+    """
+    config_class = type(AutoConfig.from_pretrained(base))
+    if config_class in MODEL_FOR_MULTIMODAL_LM_MAPPING:
+        return AutoModelForMultimodalLM
+    if config_class in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:  # Audio Flamingo 3 is among these only
+        return AutoModelForSeq2SeqLM
+    return AutoModelForCausalLM
 
 
 def model_fingerprints(model: str) -> dict[str, str | None]:

@@ -10,15 +10,19 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..folder_saving import replaced_checkpoint
 from ..models.audio_listen import AudioListenConfig, AudioListenForCausalLM, AudioListenProcessor
 from ..models.audio_listen.parts import PARTS
+from ..pipelines.loading import find_auto_class
 from ..training import chat_template_token_ids
 from ..tuners.listen import ListenConfig
+from ..tuners.listen.backbone import find_backbone
 from ..with_lora import add_lora
-from .options import AdapterOptions, ListenOptions, ModelOptions
+from .options import AdapterOptions, DataOptions, ListenOptions, ModelOptions
+from .sharding import is_sharded_run
 
 
 PROJECTOR = "multi_modal_projector"
@@ -63,17 +67,20 @@ def save_trained_base(model: AudioListenForCausalLM, folder: str | os.PathLike[s
     model.save_pretrained(folder, save_frozen=not has_references)
 
 
-def load_base(name: str, options: ModelOptions) -> tuple[AudioListenForCausalLM, AudioListenProcessor]:
+def load_base(name: str, options: ModelOptions) -> tuple[PreTrainedModel, ProcessorMixin]:
     """
     Loads a base model and its processor.
 
     Args:
-        name (`str`): folder or Hub name.
+        name (`str`): folder or Hub name of a model of this package, or of another audio language model of transformers.
         options ([`ModelOptions`]): the data type.
+
+    Returns:
+        `tuple[PreTrainedModel, ProcessorMixin]`: an [`AudioListenForCausalLM`] and its processor, or another model with audio.
 
     Raises:
         OSError: if one of them cannot be loaded.
-        ValueError: if the name is that of an adapter, or of a model of another kind.
+        ValueError: if the name is that of an adapter, or of a model without audio.
     """
     try:
         if (found := find_adapter_config_file(name)) is not None:
@@ -81,29 +88,73 @@ def load_base(name: str, options: ModelOptions) -> tuple[AudioListenForCausalLM,
                 f"`model` is {name!r}, which is an adapter ({Path(found).name}). Name its base model; to continue a run, use "
                 "its output folder with the same options."
             )
-        AudioListenConfig.from_pretrained(name)  # explains what is wrong with a model of another kind
-        processor = AudioListenProcessor.from_pretrained(name)
         dtype = _dtype(options)
-        base = AudioListenForCausalLM.from_pretrained(name, **({} if dtype is None else {"dtype": dtype}))
+        arguments = {} if dtype is None else {"dtype": dtype}
+        try:
+            AudioListenConfig.from_pretrained(name)
+        except ValueError as error:  # explains what is wrong with a model of another kind
+            return _load_other_base(name, arguments, error)
+        processor = AudioListenProcessor.from_pretrained(name)
+        base = AudioListenForCausalLM.from_pretrained(name, **arguments)
     except OSError as error:
         raise OSError(f"The base model {name!r} cannot be loaded. {error}") from error
     return base, processor
 
 
+def _load_other_base(
+    name: str, arguments: dict[str, Any], error: ValueError
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Loads another audio language model of transformers; raises the error for one without audio."""
+    auto_class = find_auto_class(name)
+    if auto_class is AutoModelForCausalLM:
+        raise error
+    base = auto_class.from_pretrained(name, **arguments)
+    if "audio" not in base.input_modalities:
+        raise error
+    return base, AutoProcessor.from_pretrained(name)
+
+
+def check_other_base(base: PreTrainedModel, adapter: AdapterOptions, data: DataOptions) -> None:
+    """
+    Checks that the options fit a base model of transformers, whose projector is trained already. Models of this package are not
+    looked at.
+
+    Args:
+        base (`PreTrainedModel`): the base model.
+        adapter ([`AdapterOptions`]): what is trained.
+        data ([`DataOptions`]): the data.
+
+    Raises:
+        ValueError: if they do not; the message says what to change.
+    """
+    if isinstance(base, AudioListenForCausalLM):
+        return
+    name = type(base).__name__
+    problems = []
+    if adapter.adapter == "none":
+        problems.append("set `adapter` to listen, lora or listen+lora: its projector is trained already")
+    if data.feature_cache is not None:
+        problems.append("leave out `feature_cache`, which is for the encoders of AudioListenForCausalLM")
+    if is_sharded_run():
+        problems.append("do not use FSDP, which was tried with AudioListenForCausalLM only")
+    if problems:
+        raise ValueError(f"The base model is a {name}. For such a model, {'; '.join(problems)}.")
+
+
 def add_adapter(
-    base: AudioListenForCausalLM,
-    processor: AudioListenProcessor,
+    base: PreTrainedModel,
+    processor: ProcessorMixin,
     adapter: AdapterOptions,
     listen: ListenOptions,
     seed: int,
     template_variables: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """
-    Adds the adapter to a base model. The projector is trained with it.
+    Adds the adapter to a base model. The projector of a model of this package is trained with it.
 
     Args:
-        base ([`AudioListenForCausalLM`]): the base model.
-        processor ([`AudioListenProcessor`]): its processor.
+        base (`PreTrainedModel`): the base model.
+        processor (`ProcessorMixin`): its processor.
         adapter ([`AdapterOptions`]): which adapter.
         listen ([`ListenOptions`]): options of the pool of prompts.
         seed (`int`): seed of the initialization.
@@ -118,7 +169,9 @@ def add_adapter(
     torch.manual_seed(seed)
     if adapter.adapter == "none":
         return base
-    common: dict[str, Any] = {"modules_to_save": [PROJECTOR], "task_type": "CAUSAL_LM"}
+    common: dict[str, Any] = {"task_type": "CAUSAL_LM"}
+    if isinstance(base, AudioListenForCausalLM):
+        common["modules_to_save"] = [PROJECTOR]
     lora = LoraConfig(
         r=adapter.lora_r,
         lora_alpha=adapter.lora_alpha,
@@ -134,7 +187,7 @@ def add_adapter(
 
 
 def listen_config(
-    processor: AudioListenProcessor,
+    processor: ProcessorMixin,
     options: ListenOptions,
     template_variables: Mapping[str, Any] | None = None,
     **fixed: Any,
@@ -143,7 +196,7 @@ def listen_config(
     The configuration of the pool of prompts.
 
     Args:
-        processor ([`AudioListenProcessor`]): the processor, for the tokens of the chat template.
+        processor (`ProcessorMixin`): the processor, for the tokens of the chat template.
         options ([`ListenOptions`]): the options.
         template_variables (`Mapping`, *optional*): variables for the chat template.
         fixed (`Any`): further fields of [`ListenConfig`].
@@ -159,18 +212,19 @@ def listen_config(
     return ListenConfig.paper(**values) if is_paper else ListenConfig(**values)
 
 
-def lora_targets(base: AudioListenForCausalLM, names: Sequence[str]) -> list[str]:
+def lora_targets(base: PreTrainedModel, names: Sequence[str]) -> list[str]:
     """
     Full names of the modules of the language model that LoRA adapts. Encoders have modules of the same names.
 
     Args:
-        base ([`AudioListenForCausalLM`]): the model.
+        base (`PreTrainedModel`): the model.
         names (`Sequence[str]`): last parts of the names, or `"all-linear"`.
 
     Raises:
         ValueError: if there is no module of a name.
     """
-    modules = {f"model.language_model.{name}": module for name, module in base.model.language_model.named_modules()}
+    path, language_model = find_backbone(base)
+    modules = {f"{path}.{name}": module for name, module in language_model.named_modules()}
     if list(names) == ["all-linear"]:
         return [name for name, module in modules.items() if isinstance(module, nn.Linear)]
     last_parts = {name.rpartition(".")[2] for name in modules}

@@ -30,6 +30,7 @@ def card_settings(
     arguments: RunArguments,
     rows: Mapping[str, Sequence[Example]],
     log_history: Sequence[Mapping[str, Any]],
+    num_skipped: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """
     The settings of a finished training, for [`~peft_listen.model_card.add_training`].
@@ -39,6 +40,7 @@ def card_settings(
         arguments ([`RunArguments`]): the arguments of the trainer.
         rows (`Mapping[str, Sequence[Example]]`): the rows of each split.
         log_history (`Sequence[Mapping]`): the trainer's log.
+        num_skipped (`Mapping[str, int]`, *optional*): number of rows of each split that were left out because of their clips.
 
     Returns:
         `dict[str, Any]`: values by the names of the settings.
@@ -73,7 +75,10 @@ def card_settings(
     for split, each in rows.items():
         if each:
             files = ", ".join(Path(path).name for path in getattr(data, f"{split}_data"))
-            settings[f"{split} data"] = f"{len(each)} rows of {files}; tasks {', '.join(sorted(_tasks(each)))}"
+            left_out = f" ({count} skipped)" if (count := (num_skipped or {}).get(split)) else ""
+            settings[f"{split} data"] = (
+                f"{len(each)} rows{left_out} of {files}; tasks {', '.join(sorted(_tasks(each)))}"
+            )
     settings["versions"] = (
         f"peft-listen {__version__}, peft {peft.__version__}, transformers {transformers.__version__}, "
         f"torch {torch.__version__}"

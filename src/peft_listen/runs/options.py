@@ -28,7 +28,8 @@ class ModelOptions:
     The base model: a folder or a repository, or parts that are put together.
 
     Attributes:
-        model (`str`, *optional*): folder or Hub name of a base model.
+        model (`str`, *optional*): folder or Hub name of a base model, of this package or another audio language model of
+            transformers.
         speech, sound, llm (`str`, *optional*): the parts, see [`AudioListenForCausalLM.from_sub_models_pretrained`].
         dtype (`str`, *optional*): data type of the frozen parts.
         speech_chunk_multiple (`int`, *optional*): see [`AudioListenConfig`]; for a model from parts.
@@ -40,7 +41,11 @@ class ModelOptions:
     _argument_group_name = "base model: --model, or its parts"
 
     model: str | None = field(
-        default=None, metadata={"help": "Folder or Hub name of a base model, with its projector and processor."}
+        default=None,
+        metadata={
+            "help": "Folder or Hub name of a base model, with its projector and processor. It may be another audio language "
+            "model of transformers, such as Qwen2-Audio."
+        },
     )
     speech: str | None = field(default=None, metadata={"help": "Folder or Hub name of a Whisper checkpoint."})
     sound: str | None = field(
@@ -199,6 +204,7 @@ class DataOptions:
         max_new_tokens, num_beams (`int`): settings of generation.
         chat_template_kwargs (`dict`, *optional*), trained_answers (`str`): see [`~peft_listen.training.AudioListenCollator`];
             the former are used for generation too.
+        on_bad_clip (`"error"` or `"skip"`): what is done about a row with a clip that cannot be loaded.
 
     Raises:
         ValueError: for no training data, or a value of another form.
@@ -251,6 +257,13 @@ class DataOptions:
     )
     trained_answers: Literal["all", "last"] = field(
         default="all", metadata={"help": "Answers of a conversation of several turns that are trained."}
+    )
+    on_bad_clip: Literal["error", "skip"] = field(
+        default="error",
+        metadata={
+            "help": "A row whose clip is missing, damaged, empty or too long ends the run, or is left out and counted: then all "
+            "clips are checked before the training."
+        },
     )
 
     def __post_init__(self) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
+from accelerate.utils.constants import FSDP_MODEL_NAME
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..models.audio_listen import AudioListenForCausalLM
 from .options import AdapterOptions, DataOptions, RunArguments
 
 
@@ -53,8 +55,8 @@ def check_sharding(adapter: AdapterOptions, data: DataOptions, arguments: RunArg
             "set `mixed_precision: 'no'`, and no `bf16` or `fp16`; `dtype: bfloat16` is for the frozen weights, and the trained "
             "ones, among them the keys, stay in float32"
         )
-    if adapter.adapter != "listen":
-        problems.append(f"set `adapter: listen`, not {adapter.adapter!r}")
+    if adapter.adapter == "none":
+        problems.append("set `adapter` to listen, lora or listen+lora, not none")
     if arguments.load_best_model_at_end:
         problems.append("leave out `load_best_model_at_end` and `early_stopping_patience`")
     if data.eval_data and data.eval_rows_per_task != 0 and str(getattr(arguments.eval_strategy, "value", "")) != "no":
@@ -63,7 +65,7 @@ def check_sharding(adapter: AdapterOptions, data: DataOptions, arguments: RunArg
         raise ValueError("With FSDP, " + "; ".join(problems) + ".")
 
 
-def shard_decoder_layers(accelerator: Accelerator, base: AudioListenForCausalLM) -> None:
+def shard_decoder_layers(accelerator: Accelerator, base: Any) -> None:
     """
     Makes the layers of the language model the units of FSDP, unless the configuration names others. The encoders and the
     projector are not units: a process whose batch has no clip does not run them, and would keep the others waiting.
@@ -90,3 +92,28 @@ def trained_state_dict(model: Any) -> dict[str, Any]:
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     state_dict: dict[str, Any] = get_model_state_dict(model, options=options)
     return state_dict
+
+
+def load_trained_state(model: Any, checkpoint: Path) -> None:
+    """
+    Loads the trained tensors and the buffers from a checkpoint of a sharded training into a model that is not sharded. Each
+    process reads the file.
+
+    Args:
+        model (`nn.Module`): the model. Changed in place.
+        checkpoint (`pathlib.Path`): the checkpoint.
+
+    Raises:
+        OSError: if the checkpoint lacks what was trained; the message says what to do.
+    """
+    path = checkpoint / f"{FSDP_MODEL_NAME}.bin"
+    advice = f"Delete {checkpoint}, and run the command again: it continues from the checkpoint before it."
+    if not path.is_file():
+        raise OSError(f"{path} is missing. {advice}")
+    state_dict = torch.load(path, map_location="cpu", weights_only=True)
+    result = model.load_state_dict(state_dict, strict=False)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if missing := sorted(trained.intersection(result.missing_keys)):
+        raise OSError(f"{path} lacks {', '.join(missing[:3])}. {advice}")
+    if result.unexpected_keys:
+        raise OSError(f"{path} is from another model: it has {', '.join(result.unexpected_keys[:3])}. {advice}")

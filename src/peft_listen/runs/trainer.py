@@ -23,7 +23,7 @@ from ..models.audio_listen import AudioListenForCausalLM
 from ..training import TaskMixture
 from .building import save_trained_base
 from .checkpoints import is_whole
-from .sharding import trained_state_dict
+from .sharding import load_trained_state, trained_state_dict
 
 
 class RunTrainer(Trainer):
@@ -80,7 +80,7 @@ class RunTrainer(Trainer):
             checkpoint (`str`): the last checkpoint.
 
         Raises:
-            OSError: if the best checkpoint is not beside the last one.
+            OSError: if the best checkpoint is not beside the last one, or a checkpoint of FSDP is not whole.
         """
         self.state = state
         if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
@@ -93,6 +93,9 @@ class RunTrainer(Trainer):
                 )
             state.best_model_checkpoint = str(best)
             self._load_best_model()
+        elif self.is_fsdp_enabled:
+            # The model is sharded when the training begins, so that it is still whole, in every process.
+            load_trained_state(self.model, Path(checkpoint))
         else:
             self._load_from_checkpoint(checkpoint)
 

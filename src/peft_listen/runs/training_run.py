@@ -9,13 +9,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import EarlyStoppingCallback, Pipeline, TrainerCallback
+from transformers import EarlyStoppingCallback, Pipeline, PreTrainedModel, ProcessorMixin, TrainerCallback
 
 from ..analysis import SelectionRecords
 from ..data import Example, read_examples
@@ -34,7 +34,7 @@ from ..rows import clips_of
 from ..settings_record import SettingsRecord
 from ..training import AudioListenCollator, FeatureCache, ListenCallback, TaskMixture, create_listen_optimizer
 from ..training.mixture import parse_weights
-from .building import add_adapter, load_base, save_base, save_trained_base
+from .building import add_adapter, check_other_base, load_base, save_base, save_trained_base
 from .card_settings import card_settings, hub_datasets, run_command
 from .checkpoints import LogAtCheckpoints, final_state, last_whole_checkpoint
 from .loading_errors import loading_errors
@@ -42,6 +42,7 @@ from .options import AdapterOptions, DataOptions, ListenOptions, ModelOptions, R
 from .selections import save_selections
 from .settings import run_settings
 from .sharding import check_sharding, is_sharded_run, shard_decoder_layers, trained_state_dict
+from .skipped_rows import find_skipped_rows, kept_rows
 from .trainer import RunTrainer
 
 
@@ -59,12 +60,15 @@ class RunResult:
         log_history (`list[dict]`): the values that the trainer has logged.
         scores (`dict[str, dict[str, TaskScore]]`): scores of each task, by the split (`"eval"`, `"test"`).
         was_finished (`bool`): whether the run had been finished before.
+        num_skipped (`dict[str, int]`): number of rows that were left out because of their clips, by the split (`"train"`, `"eval"`,
+            `"test"`).
     """
 
     model_dir: Path
     log_history: list[dict[str, Any]]
     scores: dict[str, dict[str, TaskScore]]
     was_finished: bool = False
+    num_skipped: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -77,6 +81,7 @@ class TrainingRun:
     - `checkpoints`: those of the trainer;
     - `model`: the trained adapter, which refers to the base model, or the base model if the projector alone is trained; with a
       model card;
+    - `skipped.json`: with `on_bad_clip="skip"`, the rows that are left out, and why;
     - `training.json`: the trainer's log, when the training is finished;
     - `eval` and `test`: answers and scores of these splits;
     - `selections.safetensors`: the prompts that the adapter selects for the first 64 rows of each task of the test data, or
@@ -136,31 +141,49 @@ class TrainingRun:
             if rows[split]:
                 # Tried first, since the training may take days.
                 check_metrics(rows[split], _of_tasks(metrics, rows[split]))
-        mixture = TaskMixture(
-            [row["task"] for row in rows["train"]],
-            self.data.temperature,
-            parse_weights(self.data.task_weights),
-            seed=self.arguments.seed if self.arguments.data_seed is None else self.arguments.data_seed,
-        )
+        self._mixture(rows["train"])  # refuses weights that do not fit
         self._check_settings(rows)
+        skipped = self._skipped_rows(rows)
+        num_skipped = {split: len(each) for split, each in skipped.items()}
         finished = self._result()
         if finished is not None:
-            return finished
+            return replace(finished, num_skipped=num_skipped)
+        kept = kept_rows(rows, skipped)
         if self._log_history() is None:
-            self._train(rows, metrics, mixture)
+            self._train(kept, metrics, self._mixture(kept["train"]))
             _free_memory()
         # Loaded once, when it is needed.
         load = functools.cache(
             lambda: load_pipeline(str(self.model_dir), self.model.dtype, str(self.arguments.device))
         )
+        # Answers to all rows: those that are skipped are in the files of answers too.
         scores = {
             split: self._evaluate(split, rows[split], metrics, load) for split in ("eval", "test") if rows[split]
         }
-        selections = self._selections(rows, load)
+        selections = self._selections(kept, load)
         del load
         _free_memory()
-        self._finish(scores, rows, selections)
-        return RunResult(self.model_dir, self._log_history() or [], scores)
+        self._finish(scores, kept, num_skipped, selections)
+        return RunResult(self.model_dir, self._log_history() or [], scores, num_skipped=num_skipped)
+
+    def _mixture(self, rows: Sequence[Example]) -> TaskMixture:
+        return TaskMixture(
+            [row["task"] for row in rows],
+            self.data.temperature,
+            parse_weights(self.data.task_weights),
+            seed=self.arguments.seed if self.arguments.data_seed is None else self.arguments.data_seed,
+        )
+
+    def _skipped_rows(self, rows: Mapping[str, Sequence[Example]]) -> dict[str, dict[int, str]]:
+        if self.data.on_bad_clip == "error":
+            return {split: {} for split in rows}
+        return find_skipped_rows(
+            rows,
+            self._folder,
+            self.data.feature_cache,
+            is_begun=in_main_process(self._has_begun),
+            show_progress=not self.arguments.disable_tqdm,
+        )
 
     @property
     def _folder(self) -> Path:
@@ -227,6 +250,7 @@ class TrainingRun:
         arguments = self.arguments
         in_main_process(lambda: save_base(self.model, self._folder / "base", arguments.seed))
         base, processor = load_base(self._base, self.model)
+        check_other_base(base, self.adapter, self.data)
         cache = self._feature_cache(base, processor, rows)
         variables = self.data.template_variables
         model: Any = add_adapter(base, processor, self.adapter, self.listen, arguments.seed, variables)
@@ -272,10 +296,11 @@ class TrainingRun:
         in_main_process(save)
 
     def _feature_cache(
-        self, base: AudioListenForCausalLM, processor: AudioListenProcessor, rows: Mapping[str, list[Example]]
+        self, base: PreTrainedModel, processor: ProcessorMixin, rows: Mapping[str, list[Example]]
     ) -> FeatureCache | None:
         if self.data.feature_cache is None:
             return None
+        assert isinstance(base, AudioListenForCausalLM) and isinstance(processor, AudioListenProcessor)
         module: nn.Module = base
         module.to(self.arguments.device)
         cache = FeatureCache(self.data.feature_cache, base)
@@ -303,7 +328,7 @@ class TrainingRun:
             )
         return callbacks
 
-    def _save(self, model: Any, processor: AudioListenProcessor, state_dict: dict[str, Any] | None) -> None:
+    def _save(self, model: Any, processor: ProcessorMixin, state_dict: dict[str, Any] | None) -> None:
         if self.adapter.adapter == "none":
             save_trained_base(model, self.model_dir)
             processor.save_pretrained(self.model_dir)
@@ -331,6 +356,7 @@ class TrainingRun:
             show_progress=not self.arguments.disable_tqdm,
             compared=compared_answers(rows, _of_tasks(metrics, rows)),
             make_collator=AudioListenCollator,
+            on_bad_clip=self.data.on_bad_clip,
             **self._generation,
             **variables,
         )
@@ -360,13 +386,14 @@ class TrainingRun:
         self,
         scores: Mapping[str, Mapping[str, TaskScore]],
         rows: Mapping[str, Sequence[Example]],
+        num_skipped: Mapping[str, int],
         selections: SelectionRecords | None,
     ) -> None:
         shown = scores.get("test") or scores.get("eval") or {}
 
         def finish() -> None:
             name = self.arguments.hub_model_id or self.model_dir.name
-            training, datasets = self._card_settings(rows), hub_datasets(rows["train"])
+            training, datasets = self._card_settings(rows, num_skipped), hub_datasets(rows["train"])
             add_training(self.model_dir / "README.md", training, datasets)
             if selections is not None:
                 add_prompts(self.model_dir / "README.md", selections)
@@ -379,9 +406,9 @@ class TrainingRun:
 
         in_main_process(finish)
 
-    def _card_settings(self, rows: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
+    def _card_settings(self, rows: Mapping[str, Sequence[Example]], num_skipped: Mapping[str, int]) -> dict[str, Any]:
         options = (self.model, self.adapter, self.listen, self.data)
-        settings = card_settings(options, self.arguments, rows, self._log_history() or [])
+        settings = card_settings(options, self.arguments, rows, self._log_history() or [], num_skipped)
         # Callbacks and the configuration of the sharding are not options of the command.
         if not self.callbacks and not is_sharded_run():
             settings["command"] = run_command(options, self.arguments)

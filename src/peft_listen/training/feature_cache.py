@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from ..audio import AudioLimits, display_name, load_audio
+from ..data import find_bad_clips
 from ..files import atomic_path, remove_abandoned, temporary_path
 from .clip_index import ClipIndex
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 # Key in the metadata of a shard, followed by the key of a clip.
 _CHECKSUM = "sha256/"
+
+# Subfolder of the index.
+_INDEX = "index"
 
 # Seconds between two writes of the index while clips are looked up, so that a killed build loses little.
 _SAVE_INTERVAL = 30
@@ -61,6 +65,7 @@ class FeatureCache:
 
     Raises:
         OSError: if a shard cannot be read.
+        TypeError: for a model of another kind.
 
     Example:
 
@@ -78,7 +83,7 @@ class FeatureCache:
         self.folder = Path(folder) / encoder_fingerprint(model)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._shard_of: dict[str, Path] = {}
-        self._index = ClipIndex(Path(folder) / "index")
+        self._index = ClipIndex(Path(folder) / _INDEX)
         self._open_shards: dict[Path, Any] = {}
         self._verified: set[str] = set()
         self.refresh()
@@ -377,6 +382,28 @@ class FeatureCache:
         return {**self.__dict__, "_open_shards": {}}  # each data loader worker opens its own
 
 
+def find_uncacheable(
+    rows: Sequence[Mapping[str, Any]], folder: str | os.PathLike[str], show_progress: bool = True
+) -> dict[int, str]:
+    """
+    Finds the rows with a clip that cannot be loaded, see [`~peft_listen.data.find_bad_clips`]. Clips that are decoded for this
+    are remembered in the index of a feature cache, so that building the cache does not decode them again to find them.
+
+    Args:
+        rows (`Sequence[Mapping]`): the rows.
+        folder (`str` or `os.PathLike`): folder of the cache.
+        show_progress (`bool`, defaults to `True`): whether to show a progress bar on stderr.
+
+    Returns:
+        `dict[int, str]`: what is wrong, by the number of the row from 0.
+    """
+    index = ClipIndex(Path(folder) / _INDEX)
+    try:
+        return find_bad_clips(rows, load=index.key, show_progress=show_progress)
+    finally:
+        index.save()
+
+
 def encoder_fingerprint(model: AudioListenForCausalLM) -> str:
     """
     Hash that identifies the encoders of a model by their configuration, dtype and a sample of their weights.
@@ -388,12 +415,21 @@ def encoder_fingerprint(model: AudioListenForCausalLM) -> str:
 
     Returns:
         `str`: 16 hexadecimal digits.
+
+    Raises:
+        TypeError: for a model of another kind.
     """
+    from ..models.audio_listen import AudioListenForCausalLM
     from ..models.audio_listen.audio_tokens import CHUNK_SECONDS
 
     base: Any = model
     if hasattr(base, "get_base_model"):
         base = base.get_base_model()
+    if not isinstance(base, AudioListenForCausalLM):
+        raise TypeError(
+            f"A feature cache has the outputs of the encoders of an AudioListenForCausalLM, and the model is a "
+            f"{type(base).__name__}. Train it without a cache: its encoders run in every step."
+        )
     digest = hashlib.sha256()
     towers = {"speech": base.model.speech_tower, "sound": base.model.sound_tower}
     for tower_name, tower in towers.items():

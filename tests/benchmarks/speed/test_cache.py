@@ -13,8 +13,7 @@ from tests import small_models
 def base(tmp_path_factory):
     """Folder of a base model whose tokenizer has a chat template."""
     folder = tmp_path_factory.mktemp("base")
-    small_models.make_chat_model(sound=False).save_pretrained(folder)
-    small_models.make_chat_processor(sound=False).save_pretrained(folder)
+    small_models.save_chat_base(folder)
     return folder
 
 

@@ -1,19 +1,17 @@
 """With `Trainer`, TRL's `SFTTrainer` and two processes, the keys get the gradient of the full batch."""
 
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
 
 from peft_listen.training import ListenCallback
 from peft_listen.tuners.listen.prompt_length import train_prompt_length
+from tests.sharding.launching import run_two_processes
 
 
 LENGTHS = (7, 4, 6, 5)  # the rows have different numbers of supervised tokens
@@ -166,63 +164,37 @@ def test_log_probabilities_of_other_trainers_do_not_change(trainer, build, attac
     torch.testing.assert_close(output.loss, expected, atol=1e-5, rtol=1e-5)
 
 
-# The files that the processes write are checked, not their exit codes: gloo sometimes aborts when they exit.
-WORKER = """
-import sys, torch
-sys.path[:0] = {paths!r}
-import conftest, test_trainers
-from safetensors.torch import save_file
-
-torch.set_num_threads(1)
-for kind, size, accumulation in {runs!r}:
-    build, attach = conftest.build.__wrapped__(), conftest.attach.__wrapped__()
-    model = attach(build(), max_train_prompt_length=6, center_queries=True).train()
-    callback = test_trainers.Gradients()
-    sizes = {{"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}}
-    trainer = test_trainers.make_trainer(kind, model, {folder!r}, [callback], **sizes)
-    with model.record_selections() as records:
-        trainer.train()
-    lengths = torch.tensor([record.indices.shape[1] for record in records])
-    mean = model.base_model.layer.listen_pools["default"].query_mean.clone()
-    file = {folder!r} + f"/{{kind}}-{{accumulation}}-rank{{trainer.args.process_index}}.safetensors"
-    save_file({{**callback.gradients, "lengths": lengths, "mean": mean}}, file)
-"""
 TWO_PROCESSES = [("Trainer", 2, 1), ("Trainer", 1, 2), ("SFTTrainer", 2, 1), ("SFTTrainer", 1, 2)]
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+def train_as_process(folder):
+    """Trains as one of two processes, and writes what it has found."""
+    from tests.tuners.listen import conftest
 
-
-def run_two_processes(folder):
-    script = folder / "worker.py"
-    script.write_text(
-        WORKER.format(
-            paths=[str(Path(__file__).parent), str(Path(__file__).parents[3])], runs=TWO_PROCESSES, folder=str(folder)
-        )
-    )
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    processes = []
-    for rank in ("0", "1"):
-        with (folder / f"stderr{rank}").open("w") as stderr:
-            command = [sys.executable, str(script)]
-            environment |= {"RANK": rank, "LOCAL_RANK": rank}
-            processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr))
-    for process in processes:
-        process.wait(timeout=240)
+    torch.set_num_threads(1)
+    for kind, size, accumulation in TWO_PROCESSES:
+        build, attach = conftest.build.__wrapped__(), conftest.attach.__wrapped__()
+        model = attach(build(), max_train_prompt_length=6, center_queries=True).train()
+        callback = Gradients()
+        sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}
+        trainer = make_trainer(kind, model, folder, [callback], **sizes)
+        with model.record_selections() as records:
+            trainer.train()
+        lengths = torch.tensor([record.indices.shape[1] for record in records])
+        mean = model.base_model.layer.listen_pools["default"].query_mean.clone()
+        file = folder / f"{kind}-{accumulation}-rank{trainer.args.process_index}.safetensors"
+        save_file({**callback.gradients, "lengths": lengths, "mean": mean}, file)
 
 
 @pytest.mark.cpu_only("its processes use gloo")
 def test_two_processes_give_the_gradient_of_one(model, tmp_path):
     pytest.importorskip("trl")
     expected = by_hand(model)
-    run_two_processes(tmp_path)
+    variables = {"ACCELERATE_USE_CPU": "true"}
+    outputs = run_two_processes("tests.tuners.listen.test_trainers", [str(tmp_path)], tmp_path, variables, timeout=240)
     for kind, _, accumulation in TWO_PROCESSES:
         files = [tmp_path / f"{kind}-{accumulation}-rank{rank}.safetensors" for rank in (0, 1)]
-        assert all(file.exists() for file in files), (tmp_path / "stderr0").read_text()[-2000:]
+        assert all(file.exists() for file in files), outputs[0][-2000:]
         results = [load_file(file) for file in files]
         for rank in results:
             check({name: rank[name] for name in expected}, expected)
@@ -286,3 +258,7 @@ def test_a_custom_loss_function_in_the_trainer_gives_a_warning(model, tmp_path):
     trainer.compute_loss_func = loss_function
     with pytest.warns(UserWarning, match=r"in training mode got no `labels`.*no key loss is added"):
         trainer.train()
+
+
+if __name__ == "__main__":
+    train_as_process(Path(sys.argv[1]))

@@ -9,6 +9,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.initialization import no_init_weights
 from transformers.modeling_utils import PreTrainedModel
 
+from ...four_bits import without_packing
+
 
 # Tolerated rounding difference between two computations of the same logits, in units in the last place of the largest.
 _TOLERATED_ROUNDING = 32
@@ -99,8 +101,10 @@ def check_language_model(language_model: Any) -> None:
     input_ids = torch.arange(4, device=input_device(embeddings))[None] + 1
     was_training = language_model.training
     language_model.eval()
-    expected = language_model(input_ids=input_ids, use_cache=False).logits
-    hidden_states = language_model.base_model(inputs_embeds=embeddings(input_ids), use_cache=False).last_hidden_state
+    with without_packing(language_model):
+        expected = language_model(input_ids=input_ids, use_cache=False).logits
+        embedded = embeddings(input_ids)
+        hidden_states = language_model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
     head = language_model.get_output_embeddings()
     logits = scale_logits(head(hidden_states.to(input_device(head))), language_model.config)
     language_model.train(was_training)

@@ -31,6 +31,7 @@ from transformers.utils.generic import can_return_tuple, is_flash_attention_requ
 from ...answer_end import find_answer_end, stop_at_answer_end, warn_of_unsupervised_end
 from ...chat import AUDIO_TOKEN
 from ...folder_saving import replaced_checkpoint
+from ...four_bits import keep_backward_pass
 from ...lora_beside import load_lora_beside
 from ...model_card import write_model_card
 from ...untouched import check_untouched
@@ -283,6 +284,8 @@ class AudioListenModel(AudioListenPreTrainedModel):
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         self._set_frozen_towers_to_eval()
+        if mode:
+            keep_backward_pass(self.language_model)
         return self
 
     def _set_frozen_towers_to_eval(self) -> None:

@@ -12,6 +12,7 @@ from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
+from ...four_bits import keep_backward_pass
 from .backbone import check_layers, find_backbone
 from .calls import SelectionRecord
 from .checkpoints import (
@@ -86,6 +87,8 @@ class ListenModel(BaseTuner):
                 f"`backbone`={name!r}. Use the same backbone for all adapters of one model."
             )
         self._backbone_name = name
+        if not peft_config.inference_mode:
+            keep_backward_pass(model)
 
     def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> bool:  # type: ignore[override]
         return key == self._backbone_name
@@ -191,6 +194,13 @@ class ListenModel(BaseTuner):
                 "Call `set_adapter` and run the rows of each adapter as a separate batch."
             )
         yield
+
+    def train(self, mode: bool = True) -> ListenModel:
+        """As in `torch.nn.Module`. In training mode, layers in 4 bits keep their backward pass."""
+        super().train(mode)
+        if mode:
+            keep_backward_pass(self.model)
+        return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's `forward`, with prompts. In addition, it accepts `listen_query_mask`, `(batch_size,
