@@ -85,23 +85,13 @@ def test_a_run_trains_scores_and_saves(make_run, data_file, tmp_path):
 def test_the_selections_of_the_trained_adapter_are_recorded(make_run, data_file, tmp_path, monkeypatch):
     monkeypatch.setattr(training_run, "_RECORDED_ROWS", 1)
     variables = {"chat_template_kwargs": '{"enable_thinking": false}'}
-    result = make_run(max_steps=2, learning_rate=0.05, **variables).run()
+    result = make_run(max_steps=1, learning_rate=0.05, warmup_steps=0, **variables).run()
     found = SelectionRecords.load(tmp_path / "run" / "selections.safetensors")
     rows = [next(row for row in read_examples(data_file) if row["task"] == task) for task in ("asr", "sounds")]
     expected = record_dataset(load_pipeline(str(result.model_dir), device="cpu"), rows)
     assert list(found.tasks) == ["asr", "sounds"] and list(found.inputs) == expected.inputs
     assert torch.equal(found.indices, expected.indices)
     torch.testing.assert_close(found.queries, expected.queries, rtol=1e-4, atol=1e-5)
-
-
-def test_a_model_that_has_diverged_is_finished_without_a_picture(make_run, monkeypatch, caplog):
-    def fails(*args, **kwargs):
-        raise ValueError("`queries` contains NaN or infinite values; check the inputs and the weights.")
-
-    monkeypatch.setattr("peft_listen.runs.selections.record_dataset", fails)
-    result = make_run(max_steps=1).run()
-    assert "The selections of the adapter were not recorded: `queries` contains NaN" in caplog.text
-    assert "prompts_by_task" not in (result.model_dir / "README.md").read_text()
 
 
 def test_the_card_names_the_data_sets_of_the_rows(make_run, examples, tmp_path):

@@ -84,32 +84,24 @@ def test_a_seed_gives_the_same_answer_beside_others(worker, row, batches):
     assert batches == [1, 1, 2]
 
 
-@pytest.mark.parametrize(
-    "cut",
-    [
-        {"top_k": 1},
-        {"min_p": 0.99},
-        {"top_h": 1e-6},
-        {"typical_p": 1e-6},
-        {"epsilon_cutoff": 0.9},
-    ],
-)
-def test_a_request_that_asks_for_sampling_samples_from_the_whole_vocabulary(models, row, chat_pipe, cut):
+def test_a_request_that_asks_for_sampling_samples_from_the_whole_vocabulary(row, chat_pipe):
+    # Each of these leaves one token.
+    cut = {"top_k": 1, "min_p": 0.99, "top_h": 1e-6, "typical_p": 1e-6, "epsilon_cutoff": 0.9}
     settings = GenerationConfig(do_sample=True, **cut)
     same = {"model": chat_pipe.model, "processor": chat_pipe.processor, "device": chat_pipe.device}
     own = ServedModels(pipeline("audio-text-to-text", **same, generation_config=settings), MODEL)
     worker = Worker(own, batch_size=1)
-    groups = [Group(MODEL, 2.0, seed=seed) for seed in range(3)]
-    groups += [Group(MODEL, top_p=0.999, seed=3), Group(MODEL, seed=0), Group(MODEL, seed=1)]
-    requests = [Request(row(), group, length=8) for group in groups]
+    groups = [Group(MODEL, 2.0, seed=0), Group(MODEL, 2.0, seed=1), Group(MODEL, top_p=0.999, seed=2)]
+    groups += [Group(MODEL, seed=0), Group(MODEL, seed=1)]
+    requests = [Request(row(), group, length=4) for group in groups]
     for request in requests:
         worker.submit(request.job)
     worker.start()
     try:
-        *sampled, narrow, first, second = [request.result.text for request in requests]
+        *sampled, first, second = [request.result.text for request in requests]
     finally:
         worker.stop()
-    assert len({*sampled, narrow}) == 4
+    assert len({*sampled, first}) == 4
     # Without such a request, the model's own settings leave one token.
     assert first == second
 
