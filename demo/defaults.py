@@ -1,4 +1,4 @@
-"""Default settings of the demo's training, which `demo.run` and `demo.train` share."""
+"""What several stages of the demo share: the default settings of the training, and names of files."""
 
 STEPS = 400
 BATCH_SIZE = 8
@@ -10,3 +10,6 @@ AUDIO_SCALE = 8.0
 
 # The sounds are learned in the first steps, what a voice is like last.
 TASK_WEIGHTS = {"sound": 0.4, "speaker": 1.6}
+
+# The selections of the test clips, in the folder of their answers.
+SELECTIONS = "selections.safetensors"

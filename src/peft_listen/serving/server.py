@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.logging import AccessFormatter, DefaultFormatter
 
 from .app import create_app
@@ -24,6 +25,7 @@ _FORMATTERS = {
     "uvicorn": DefaultFormatter(_LINE),
     "uvicorn.access": AccessFormatter(_REQUEST),
     "peft_listen.serving": DefaultFormatter(_LINE),
+    "peft_listen.page": DefaultFormatter(_LINE),
 }
 
 
@@ -54,13 +56,62 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
+def address_of(sock: socket.socket) -> str:
+    """The address for browsers of a socket of [`bind`]."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def url_of(sock: socket.socket) -> str:
     """The `base_url` of OpenAI's clients for a socket of [`bind`]."""
-    host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
+    return f"{address_of(sock)}/v1"
 
 
-class Server:
+class AppServer:
+    """
+    Runs an application on an address.
+
+    Args:
+        app (`ASGIApp`): The application.
+        sock (`socket.socket`): From [`bind`].
+        on_start (`Callable`, *optional*): Called when clients can connect.
+        logs_requests (`bool`, *optional*, defaults to `True`): Whether each request is logged, and not only errors.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        sock: socket.socket,
+        on_start: Callable[[], None] | None = None,
+        logs_requests: bool = True,
+    ) -> None:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=logs_requests,
+            timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+            server_header=False,
+            lifespan="on",
+            ws="none",
+        )
+        self._server = _Uvicorn(config, on_start)
+        self._sock = sock
+
+    def run(self) -> None:
+        """
+        Runs until `stop` is called or, in the main thread, until the process gets a signal to stop (Ctrl-C,
+        SIGTERM). The socket is closed at the end. Requests and errors are logged to stderr, unless the application
+        has given one of the loggers `uvicorn`, `uvicorn.access`, `peft_listen.serving` and `peft_listen.page` a handler.
+        """
+        with self._sock, _logged_to_stderr():
+            self._server.run(sockets=[self._sock])
+
+    def stop(self) -> None:
+        """Ends `run`, which runs in another thread. Requests in progress have five seconds to end."""
+        self._server.should_exit = True
+
+
+class Server(AppServer):
     """
     Answers requests on an address.
 
@@ -78,29 +129,7 @@ class Server:
         settings: ServerSettings | None = None,
         on_start: Callable[[], None] | None = None,
     ) -> None:
-        config = uvicorn.Config(
-            create_app(models, settings),
-            log_config=None,
-            timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
-            server_header=False,
-            lifespan="on",
-            ws="none",
-        )
-        self._server = _Uvicorn(config, on_start)
-        self._sock = sock
-
-    def run(self) -> None:
-        """
-        Runs until `stop` is called or, in the main thread, until the process gets a signal to stop (Ctrl-C,
-        SIGTERM). The socket is closed at the end. Requests and errors are logged to stderr, unless the application
-        has given one of the loggers `uvicorn`, `uvicorn.access` and `peft_listen.serving` a handler.
-        """
-        with self._sock, _logged_to_stderr():
-            self._server.run(sockets=[self._sock])
-
-    def stop(self) -> None:
-        """Ends `run`, which runs in another thread. Requests in progress have five seconds to end."""
-        self._server.should_exit = True
+        super().__init__(create_app(models, settings), sock, on_start)
 
 
 @contextmanager
