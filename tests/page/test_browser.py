@@ -80,8 +80,11 @@ class Visit:
 
     def ask(self, place: str = "first") -> str:
         """Presses "Ask", and returns the answer when it is whole."""
+        mark = "document.querySelectorAll('.listen-heading').forEach(each => each.classList.add('former'))"
+        self.page.evaluate(mark)
         self.page.click("#ask")
-        self.page.wait_for_function(f"/\\d s$/.test(document.querySelector('#{place}-heading').innerText.trim())")
+        heading = f"document.querySelector('#{place}-heading .listen-heading:not(.former)')"
+        self.page.wait_for_function(f"/\\d s$/.test({heading}?.innerText.trim() ?? '')")
         text: str = self.page.input_value(f"#{place}-answer textarea")
         return text
 

@@ -37,7 +37,7 @@ def selection(selected: SelectedPrompts) -> str:
         '<div class="listen-selection">'
         f"{_scale(selected, low, span)}"
         '<div class="listen-table" tabindex="0" role="region" aria-label="selected prompts"><table>'
-        f'<thead><tr><th>prompt</th><th class="listen-near">cosine to the query</th>{tasks_header}</tr></thead>'
+        f'<thead><tr><th>prompt</th><th class="listen-near">cosine</th>{tasks_header}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>{_source(selected)}</div>"
     )
 
@@ -102,11 +102,14 @@ def _percent(share: float) -> str:
 
 
 STYLE = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: min(1240px, 100vw) !important; margin: 0 auto !important; }
+.listen-plain .html-container, .listen-plain.block { padding: 0 !important; }
+:root { --listen-accent: #c2410c; --listen-subdued: #475569; }
+.dark { --listen-accent: #fb923c; --listen-subdued: #a8b5c7; }
 .listen-title h1 { margin: 0; font-size: 1.4rem; }
-.listen-title p { margin: 0.1rem 0 0; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
+.listen-title p { margin: 0.1rem 0 0; color: var(--listen-subdued); overflow-wrap: anywhere; }
 .listen-heading { margin: 0; overflow-wrap: anywhere; }
-.listen-heading span, .listen-note, .listen-ends, .listen-selection small { color: var(--body-text-color-subdued); }
+.listen-heading span, .listen-note, .listen-ends, .listen-selection small { color: var(--listen-subdued); }
 .listen-heading span { font-size: 0.9em; }
 .listen-summary { margin: 0 0 0.3rem; }
 .listen-note { margin: 0.4rem 0 0; font-size: 0.88rem; }
@@ -114,30 +117,32 @@ STYLE = """
   padding: 0.6rem 0.8rem; border: 1px solid #dc2626; border-radius: 8px; overflow-wrap: anywhere;
   color: var(--body-text-color); background: rgba(220, 38, 38, 0.1);
 }
+#message:not(:has(.listen-message)), #expected:not(:has(.listen-note)) { display: none; }
 .listen-scale { display: block; width: 100%; height: 26px; }
-.listen-scale line { stroke: var(--body-text-color-subdued); stroke-opacity: 0.45; vector-effect: non-scaling-stroke; }
+.listen-scale line { stroke: var(--listen-subdued); stroke-opacity: 0.45; vector-effect: non-scaling-stroke; }
 .listen-scale line.listen-chosen { stroke: var(--listen-accent); stroke-opacity: 1; stroke-width: 2.5px; }
 .listen-ends { display: flex; justify-content: space-between; gap: 0.5rem; margin: 0 0 0.5rem; font-size: 0.82rem; }
-.listen-table { max-height: 21rem; overflow: auto; border: 1px solid var(--border-color-primary); border-radius: 8px; }
-.listen-table table { width: 100%; margin: 0; border-collapse: collapse; font-size: 0.92rem; }
-.listen-table th {
-  position: sticky; top: 0; padding: 0.35rem 0.6rem; text-align: left; font-weight: 600;
-  color: var(--body-text-color); background: var(--background-fill-secondary);
+.listen-table { max-height: 24rem; overflow: auto; border: 1px solid var(--border-color-primary); border-radius: 8px; }
+.listen-table table { width: 100%; margin: 0 !important; border-collapse: collapse; font-size: 0.92rem; }
+.listen-table table, .listen-table tr { border: 0 !important; }
+.listen-table th, .listen-table td {
+  padding: 0.32rem 0.6rem !important; border-width: 0 !important; text-align: left; vertical-align: top;
 }
-.listen-table td { padding: 0.28rem 0.6rem; border-top: 1px solid var(--border-color-primary); vertical-align: top; }
+.listen-table th {
+  position: sticky; top: 0; font-weight: 600; color: var(--body-text-color); background: var(--background-fill-secondary);
+}
+.listen-table td { box-shadow: inset 0 1px var(--border-color-primary); }
 .listen-table td:first-child { width: 4rem; font-variant-numeric: tabular-nums; }
-td.listen-near { white-space: nowrap; font-variant-numeric: tabular-nums; }
+td.listen-near { width: 1%; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .listen-bar {
-  display: inline-block; width: 4.5rem; height: 0.55rem; margin-right: 0.5rem; border-radius: 3px; overflow: hidden;
+  display: inline-block; width: 3.6rem; height: 0.55rem; margin-right: 0.5rem; border-radius: 3px; overflow: hidden;
   background: var(--border-color-primary);
 }
 .listen-bar i { display: block; height: 100%; background: var(--listen-accent); }
-td.listen-tasks > span { display: inline-block; margin-right: 0.6rem; }
-:root { --listen-accent: #c2410c; }
-.dark { --listen-accent: #fb923c; }
+td.listen-tasks > span { display: inline-block; margin-right: 0.6rem; white-space: nowrap; }
 @media (max-width: 480px) {
   .listen-bar { width: 2.6rem; }
-  .listen-table th, .listen-table td { padding-left: 0.4rem; padding-right: 0.4rem; }
+  .listen-table th, .listen-table td { padding-left: 0.4rem !important; padding-right: 0.4rem !important; }
   .listen-table td:first-child { width: 3rem; }
 }
 """

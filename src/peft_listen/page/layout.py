@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +63,7 @@ class _Page:
         title = f"peft-listen: {', '.join(self._names)}"
         kept = (_KEPT_SECONDS, _KEPT_SECONDS)
         with gr.Blocks(title=title, analytics_enabled=False, delete_cache=kept) as self.blocks:
-            gr.HTML(self._title(), elem_classes="listen-title")
+            gr.HTML(self._title(), elem_classes=["listen-title", "listen-plain"])
             with gr.Row():
                 with gr.Column(scale=5, min_width=300):
                     self._make_inputs()
@@ -95,7 +96,7 @@ class _Page:
         self.picked = gr.Dropdown(
             list(self._clips), value=None, label="Clip of the data file", visible=bool(self._clips), elem_id="picked"
         )
-        self.expected = gr.HTML("", visible=bool(self._clips), elem_id="expected")
+        self.expected = gr.HTML("", visible=bool(self._clips), elem_id="expected", elem_classes="listen-plain")
         self.instruction = gr.Textbox(
             label="Instruction",
             placeholder="Describe what you hear." if answering.takes_audio else "What is the capital of France?",
@@ -126,11 +127,11 @@ class _Page:
             elem_id="other-model",
         )
         with gr.Row():
-            self.ask = gr.Button("Ask", variant="primary", elem_id="ask")
-            self.stop = gr.Button("Stop", variant="secondary", elem_id="stop")
+            self.ask = gr.Button("Ask", variant="primary", min_width=80, elem_id="ask")
+            self.stop = gr.Button("Stop", variant="secondary", min_width=80, elem_id="stop")
 
     def _make_outputs(self) -> None:
-        self.message = gr.HTML("", elem_id="message")
+        self.message = gr.HTML("", elem_id="message", elem_classes="listen-plain")
         with gr.Row():
             with gr.Column(min_width=280):
                 self.first = self._make_answer("first")
@@ -138,10 +139,12 @@ class _Page:
                 self.second = self._make_answer("second")
 
     def _make_answer(self, name: str) -> list[Any]:
-        heading = gr.HTML("" if name == "second" else html.heading("Answer"), elem_id=f"{name}-heading")
+        heading = gr.HTML(
+            "" if name == "second" else html.heading("Answer"), elem_id=f"{name}-heading", elem_classes="listen-plain"
+        )
         text = gr.Textbox(show_label=False, lines=3, max_lines=12, interactive=False, elem_id=f"{name}-answer")
         placeholder = html.note("The selected prompts appear here.") if name == "first" else ""
-        return [heading, text, gr.HTML(placeholder, elem_id=f"{name}-selection")]
+        return [heading, text, gr.HTML(placeholder, elem_id=f"{name}-selection", elem_classes="listen-plain")]
 
     def _length_slider(self, description: Description, label: str, elem_id: str, is_other: bool) -> gr.Slider:
         return gr.Slider(
@@ -168,7 +171,9 @@ class _Page:
         self.clip.input(self.on_clip, None, [self.picked, self.expected], **at_once)
         self.clip.clear(self.on_clip, None, [self.picked, self.expected], **at_once)
         for task, button in self.task_buttons.items():
-            button.click(_constant(self._instructions[task]), None, self.instruction, **at_once)
+            # In the browser, so that it takes effect before a click on "Ask" that follows.
+            instruction = json.dumps(self._instructions[task])
+            button.click(None, None, self.instruction, js=f"() => {instruction}", api_visibility="private")
         inputs = [
             self.model,
             self.clip,
@@ -258,7 +263,7 @@ def _length_settings(description: Description, is_other: bool) -> dict[str, Any]
     value = own if not is_other else max(1, own // 2)
     settings: dict[str, Any] = {"minimum": 1, "maximum": max(size, 2), "value": value}
     if not is_other and description.trained_lengths is not None:
-        settings["info"] = f"The adapter was trained with {description.trained_lengths}."
+        settings["info"] = f"The adapter was trained with k = {description.trained_lengths}."
     return settings
 
 
@@ -282,7 +287,3 @@ def _refuse_addresses(clip: gr.Audio) -> None:
         return await take(path)
 
     clip.async_move_resource_to_block_cache = take_uploads  # type: ignore[method-assign]
-
-
-def _constant(text: str) -> Any:
-    return lambda: text
