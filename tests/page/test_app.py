@@ -102,6 +102,11 @@ def as_clip(path: str) -> dict[str, Any]:
     return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
 
+def test_requests_are_not_logged(url: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert get(url)[0] == 200
+    assert "GET" not in capfd.readouterr().err
+
+
 def test_the_page_names_no_other_server(url: str) -> None:
     status, content = get(url)
     page = content.decode()

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from peft_listen.page import Clip, Tasks, create_page
+from peft_listen.page import Answering, Clip, PageSettings, Tasks, TaskShares, create_page
+from tests.page.conftest import LENGTH
 from tests.page.test_app import running
 from tests.small_models import write_wav
 
@@ -41,10 +42,13 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def url(answering: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(models: Any, records: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("machine")
     clip = Clip("sound · picked.wav", str(write_wav(folder / "picked.wav")), "Which animal is it?", "a tone")
     tasks = Tasks({"sound": "Which animal is it?", "voice": "Is it a man or a woman?"}, [clip])
+    # A clip that is recorded on a machine with much to do is longer than it was meant to be.
+    settings = PageSettings(max_new_tokens=LENGTH, max_audio_seconds=30)
+    answering = Answering(models, settings, {"dogs": TaskShares.from_records(records)})
     with running(create_page(answering, str(tmp_path_factory.mktemp("uploads")), tasks)) as url:
         yield url
 
@@ -183,8 +187,8 @@ def test_a_refusal_is_read_on_the_page(open_page: Any, tmp_path: Path) -> None:
     visit.page.click("#ask")
     visit.page.wait_for_selector("#message [role=alert]")
     assert "There is nothing to answer." in visit.page.inner_text("#message")
-    visit.upload(str(write_wav(tmp_path / "long.wav", 4.0)))
+    visit.upload(str(write_wav(tmp_path / "long.wav", 31.0)))
     visit.page.click("#ask")
-    visit.page.wait_for_function("/longer than 3 seconds/.test(document.querySelector('#message').innerText)")
+    visit.page.wait_for_function("/longer than 30 seconds/.test(document.querySelector('#message').innerText)")
     visit.keep("refused")
     assert visit.problems == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 from . import html
 from .answering import Answer, Answering, PageError
@@ -108,8 +109,8 @@ def ask(answering: Answering, question: Question) -> Iterator[Result]:
             raise PageError(f"There is nothing to answer. {wanted}")
         for place, variant in zip(("first", "second"), variants, strict=False):
             for answer in answering.answer(variant, instruction or None, waveform):
-                shown = _show(answering, variant, answer)
-                result = replace(result, **{place: shown})
+                shown: Any = {place: _show(answering, variant, answer)}
+                result = replace(result, **shown)
                 yield result
     except PageError as error:
         yield replace(result, message=html.message(str(error)))

@@ -117,10 +117,9 @@ class _Page:
             elem_id="comparison",
         )
         self.other_prompt_length = self._length_slider(first, "The other k", "other-prompt-length", is_other=True)
-        others = self._names[1:2] or [None]
         self.other_model = gr.Dropdown(
             self._names,
-            value=others[0],
+            value=self._names[:2][-1],
             label="The other adapter",
             visible=False,
             filterable=False,
@@ -279,11 +278,13 @@ def _whole(number: float | None) -> Any:
 def _refuse_addresses(clip: gr.Audio) -> None:
     """Makes a component refuse addresses in the place of uploads, which gradio's server would download. A subclass of the
     component could do it too, but gradio writes a file beside the source of each subclass."""
-    take = clip.async_move_resource_to_block_cache
+    block: Any = clip
+    take = block.async_move_resource_to_block_cache
 
     async def take_uploads(path: str | Path | None) -> str | None:
         if path is not None and is_url(str(path)):
             raise gr.Error("This page takes uploaded clips only.", print_exception=False)
-        return await take(path)
+        taken: str | None = await take(path)
+        return taken
 
-    clip.async_move_resource_to_block_cache = take_uploads  # type: ignore[method-assign]
+    block.async_move_resource_to_block_cache = take_uploads

@@ -80,8 +80,9 @@ def ask(pipe: Pipeline, question: str | None, waveform: np.ndarray | None = None
     Raises:
         ValueError: There is neither a question nor a clip, or a clip for a language model without audio.
     """
+    outputs: Any
     if isinstance(pipe, AudioTextToTextPipeline):
-        (output,) = pipe(waveform, text=question, sampling_rate=DEFAULT_SAMPLING_RATE, **generate_kwargs)
+        outputs = pipe(waveform, text=question, sampling_rate=DEFAULT_SAMPLING_RATE, **generate_kwargs)
     elif waveform is not None:
         raise ValueError(
             f"The {type(pipe.model).__name__} is a language model without audio, which cannot answer a question about a "
@@ -95,6 +96,6 @@ def ask(pipe: Pipeline, question: str | None, waveform: np.ndarray | None = None
         prompt: Any = [{"role": "user", "content": question}] if has_template else question
         # The text pipeline samples by default; models with and without audio should be asked in the same way.
         sampling = bool(pipe.model.generation_config.do_sample)
-        (output,) = pipe(prompt, return_full_text=False, do_sample=sampling, **generate_kwargs)
-    answer: str = output["generated_text"]
-    return answer
+        outputs = pipe(prompt, return_full_text=False, do_sample=sampling, **generate_kwargs)
+    (output,) = outputs
+    return str(output["generated_text"])

@@ -21,9 +21,10 @@ _SHUTDOWN_SECONDS = 5
 # The formatter of each logger of a server.
 _LINE = "%(levelprefix)s %(message)s"
 _REQUEST = '%(levelprefix)s %(client_addr)s - "%(request_line)s" %(status_code)s'
+_REQUEST_LOGGER = "uvicorn.access"
 _FORMATTERS = {
     "uvicorn": DefaultFormatter(_LINE),
-    "uvicorn.access": AccessFormatter(_REQUEST),
+    _REQUEST_LOGGER: AccessFormatter(_REQUEST),
     "peft_listen.serving": DefaultFormatter(_LINE),
     "peft_listen.page": DefaultFormatter(_LINE),
 }
@@ -88,7 +89,6 @@ class AppServer:
         config = uvicorn.Config(
             app,
             log_config=None,
-            access_log=logs_requests,
             timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
             server_header=False,
             lifespan="on",
@@ -96,6 +96,7 @@ class AppServer:
         )
         self._server = _Uvicorn(config, on_start)
         self._sock = sock
+        self._logs_requests = logs_requests
 
     def run(self) -> None:
         """
@@ -103,7 +104,7 @@ class AppServer:
         SIGTERM). The socket is closed at the end. Requests and errors are logged to stderr, unless the application
         has given one of the loggers `uvicorn`, `uvicorn.access`, `peft_listen.serving` and `peft_listen.page` a handler.
         """
-        with self._sock, _logged_to_stderr():
+        with self._sock, _logged_to_stderr(self._logs_requests):
             self._server.run(sockets=[self._sock])
 
     def stop(self) -> None:
@@ -133,14 +134,15 @@ class Server(AppServer):
 
 
 @contextmanager
-def _logged_to_stderr() -> Iterator[None]:
+def _logged_to_stderr(logs_requests: bool) -> Iterator[None]:
     # uvicorn's own configuration is for a process that is nothing but a server: `logging.config.dictConfig` closes the
     # handlers of all libraries, some with the streams that they write to.
     loggers = [logging.getLogger(name) for name in _FORMATTERS]
     with ExitStack() as stack:
         if not any(logger.handlers for logger in loggers):
             for logger, formatter in zip(loggers, _FORMATTERS.values(), strict=True):
-                handler = logging.StreamHandler(sys.stderr)
+                is_shown = logs_requests or logger.name != _REQUEST_LOGGER
+                handler = logging.StreamHandler(sys.stderr) if is_shown else logging.NullHandler()
                 handler.setFormatter(formatter)
                 stack.callback(_reset, logger, handler, logger.level, logger.propagate)
                 logger.addHandler(handler)
