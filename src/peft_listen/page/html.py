@@ -87,9 +87,9 @@ def _source(selected: SelectedPrompts) -> str:
     shares = selected.shares
     if shares is None:
         return note("There are no recorded selections, which would say which tasks usually select these prompts.")
+    length = f"k\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{shares.prompt_length}"
     return note(
-        f"Usual tasks: the share of each task's rows that select the prompt, in {shares.num_rows} recorded rows with k = "
-        f"{shares.prompt_length}."
+        f"Usual tasks: the share of each task's rows that select the prompt, in {shares.num_rows} recorded rows with {length}."
     )
 
 
@@ -104,12 +104,12 @@ def _percent(share: float) -> str:
 STYLE = """
 .gradio-container { width: 100% !important; max-width: min(1240px, 100vw) !important; margin: 0 auto !important; }
 .listen-plain .html-container, .listen-plain.block { padding: 0 !important; }
-:root { --listen-accent: #c2410c; --listen-subdued: #475569; }
-.dark { --listen-accent: #fb923c; --listen-subdued: #a8b5c7; }
+:root { --listen-accent: #c2410c; }
+.dark { --listen-accent: #fb923c; }
 .listen-title h1 { margin: 0; font-size: 1.4rem; }
-.listen-title p { margin: 0.1rem 0 0; color: var(--listen-subdued); overflow-wrap: anywhere; }
+.listen-title p { margin: 0.1rem 0 0; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 .listen-heading { margin: 0; overflow-wrap: anywhere; }
-.listen-heading span, .listen-note, .listen-ends, .listen-selection small { color: var(--listen-subdued); }
+.listen-heading span, .listen-note, .listen-ends, .listen-selection small { color: var(--body-text-color-subdued); }
 .listen-heading span { font-size: 0.9em; }
 .listen-summary { margin: 0 0 0.3rem; }
 .listen-note { margin: 0.4rem 0 0; font-size: 0.88rem; }
@@ -119,7 +119,7 @@ STYLE = """
 }
 #message:not(:has(.listen-message)), #expected:not(:has(.listen-note)) { display: none; }
 .listen-scale { display: block; width: 100%; height: 26px; }
-.listen-scale line { stroke: var(--listen-subdued); stroke-opacity: 0.45; vector-effect: non-scaling-stroke; }
+.listen-scale line { stroke: var(--body-text-color-subdued); stroke-opacity: 0.45; vector-effect: non-scaling-stroke; }
 .listen-scale line.listen-chosen { stroke: var(--listen-accent); stroke-opacity: 1; stroke-width: 2.5px; }
 .listen-ends { display: flex; justify-content: space-between; gap: 0.5rem; margin: 0 0 0.5rem; font-size: 0.82rem; }
 .listen-table { max-height: 24rem; overflow: auto; border: 1px solid var(--border-color-primary); border-radius: 8px; }

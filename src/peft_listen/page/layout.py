@@ -31,7 +31,15 @@ _ONE_AT_A_TIME = "answers"
 
 def make_theme() -> gr.themes.Base:
     """The theme of the page."""
-    return gr.themes.Default(primary_hue="orange", neutral_hue="slate", font=_FONTS, font_mono=_MONO_FONTS)
+    theme = gr.themes.Default(primary_hue="orange", neutral_hue="slate", font=_FONTS, font_mono=_MONO_FONTS)
+    # The default ones are hard to read.
+    light, dark = "*neutral_600", "*neutral_300"
+    return theme.set(
+        body_text_color_subdued=light,
+        body_text_color_subdued_dark=dark,
+        block_info_text_color=light,
+        block_info_text_color_dark=dark,
+    )
 
 
 def make_blocks(answering: Answering, upload_folder: str, tasks: Tasks | None = None) -> gr.Blocks:
