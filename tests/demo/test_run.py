@@ -16,6 +16,7 @@ import torch
 
 from demo import run, stages, train
 from demo.make_dataset import TASKS, make_dataset
+from peft_listen.analysis import SelectionRecords
 
 
 STAGES = ["base", "before", "trained", "after"]
@@ -326,6 +327,9 @@ def test_a_run_with_small_models(
         assert len(row) == 6
     assert "an answer is right if it names the right option and none of the others" in output
     assert "of 64 in use" in output
+    (path,) = folder.glob("after-*/selections.safetensors")
+    records = SelectionRecords.load(path)
+    assert (records.pool_size, len(records.tasks), records.task_names) == (64, 16, sorted(TASKS))
     first = weights_of(folder)
 
     start()

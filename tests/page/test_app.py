@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from peft_listen.page import Clip, Tasks, create_page
+from peft_listen.page.app import without_other_servers
 from peft_listen.serving import AppServer, address_of, bind
 from tests.small_models import write_wav
 
@@ -113,6 +114,18 @@ def test_the_page_names_no_other_server(url: str) -> None:
     assert status == 200 and "peft-listen: dogs, cats" in page
     assert not re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"']?(?:https?:)?//[^>]*>", page)
     assert "fonts.googleapis.com" not in page + get(f"{url}/theme.css")[1].decode()
+
+
+def test_fonts_and_scripts_of_other_servers_are_left_out() -> None:
+    kept = (
+        b'<link rel="stylesheet" href="./a.css"><script src="assets/a.js"></script><a href="https://example.org">x</a>'
+    )
+    elsewhere = [
+        b'<link\n\trel="preconnect"\n\thref="https://fonts.example.org"\n/>',
+        b'<script async src="https://cdn.example.org/a.js"></script>',
+        b"<script src='//cdn.example.org/a.js' async></script >",
+    ]
+    assert without_other_servers(kept + b"".join(elsewhere) + kept) == kept + kept
 
 
 def test_no_statistics_are_collected_and_no_calls_are_kept(url: str) -> None:

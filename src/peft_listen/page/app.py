@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import html
 from .answering import Answering
@@ -79,7 +80,8 @@ def _uploads_in(folder: str) -> Iterator[None]:
 
 
 class _Page:
-    """Runs gradio's application with its folder of uploads, without the requests in which it fetches addresses for a browser."""
+    """Runs gradio's application with its folder of uploads, without what it takes from other servers: elements of its document,
+    and requests in which it fetches addresses for a browser."""
 
     def __init__(self, app: ASGIApp, folder: str) -> None:
         self._app = app
@@ -92,8 +94,45 @@ class _Page:
         elif scope["type"] == "http" and _fetches_an_address(scope["path"]):
             response = PlainTextResponse("This page does not fetch other addresses.", status_code=403)
             await response(scope, receive, send)
+        elif scope["type"] == "http" and scope["path"] == "/":
+            # Not compressed, so that it can be changed.
+            headers = [header for header in scope["headers"] if header[0] != b"accept-encoding"]
+            await self._app({**scope, "headers": headers}, receive, _DocumentSender(send))
         else:
             await self._app(scope, receive, send)
+
+
+class _DocumentSender:
+    """Sends a response whose elements from other servers are left out."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._start: Message = {}
+        self._body = b""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        self._body += message.get("body", b"")
+        if not message.get("more_body", False):
+            body = without_other_servers(self._body)
+            headers = [header for header in self._start["headers"] if header[0].lower() != b"content-length"]
+            headers.append((b"content-length", str(len(body)).encode()))
+            await self._send({**self._start, "headers": headers})
+            await self._send({**message, "body": body})
+
+
+# Elements that make a browser ask another server when it reads the document.
+_FROM_ELSEWHERE = re.compile(
+    rb"""<link\b[^>]*\shref=["']?(?:https?:)?//[^>]*>|<script\b[^>]*\ssrc=["']?(?:https?:)?//[^>]*>\s*</script\s*>""",
+    re.IGNORECASE,
+)
+
+
+def without_other_servers(document: bytes) -> bytes:
+    """An HTML document without its links to fonts and scripts of other servers, which some versions of gradio have."""
+    return _FROM_ELSEWHERE.sub(b"", document)
 
 
 def _fetches_an_address(path: str) -> bool:
