@@ -1,4 +1,4 @@
-"""Default settings of the demo's training, which `demo.run` and `demo.train` share."""
+"""What several stages of the demo share: the default settings of the training, and names of files."""
 
 STEPS = 500
 BATCH_SIZE = 8
@@ -10,3 +10,6 @@ AUDIO_SCALE = 8.0
 
 # The sounds are learned in the first steps, what a voice is like last.
 TASK_WEIGHTS = {"keyword": 0.9, "speaker": 1.5, "emotion": 1.3, "sound": 0.3}
+
+# The selections of the test clips, in the folder of their answers.
+SELECTIONS = "selections.safetensors"

@@ -2,26 +2,26 @@
 
     python -m demo.evaluate MODEL_DIR DATA.jsonl OUTPUT.json
 
-`MODEL_DIR` is the folder of the base model or of an adapter. The prompts that each task selects are added for an adapter.
+`MODEL_DIR` is the folder of the base model or of an adapter. The prompts that each task selects are added for an adapter, and the
+selections of all examples are saved beside the output, as `selections.safetensors`.
 """
 
 import argparse
 import json
 import os
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from transformers import Pipeline, pipeline
+from transformers import pipeline
 
+from demo.defaults import SELECTIONS
 from demo.scoring import is_right, options_of
-from peft_listen import SelectionRecord, record_selections
-from peft_listen.analysis import PromptUsage
+from peft_listen import record_selections
+from peft_listen.analysis import SelectionRecords
 from peft_listen.data import read_examples
 from peft_listen.files import atomic_path
 from peft_listen.metrics import get_metric
-from peft_listen.tuners.listen import find_listen_layer
 
 
 # Enough for an untrained model, which answers in sentences, to name its choice.
@@ -30,7 +30,7 @@ MAX_NEW_TOKENS = 24
 
 def evaluate(model_dir: Path, data_file: Path, output_file: Path, batch_size: int = 32) -> None:
     """
-    Writes answers, accuracy, the level of guessing, and selections to a JSON file.
+    Writes answers, accuracy, the level of guessing, and the use of the prompts to a JSON file.
 
     The accuracy follows [`is_right`], with all answers of a task in the data file as its options. Exact match is the stricter
     measure: the answer is the right option alone.
@@ -74,24 +74,23 @@ def evaluate(model_dir: Path, data_file: Path, output_file: Path, batch_size: in
         "answers": answers,
     }
     if has_adapter:
-        result["selections"] = _summarize(pipe, records, [example["task"] for example in examples])
+        tasks = [example["task"] for example in examples]
+        names = [f"{row['audio']} · {row['instruction']}" for row in answers]
+        selections = SelectionRecords.from_records(records, pipe.model, tasks, names)
+        result["selections"] = _summarize(selections)
+        selections.save(output_file.with_name(SELECTIONS))
     with atomic_path(output_file) as temporary:
         temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
 
 
-def _summarize(pipe: Pipeline, records: Sequence[SelectionRecord], tasks: Sequence[str]) -> dict[str, Any]:
-    config = find_listen_layer(pipe.model).pool_of().config
-    usage = PromptUsage(pool_size=config.pool_size)
-    selections = [row for record in records for row in record.indices]
-    for row, task in zip(selections, tasks, strict=True):
-        usage.add(row[None], [task])
-    overlap = usage.task_overlap(top=config.prompt_length)
+def _summarize(selections: SelectionRecords) -> dict[str, Any]:
+    usage, top = selections.usage(), selections.prompt_length
     return {
-        "pool_size": config.pool_size,
-        "prompt_length": config.prompt_length,
+        "pool_size": selections.pool_size,
+        "prompt_length": top,
         "live_prompts": usage.live_prompts(),
-        "mean_overlap": usage.mean_task_overlap(top=config.prompt_length),
-        "overlap": [[*pair, value] for pair, value in overlap.items()],
+        "mean_overlap": usage.mean_task_overlap(top=top),
+        "overlap": [[*pair, value] for pair, value in usage.task_overlap(top=top).items()],
     }
 
 

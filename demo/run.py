@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from demo import defaults
+from demo.defaults import SELECTIONS
 from demo.scoring import RULE
 from demo.stages import Input, Stage, execute
 from peft_listen.analysis.usage import format_overlap
@@ -154,11 +155,14 @@ def main() -> None:
             name,
             "demo.evaluate",
             inputs=(model, test),
-            products=("answers.json",),
+            products=("answers.json", *more),
             target="answers.json",
             imports=("demo.scoring",),
         )
-        for name, model in (("before", base.product()), ("after", trained.product("adapter")))
+        for name, model, more in (
+            ("before", base.product(), ()),
+            ("after", trained.product("adapter"), (SELECTIONS,)),
+        )
     )
     for stage in (base, before, trained, after):
         stage.run()
@@ -168,8 +172,10 @@ def main() -> None:
     show_results(*map(json.loads, results))
     minutes = (time.perf_counter() - start) / 60
     print(f"\nDone in {minutes:.1f} minutes. The model is in {trained.output}. Ask it a question with:")
-    clip = data / "audio" / "test" / "sound-0000.wav"
-    print(f'peft-listen ask {clip} "What do you hear?" --model {trained.output / "adapter"}')
+    clip, adapter = data / "audio" / "test" / "sound-0000.wav", trained.output / "adapter"
+    print(f'peft-listen ask {clip} "What do you hear?" --model {adapter}')
+    print("Or open a page on which you record, drop or pick clips, and see which prompts are selected:")
+    print(f"peft-listen demo {adapter} --records {after.output / SELECTIONS} --data {data / 'test.jsonl'}")
 
 
 if __name__ == "__main__":

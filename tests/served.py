@@ -1,4 +1,4 @@
-"""Runs `peft-listen serve` in a thread."""
+"""Runs `peft-listen serve` or `peft-listen demo` in a thread."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ from peft_listen_cli import main
 
 @contextmanager
 def running_command(arguments: Sequence[str]) -> Iterator[str]:
-    """The `base_url` of the server that a command runs on a free port. At the end the exit code must be 0."""
-    servers: list[Any] = []
+    """The address that a command prints, of the server that it runs on a free port. At the end the exit code must be 0."""
+    servers: list[tuple[serving.AppServer, str]] = []
     started = threading.Event()
+    make = serving.AppServer.__init__
+    address_of = serving.url_of if arguments[0] == "serve" else serving.address_of
 
-    class Recorded(serving.Server):
-        def __init__(self, models: Any, sock: Any, settings: Any, on_start: Callable[[], None]) -> None:
-            def announce() -> None:
-                on_start()
-                started.set()
+    def recorded(self: serving.AppServer, app: Any, sock: Any, on_start: Callable[[], None], **settings: Any) -> None:
+        def announce() -> None:
+            on_start()
+            started.set()
 
-            super().__init__(models, sock, settings, announce)
-            self.url = serving.url_of(sock)
-            servers.append(self)
+        make(self, app, sock, announce, **settings)
+        servers.append((self, address_of(sock)))
 
     codes: list[int] = []
     thread = threading.Thread(target=lambda: codes.append(main([*arguments, "--port", "0"])))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serving, "Server", Recorded)
+        patch.setattr(serving.AppServer, "__init__", recorded)
         thread.start()
         while not started.is_set():
             assert thread.is_alive(), f"the command has ended with {codes}"
             time.sleep(0.01)
+    ((server, url),) = servers
     try:
-        yield servers[0].url
+        yield url
     finally:
-        servers[0].stop()
+        server.stop()
         thread.join(60)
     assert codes == [0]

@@ -2,7 +2,7 @@
 
 A page's Python blocks and `peft-listen` commands run one after another, the blocks in one namespace, in a folder where
 everything that they name lies as something small and random under the same path: models of the Hub, checkpoints, a base
-model, an adapter, clips and data files. `peft-listen serve` runs on a free port until the page ends.
+model, an adapter, clips and data files. `peft-listen serve` and `demo` run on a free port until the page ends.
 """
 
 import ast
@@ -216,6 +216,8 @@ def test_the_code_of_a_page_runs(page, small_things, tmp_path, monkeypatch) -> N
                     for arguments in commands(block):
                         if arguments[0] == "serve":
                             served = running.enter_context(running_command(arguments))
+                        elif arguments[0] == "demo":
+                            running.enter_context(running_command(arguments))
                         else:
                             assert main(arguments) == 0, arguments
     finally:

@@ -13,5 +13,6 @@ PACKAGES = (
     "peft_listen.analysis",
     "peft_listen.pipelines",
     "peft_listen.serving",
+    "peft_listen.page",
     "peft_listen.tuners.listen",
 )

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from . import ask, cache_features, compare, convert_beats, data, evaluate, predict, prepare, report, serve, train
+from . import ask, cache_features, compare, convert_beats, data, demo, evaluate, predict, prepare, report, serve, train
 
 
 COMMANDS = {
@@ -21,6 +21,7 @@ COMMANDS = {
     "compare": compare,
     "convert-beats": convert_beats,
     "data": data,
+    "demo": demo,
     "evaluate": evaluate,
     "predict": predict,
     "prepare": prepare,

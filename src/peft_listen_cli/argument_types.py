@@ -40,3 +40,19 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
         help="data type of the model; auto is that of the checkpoint (default: float32 on a CPU, auto elsewhere)",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the accelerator, if there is one)")
+
+
+def add_address(parser: argparse.ArgumentParser, port: int, what: str) -> None:
+    """Adds `--host`, `--port` and `--allowed-host` for a server."""
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
+    )
+    parser.add_argument(
+        "--port", type=port_number, default=port, help=f"port to listen on; 0 takes a free one (default: {port})"
+    )
+    parser.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help=what)
+
+
+def allowed_hosts(arguments: argparse.Namespace) -> list[str]:
+    """The names of a server with the arguments of `add_address`."""
+    return [*arguments.allowed_host, *([] if ":" in arguments.host else [arguments.host])]

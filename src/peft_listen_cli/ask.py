@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .argument_types import add_placement, positive_integer
-
-
-if TYPE_CHECKING:
-    from transformers import Pipeline
 
 
 HELP = "Ask a model about an audio clip, or without audio, and print its answer."
@@ -33,31 +29,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from peft_listen.audio import DEFAULT_SAMPLING_RATE, load_audio
+    from peft_listen.audio import load_audio
+    from peft_listen.pipelines.asking import ask, make_streamer
     from peft_listen.pipelines.loading import load_pipeline
 
     clip, question = _inputs(arguments)
     # The clip is loaded first, since loading the model may take minutes.
     waveform = None if clip is None else load_audio(clip)
     pipe = load_pipeline(arguments.model, arguments.dtype, arguments.device, accepts_text_models=True)
-    settings = _settings(pipe)
-    if arguments.max_new_tokens is not None:
-        settings["max_new_tokens"] = arguments.max_new_tokens
-    if pipe.task == "audio-text-to-text":
-        (output,) = pipe(waveform, text=question, sampling_rate=DEFAULT_SAMPLING_RATE, **settings)
-    elif waveform is not None:
+    if waveform is not None and pipe.task != "audio-text-to-text":
         raise ValueError(
             f"{arguments.model!r} is a {type(pipe.model).__name__}, a language model without audio, which cannot answer a "
             "question about a clip. Ask it without the clip: peft-listen ask QUESTION --no-audio --model ..."
         )
-    else:
-        has_template = getattr(pipe.tokenizer, "chat_template", None) is not None
-        prompt: Any = [{"role": "user", "content": question}] if has_template else question
-        # The text pipeline samples by default; models with and without audio should be asked in the same way.
-        sampling = bool(pipe.model.generation_config.do_sample)
-        (output,) = pipe(prompt, return_full_text=False, do_sample=sampling, **settings)
-    if "streamer" not in settings:
-        print(output["generated_text"])
+    settings: dict[str, Any] = {}
+    if arguments.max_new_tokens is not None:
+        settings["max_new_tokens"] = arguments.max_new_tokens
+    # Prints the answer while it is generated.
+    streamer = make_streamer(pipe)
+    answer = ask(pipe, question, waveform, streamer=streamer, **settings)
+    if streamer is None:
+        print(answer)
     return 0
 
 
@@ -72,16 +64,3 @@ def _inputs(arguments: argparse.Namespace) -> tuple[str | None, str | None]:
     if arguments.audio is None or arguments.question is not None:
         raise ValueError("With --no-audio, pass the question alone: peft-listen ask QUESTION --no-audio --model ...")
     return None, arguments.audio
-
-
-def _settings(pipe: Pipeline) -> dict[str, Any]:
-    """Prints the answer to stdout while it is generated, unless the model's settings need whole answers."""
-    from peft_listen.answer_end import find_answer_end
-
-    from .streaming import AnswerStreamer
-
-    config = pipe.model.generation_config
-    if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
-        return {}
-    end = find_answer_end(pipe.processor or pipe.tokenizer)
-    return {"streamer": AnswerStreamer(pipe.tokenizer, None if end is None else end.token_id)}

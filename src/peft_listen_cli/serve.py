@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from .argument_types import add_placement, port_number, positive_integer, positive_number
+from .argument_types import add_address, add_placement, allowed_hosts, positive_integer, positive_number
 
 
 HELP = "Serve a model, or several adapters of one base model, with OpenAI's API."
@@ -42,18 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]MODEL",
         help="folder or Hub name of a model with audio, or of an adapter for one (default for NAME: that of the folder)",
     )
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
-    )
-    parser.add_argument(
-        "--port", type=port_number, default=8000, help="port to listen on; 0 takes a free one (default: 8000)"
-    )
-    parser.add_argument(
-        "--allowed-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="without a key, another name by which clients reach the server; may be given several times",
+    add_address(
+        parser, 8000, "without a key, another name by which clients reach the server; may be given several times"
     )
     parser.add_argument(
         "--max-new-tokens",
@@ -136,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_text_characters=arguments.max_text_characters,
         timeout=arguments.timeout,
         api_key=os.environ.get(API_KEY),
-        allowed_hosts=[*arguments.allowed_host, *([] if ":" in arguments.host else [arguments.host])],
+        allowed_hosts=allowed_hosts(arguments),
     )
     # The address is reserved first, since loading the model may take minutes.
     sock = bind(arguments.host, arguments.port)

@@ -9,9 +9,9 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, TextStreamer, pipeline
 
 from peft_listen import ListenConfig
+from peft_listen.pipelines.asking import AnswerStreamer
 from peft_listen.pipelines.loading import load_pipeline
 from peft_listen_cli import main
-from peft_listen_cli.streaming import AnswerStreamer
 from tests import small_models
 
 

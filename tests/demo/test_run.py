@@ -15,6 +15,7 @@ import pytest
 
 from demo import run, stages, train
 from demo.make_dataset import TASKS, make_dataset
+from peft_listen.analysis import SelectionRecords
 
 
 STAGES = ["base", "before", "trained", "after"]
@@ -71,7 +72,7 @@ PRODUCTS = {
     "base": ["config.json", "processor_config.json"],
     "before": ["answers.json"],
     "trained": ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"],
-    "after": ["answers.json"],
+    "after": ["answers.json", "selections.safetensors"],
 }
 
 
@@ -154,7 +155,10 @@ def test_all_arguments_are_printed_at_the_beginning_and_with_the_results(
     assert output.startswith(f"Arguments: {summary}\n")
     assert f"== Results of: {summary}\n" in output
     (trained,) = (tmp_path / "demo").glob("trained-*")
-    assert output.rstrip().endswith(f"--model {trained / 'adapter'}")
+    (after,) = (tmp_path / "demo").glob("after-*")
+    assert f'"What do you hear?" --model {trained / "adapter"}\n' in output
+    command = f"peft-listen demo {trained / 'adapter'} --records {after / 'selections.safetensors'}"
+    assert output.rstrip().endswith(f"{command} --data {tmp_path / 'demo' / 'data' / 'test.jsonl'}")
 
 
 def test_a_manifest_holds_the_settings_of_all_stages_before_it(
@@ -322,6 +326,9 @@ def test_a_run_with_small_models(
         assert len(row) == 6
     assert "an answer is right if it names the right option and none of the others" in output
     assert "of 64 in use" in output
+    (path,) = folder.glob("after-*/selections.safetensors")
+    records = SelectionRecords.load(path)
+    assert (records.pool_size, len(records.tasks), records.task_names) == (64, 16, sorted(TASKS))
     first = weights_of(folder)
 
     start()

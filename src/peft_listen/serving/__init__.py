@@ -14,9 +14,20 @@ except ImportError as error:
     raise ImportError('The server needs starlette, pydantic and uvicorn: pip install "peft-listen[serve]"') from error
 
 from .app import create_app
-from .models import ServedModels, load_models
-from .server import Server, bind, url_of
+from .models import ServedModels, load_models, name_models
+from .server import AppServer, Server, address_of, bind, url_of
 from .settings import ServerSettings
 
 
-__all__ = ["ServedModels", "Server", "ServerSettings", "bind", "create_app", "load_models", "url_of"]
+__all__ = [
+    "AppServer",
+    "ServedModels",
+    "Server",
+    "ServerSettings",
+    "address_of",
+    "bind",
+    "create_app",
+    "load_models",
+    "name_models",
+    "url_of",
+]

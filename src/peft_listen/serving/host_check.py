@@ -35,8 +35,7 @@ class HostCheck:
         if scope["type"] == "http" and not self._is_known(host := Headers(scope=scope).get("host", "")):
             error = RequestError(
                 f"{host[:200]!r} is not a known name of this server, so the request may come from a web page of another site. "
-                "If it is a name of the server, start it with `--allowed-host NAME` (`ServerSettings.allowed_hosts`), or with "
-                "a key.",
+                "If it is a name of the server, start it with `--allowed-host NAME` (`allowed_hosts` in Python).",
                 status=403,
                 code="unknown_host",
             )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from peft import PeftModel
+from transformers import Pipeline
 
 from ..lora_beside import has_lora_beside
 from ..pipelines import AudioTextToTextPipeline
@@ -18,7 +19,8 @@ class ServedModels:
     The names by which clients select an adapter, and the pipeline that they share.
 
     Args:
-        pipe ([`AudioTextToTextPipeline`]): The pipeline. Only one thread at a time may call it.
+        pipe ([`AudioTextToTextPipeline`]): The pipeline. Only one thread at a time may call it. [`load_models`] may return
+            the pipeline of a language model without audio, which [`Server`] does not take.
         names (`dict[str, str]` or `str`): Names of models and the adapters of `pipe.model` that they are; or the name of
             `pipe.model` as it is.
 
@@ -26,8 +28,8 @@ class ServedModels:
         ValueError: There is no name.
     """
 
-    def __init__(self, pipe: AudioTextToTextPipeline, names: dict[str, str] | str) -> None:
-        self.pipe = pipe
+    def __init__(self, pipe: Pipeline, names: dict[str, str] | str) -> None:
+        self.pipe: Any = pipe
         self._adapters: dict[str, str | None] = {names: None} if isinstance(names, str) else dict(names)
         self._active: str | None = None
         if not self._adapters or not all(self._adapters):
@@ -49,23 +51,21 @@ class ServedModels:
             self._active = adapter
 
 
-def load_models(models: Sequence[str], dtype: str | None = None, device: str | None = None) -> ServedModels:
+def name_models(models: Sequence[str]) -> dict[str, str]:
     """
-    Loads a model, or several adapters of one base model, which is loaded once.
+    Names of models for those who ask them.
 
     Args:
         models (`Sequence[str]`):
-            Folders or Hub names, each with a name for clients before it if needed: `dogs=runs/3/model`. Without one, the
-            name is that of the Hub, or that of the folder without its parents.
-        dtype, device (`str`, *optional*): As in [`~peft_listen.pipelines.loading.load_pipeline`].
+            Folders or Hub names, each with a name before it if needed: `dogs=runs/3/model`. Without one, the name is that of
+            the Hub, or that of the folder without its parents.
 
     Returns:
-        [`ServedModels`]: the models.
+        `dict[str, str]`: folders or Hub names, by name.
 
     Raises:
-        ValueError: There is no model, two have the same name, or several are not adapters of the same base model, or have
-            LoRA adapters beside the prompts.
-        OSError: A model cannot be loaded.
+        ValueError: There is no model, or two have the same name.
+        FileNotFoundError: There is no such folder.
     """
     paths: dict[str, str] = {}
     for given in models:
@@ -79,9 +79,33 @@ def load_models(models: Sequence[str], dtype: str | None = None, device: str | N
         raise ValueError("Name at least one model.")
     for path in paths.values():
         check_model_name(path)
+    return paths
+
+
+def load_models(
+    models: Sequence[str], dtype: str | None = None, device: str | None = None, accepts_text_models: bool = False
+) -> ServedModels:
+    """
+    Loads a model, or several adapters of one base model, which is loaded once.
+
+    Args:
+        models (`Sequence[str]`): Folders or Hub names, each with a name before it if needed, as in [`name_models`].
+        dtype, device (`str`, *optional*): As in [`~peft_listen.pipelines.loading.load_pipeline`].
+        accepts_text_models (`bool`, *optional*, defaults to `False`):
+            Whether a language model without audio is loaded too.
+
+    Returns:
+        [`ServedModels`]: the models.
+
+    Raises:
+        ValueError: There is no model, two have the same name, or several are not adapters of the same base model, or have
+            LoRA adapters beside the prompts.
+        OSError: A model cannot be loaded.
+    """
+    paths = name_models(models)
     first, *others = paths.values()
     if not others:
-        return ServedModels(_load(first, dtype, device), next(iter(paths)))
+        return ServedModels(load_pipeline(first, dtype, device, accepts_text_models), next(iter(paths)))
     bases = {path: find_base(path) for path in paths.values()}
     for path, (base, is_adapter) in bases.items():
         if not is_adapter or base != bases[first][0]:
@@ -93,7 +117,7 @@ def load_models(models: Sequence[str], dtype: str | None = None, device: str | N
     for path in paths.values():
         if has_lora_beside(path):
             raise ValueError(f"{path!r} has a LoRA adapter beside the prompts, so it cannot be served with others.")
-    pipe = _load(bases[first][0], dtype, device)
+    pipe = load_pipeline(bases[first][0], dtype, device, accepts_text_models)
     adapters = {name: f"adapter-{number}" for number, name in enumerate(paths)}
     model: Any = None
     for name, path in paths.items():
@@ -101,7 +125,11 @@ def load_models(models: Sequence[str], dtype: str | None = None, device: str | N
             model = PeftModel.from_pretrained(pipe.model, path, adapter_name=adapters[name])
         else:
             model.load_adapter(path, adapter_name=adapters[name])
-    pipe = AudioTextToTextPipeline(model.eval(), processor=pipe.processor, device=pipe.device)
+    model.eval()
+    if isinstance(pipe, AudioTextToTextPipeline):
+        pipe = AudioTextToTextPipeline(model, processor=pipe.processor, device=pipe.device)
+    else:
+        pipe.model = model
     return ServedModels(pipe, adapters)
 
 
@@ -113,9 +141,3 @@ def _split(model: str) -> tuple[str, str]:
             raise ValueError(f"{model!r} is not of the form NAME=MODEL.")
         return name, path
     return os.path.basename(os.path.abspath(model)) if os.path.exists(model) else model, model
-
-
-def _load(model: str, dtype: str | None, device: str | None) -> AudioTextToTextPipeline:
-    pipe = load_pipeline(model, dtype, device)
-    assert isinstance(pipe, AudioTextToTextPipeline)
-    return pipe

@@ -4,11 +4,12 @@ import functools
 import logging
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TextIO
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.logging import AccessFormatter, DefaultFormatter
 
 from . import connections
@@ -24,10 +25,12 @@ _SHUTDOWN_SECONDS = 5
 # The formatter of each logger of a server.
 _LINE = "%(levelprefix)s %(message)s"
 _REQUEST = '%(levelprefix)s %(client_addr)s - "%(request_line)s" %(status_code)s'
+_REQUEST_LOGGER = "uvicorn.access"
 _FORMATTERS = {
     "uvicorn": DefaultFormatter(_LINE),
-    "uvicorn.access": AccessFormatter(_REQUEST),
+    _REQUEST_LOGGER: AccessFormatter(_REQUEST),
     "peft_listen.serving": DefaultFormatter(_LINE),
+    "peft_listen.page": DefaultFormatter(_LINE),
 }
 
 
@@ -58,13 +61,68 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
+def address_of(sock: socket.socket) -> str:
+    """The address for browsers of a socket of [`bind`]."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def url_of(sock: socket.socket) -> str:
     """The `base_url` of OpenAI's clients for a socket of [`bind`]."""
-    host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
+    return f"{address_of(sock)}/v1"
 
 
-class Server:
+class AppServer:
+    """
+    Runs an application on an address.
+
+    Args:
+        app (`ASGIApp`): The application.
+        sock (`socket.socket`): From [`bind`].
+        on_start (`Callable`, *optional*): Called when clients can connect.
+        logs_requests (`bool`, *optional*, defaults to `True`): Whether each request is logged, and not only errors.
+        allowed_hosts (`Sequence[str]`, *optional*): Names by which clients may reach the application, in addition to `localhost`
+            and IP addresses. If not given, requests for every host are answered.
+        protocol (`Any`, *optional*, defaults to `"auto"`): The protocol of uvicorn's `http`.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        sock: socket.socket,
+        on_start: Callable[[], None] | None = None,
+        logs_requests: bool = True,
+        allowed_hosts: Sequence[str] | None = None,
+        protocol: Any = "auto",
+    ) -> None:
+        config = uvicorn.Config(
+            app if allowed_hosts is None else HostCheck(app, allowed_hosts),
+            http=protocol,
+            log_config=None,
+            timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+            server_header=False,
+            lifespan="on",
+            ws="none",
+        )
+        self._server = _Uvicorn(config, on_start)
+        self._sock = sock
+        self._logs_requests = logs_requests
+
+    def run(self) -> None:
+        """
+        Runs until `stop` is called or, in the main thread, until the process gets a signal to stop (Ctrl-C,
+        SIGTERM). The socket is closed at the end. Requests and errors are logged to stderr, unless the application
+        has given one of the loggers `uvicorn`, `uvicorn.access`, `peft_listen.serving` and `peft_listen.page` a handler.
+        """
+        with self._sock, _logged_to_stderr(self._logs_requests):
+            self._server.run(sockets=[self._sock])
+
+    def stop(self) -> None:
+        """Ends `run`, which runs in another thread. Requests in progress have five seconds to end."""
+        self._server.should_exit = True
+
+
+class Server(AppServer):
     """
     Answers requests on an address.
 
@@ -83,49 +141,26 @@ class Server:
         on_start: Callable[[], None] | None = None,
     ) -> None:
         settings = settings or ServerSettings()
-        app: Any = create_app(models, settings)
-        if settings.api_key is None:  # which a web page of another site does not know
-            app = HostCheck(app, settings.allowed_hosts)
         protocol: Any = functools.partial(
             connections.LimitedProtocol,
             max_connections=settings.max_connections,
             request_seconds=settings.timeout + connections.GRACE_SECONDS,
         )
-        config = uvicorn.Config(
-            app,
-            http=protocol,
-            log_config=None,
-            timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
-            server_header=False,
-            lifespan="on",
-            ws="none",
-        )
-        self._server = _Uvicorn(config, on_start)
-        self._sock = sock
-
-    def run(self) -> None:
-        """
-        Runs until `stop` is called or, in the main thread, until the process gets a signal to stop (Ctrl-C,
-        SIGTERM). The socket is closed at the end. Requests and errors are logged to stderr, unless the application
-        has given one of the loggers `uvicorn`, `uvicorn.access` and `peft_listen.serving` a handler.
-        """
-        with self._sock, _logged_to_stderr():
-            self._server.run(sockets=[self._sock])
-
-    def stop(self) -> None:
-        """Ends `run`, which runs in another thread. Requests in progress have five seconds to end."""
-        self._server.should_exit = True
+        # A web page of another site does not know the key.
+        allowed_hosts = settings.allowed_hosts if settings.api_key is None else None
+        super().__init__(create_app(models, settings), sock, on_start, allowed_hosts=allowed_hosts, protocol=protocol)
 
 
 @contextmanager
-def _logged_to_stderr() -> Iterator[None]:
+def _logged_to_stderr(logs_requests: bool) -> Iterator[None]:
     # uvicorn's own configuration is for a process that is nothing but a server: `logging.config.dictConfig` closes the
     # handlers of all libraries, some with the streams that they write to.
     loggers = [logging.getLogger(name) for name in _FORMATTERS]
     with ExitStack() as stack:
         if not any(logger.handlers for logger in loggers):
             for logger, formatter in zip(loggers, _FORMATTERS.values(), strict=True):
-                handler = _StderrHandler()
+                is_shown = logs_requests or logger.name != _REQUEST_LOGGER
+                handler = _StderrHandler() if is_shown else logging.NullHandler()
                 handler.setFormatter(formatter)
                 stack.callback(_reset, logger, handler, logger.level, logger.propagate)
                 logger.addHandler(handler)

@@ -1,0 +1,112 @@
+"""How near the selected prompts are, which tasks use them, and how the page shows it."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from peft_listen import ListenConfig
+from peft_listen.analysis import SelectionRecords
+from peft_listen.page import TaskShares, Variant, html, load_task_shares, records_in_folder
+from peft_listen.page.selected_prompts import SelectedPrompt, SelectedPrompts
+from peft_listen.page.task_shares import RECORDS_NAME
+
+
+def make_records(tasks, indices, keys=None) -> SelectionRecords:
+    keys = torch.eye(6) if keys is None else keys
+    indices = torch.tensor(indices)
+    scores = torch.zeros(indices.shape)
+    return SelectionRecords(indices, scores, torch.ones(len(tasks), 6), keys, tasks)
+
+
+def test_the_share_of_the_rows_of_each_task():
+    records = make_records(["asr", "asr", "asr", "asr", "sound"], [[0, 1], [0, 2], [0, 1], [3, 1], [1, 5]])
+    shares = TaskShares.from_records(records)
+    assert shares.tasks_of(0) == [("asr", 0.75)]
+    assert shares.tasks_of(1) == [("sound", 1.0), ("asr", 0.75)]
+    assert shares.tasks_of(4) == []
+    assert (shares.num_rows, shares.prompt_length) == (5, 2)
+
+
+def test_the_cosines_are_those_of_the_centered_query_and_the_keys(answering, clips, records):
+    *_, answer = answering.answer(Variant("dogs"), "What is said?", answering.read_clip(clips[0]))
+    # The records have the same clip and instruction in their first row.
+    expected = F.cosine_similarity(records.queries[0][None], records.keys)
+    assert answer.selected.pool_cosines == pytest.approx(expected.tolist(), abs=1e-4)
+    assert [prompt.index for prompt in answer.selected.prompts] == records.indices[0].tolist()
+    for prompt in answer.selected.prompts:
+        assert prompt.cosine == pytest.approx(float(expected[prompt.index]), abs=1e-4)
+        assert dict(prompt.tasks)["asr"] >= 0.5  # the row itself is one of the two of its task
+
+
+class TestFiles:
+    def test_the_file_in_the_folder_of_the_adapter_is_found(self, tmp_path):
+        assert records_in_folder(str(tmp_path)) is None
+        make_records(["asr"], [[0]]).save(tmp_path / RECORDS_NAME)
+        assert records_in_folder(str(tmp_path)) == str(tmp_path / RECORDS_NAME)
+
+    def test_the_selections_of_an_adapter_are_loaded(self, models, records, tmp_path):
+        records.save(tmp_path / "own.safetensors")
+        shares = load_task_shares(str(tmp_path / "own.safetensors"), models, "dogs")
+        assert shares.tasks_of(3) == TaskShares.from_records(records).tasks_of(3)
+
+    def test_the_selections_of_another_adapter_are_refused(self, models, make_records, tmp_path):
+        make_records("cats").save(tmp_path / "cats.safetensors")
+        with pytest.raises(
+            ValueError, match=r"cats.safetensors contains the selections of another adapter than 'dogs'"
+        ):
+            load_task_shares(str(tmp_path / "cats.safetensors"), models, "dogs")
+
+    def test_selections_for_a_model_without_a_pool_are_refused(self, records, composite_folder, tmp_path):
+        from peft_listen.serving import load_models
+
+        records.save(tmp_path / "own.safetensors")
+        with pytest.raises(ValueError, match="'plain' has no LISTEN adapter"):
+            load_task_shares(str(tmp_path / "own.safetensors"), load_models([f"plain={composite_folder}"]), "plain")
+
+    def test_other_files_are_refused(self, models, tmp_path):
+        (tmp_path / "other.safetensors").write_text("{}")
+        with pytest.raises(ValueError, match="is not a safetensors file"):
+            load_task_shares(str(tmp_path / "other.safetensors"), models, "dogs")
+
+
+class TestTable:
+    def make(self, with_shares=True) -> SelectedPrompts:
+        shares = TaskShares({}, 12, 2) if with_shares else None
+        tasks = [("<script>", 0.914), ("b", 0.2), ("c", 0.1), ("d", 0.001)]
+        prompts = [SelectedPrompt(2, 0.5, tasks), SelectedPrompt(0, -0.25, [])]
+        return SelectedPrompts(prompts, [-0.25, -0.5, 0.5], shares)
+
+    def test_rows_in_order_with_cosines_and_bars(self):
+        table = html.selection(self.make())
+        rows = re.findall(r"<tr><td>(\d+)</td>.*?width:([\d.]+)%.*?<span>([^<]+)</span>", table)
+        assert rows == [("2", "100.0", "0.50"), ("0", "25.0", "\N{MINUS SIGN}0.25")]
+        assert "2 of 3 prompts" in table
+        assert table.count("<line ") == 3 and table.count("listen-chosen") == 2
+
+    def test_tasks_with_their_shares_escaped(self):
+        table = html.selection(self.make())
+        assert "&lt;script&gt; <small>91 %</small>" in table and "<script>" not in table
+        assert "and 1 more" in table and "<small>none</small>" in table
+        assert "12 recorded rows with k = 2" in table.replace("\N{NO-BREAK SPACE}", " ")
+
+    def test_without_records_the_page_says_so(self):
+        table = html.selection(self.make(with_shares=False))
+        assert "usual tasks" not in table and "There are no recorded selections" in table
+
+    def test_equal_cosines(self):
+        table = html.selection(SelectedPrompts([SelectedPrompt(0, 1.0, [])], [1.0, 1.0]))
+        assert "nan" not in table and "inf" not in table
+
+    def test_messages_and_headings_are_escaped(self):
+        assert html.message("") == ""
+        for made in (html.message("<b>"), html.note("<b>"), html.heading("<b>", "<b>")):
+            assert "&lt;b&gt;" in made and "<b><b>" not in made
+
+
+def test_the_number_of_prompts_in_training_is_described(answering):
+    assert answering.descriptions["dogs"].trained_lengths == "4"
+    assert answering.descriptions["dogs"].pool_size == 8
+    drawn = ListenConfig(pool_size=8, prompt_length=4, stochastic_prompt_length=True)
+    assert drawn.max_train_prompt_length == 8
