@@ -252,7 +252,7 @@ def check_can_be_published(model: PeftModel | AudioListenForCausalLM, include: C
 
 def _check_model(model: Any) -> tuple[PreTrainedModel, list[str]]:
     """The base model, and the names of its adapter and of the LoRA adapter that was trained together with it."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(base, AudioListenForCausalLM) and "audio" not in getattr(base, "input_modalities", ()):
         raise TypeError(
             f"Expected an AudioListenForCausalLM or a PeftModel of an audio model, got a {type(base).__name__}. An adapter of a "

@@ -39,8 +39,10 @@ class Training:
 
     def __init__(self, parts, data_file):
         self.arguments = ["train", "--train-data", data_file, "--eval-data", data_file, "--max-steps", "5"]
-        for name, folder in parts.items():
-            self.arguments += [f"--{name}", str(folder)]
+        # What a run computes is not what is tested: without BEATs, and with clips that are padded to 2 s instead of 30 s.
+        for name in ("speech", "llm"):
+            self.arguments += [f"--{name}", str(parts[name])]
+        self.arguments += ["--speech-chunk-multiple", "2"]
         self.arguments += ["--per-device-train-batch-size", "2", "--save-steps", "2", "--logging-steps", "3"]
         self.arguments += ["--eval-strategy", "steps", "--eval-steps", "2", "--eval-rows-per-task", "1"]
         self.arguments += [
