@@ -12,7 +12,9 @@ from tests.serving.conftest import MODEL, running
 @pytest.fixture(autouse=True)
 def loggers(monkeypatch):
     """The loggers of a server, without the handlers of servers of other tests that still run."""
-    loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.access", "peft_listen.serving")]
+    loggers = [
+        logging.getLogger(name) for name in ("uvicorn", "uvicorn.access", "peft_listen.serving", "peft_listen.page")
+    ]
     for logger in loggers:
         monkeypatch.setattr(logger, "handlers", [])
         monkeypatch.setattr(logger, "propagate", True)
