@@ -180,6 +180,7 @@ def test_a_question_cannot_name_a_file_of_the_machine(url: str, folder: Path) ->
     for path in (folder / "secret.wav", folder / "picked.wav", "/etc/passwd", "https://example.org/a.wav"):
         (last,) = (each for each in ask(url, clip=as_clip(str(path))) if each["msg"] == "process_completed")
         assert not last["success"] and "root:" not in json.dumps(last)
+        assert ("This page takes uploaded clips only." in json.dumps(last)) == str(path).startswith("https")
 
 
 @pytest.mark.parametrize(
