@@ -373,6 +373,11 @@ def test_options_are_checked(options, message):
         options()
 
 
+def test_memory_is_pinned_for_an_accelerator_only():
+    assert RunArguments(use_cpu=True).dataloader_pin_memory == torch.accelerator.is_available()
+    assert not RunArguments(use_cpu=True, dataloader_pin_memory=False).dataloader_pin_memory
+
+
 def test_error_rates_are_better_if_lower():
     def is_better_if_greater(name):
         return RunArguments(metric_for_best_model=name).greater_is_better

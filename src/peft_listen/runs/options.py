@@ -7,6 +7,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from transformers import TrainingArguments
 
 from ..mappings import parse_mapping
@@ -370,6 +371,8 @@ class RunArguments(TrainingArguments):
             self.restore_callback_states_from_checkpoint = True
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             self.greater_is_better = _is_better_if_greater(self.metric_for_best_model)
+        # Without an accelerator, pinned memory has no use, and the data loader warns of it in every epoch.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()
 
 
