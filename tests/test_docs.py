@@ -136,7 +136,7 @@ def small_things(tmp_path_factory, make_llm, make_tokenizer, whisper_config, bea
         for name in ("train", "test"):
             Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, EXAMPLES)))
         lines = ["audio,instruction,answer,task,split"]
-        lines += [f"dog.wav,Which animal is it?,dog,name,{split}" for split in ("train", "test")]
+        lines += [f"recordings/dog/0.wav,Which animal is it?,dog,name,{split}" for split in ("train", "test")]
         Path("clips.csv").write_text("\n".join(lines))
 
         small_audio_llms.save(small_audio_llms.QWEN2_AUDIO, Path(AUDIO_LLM))

@@ -1,4 +1,4 @@
-"""`peft-listen prepare`: writes data files from a public data set in its published form."""
+"""`peft-listen prepare`: writes data files from CSV files, or from a public data set in its published form."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from peft_listen.data.recipes import PreparedSplit
 
 
-HELP = "Write data files (JSON lines) from a public data set, as it is published on disk or on the Hub."
+HELP = (
+    "Write data files (JSON lines) from clips and CSV files of your own, or from a public data set as it is published."
+)
 EPILOG = """\
 For each split of the data set, OUTPUT/RECIPE-SPLIT.jsonl is written. The clips stay where they are; only clips that are
 joined from several, or that come from a dataset of the Hub, are written to OUTPUT/RECIPE-clips.
 
   peft-listen prepare --list
+  peft-listen prepare csv my-clips data
   peft-listen prepare librispeech /corpora/LibriSpeech data --split train-clean-100 --split test-clean
   peft-listen prepare librispeech openslr/librispeech_asr data --hub --config clean --split test
 
@@ -150,7 +153,8 @@ def _show_recipes() -> None:
 
     for name in available_recipes():
         recipe = get_recipe(name)
-        print(f"{name}: {recipe.title}, task {recipe.task!r}, scored by {', '.join(recipe.metrics)}")
+        scored = f", task {recipe.task!r}, scored by {', '.join(recipe.metrics)}" if recipe.metrics else ""
+        print(f"{name}: {recipe.title}{scored}")
         print(f"  license: {recipe.license}")
         if recipe.hub is not None:
             print(f"  on the Hub (--hub): {recipe.hub}")

@@ -73,7 +73,7 @@ def server(wav_folder):
             pass
 
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(wav_folder)))
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{httpd.server_port}"
     httpd.shutdown()
 

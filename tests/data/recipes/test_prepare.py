@@ -51,7 +51,11 @@ def test_every_recipe_has_a_miniature_in_the_tests():
     assert available_recipes() == sorted(TREES)
 
 
-@every_recipe
+# Data sets of others. The rows of `csv` have tasks of their own.
+every_public_recipe = pytest.mark.parametrize("name", [name for name in available_recipes() if name != "csv"])
+
+
+@every_public_recipe
 def test_a_recipe_states_its_license_layout_and_metrics(name):
     recipe = get_recipe(name)
     assert "http" in recipe.license and recipe.layout and recipe.title

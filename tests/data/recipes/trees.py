@@ -204,9 +204,24 @@ def write_audiocaps(folder: Path) -> Path:
     return folder
 
 
+def write_csv(folder):
+    """Clips of one's own with one table for two splits, as a spreadsheet writes it."""
+    for number in range(3):
+        write_clip(folder / f"recordings/dog {number}.wav")
+    rows = [
+        "\ufeffaudio,instruction,answer,task,split,note",
+        "recordings/dog 0.wav,Which animal is it?,dog,name,train,",
+        '"recordings/dog 1.wav","Is it a dog, or a cat?","a ""dog""",choice,train,loud',
+        "recordings/dog 2.wav,Which animal is it?,007,name,test,",
+    ]
+    write_text(folder / "clips.csv", "\r\n".join(rows) + "\r\n")
+    return folder
+
+
 TREES = {
     "audiocaps": write_audiocaps,
     "covost2-en-zh": write_covost2,
+    "csv": write_csv,
     "iemocap": write_iemocap,
     "librispeech": write_librispeech,
     "librisqa": write_librisqa,

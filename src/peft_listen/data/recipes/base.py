@@ -25,6 +25,7 @@ class Item:
         question (`str`, *optional*): question about the clip, which replaces `{question}` in the wordings.
         references (`tuple[str, ...]`): all correct answers, if there are several.
         pause (`float`, defaults to 0.0): seconds of silence between clips that are joined.
+        task (`str`, *optional*): name of its task, if it is not that of the recipe.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Item:
     question: str | None = None
     references: tuple[str, ...] = field(default=())
     pause: float = 0.0
+    task: str | None = None
 
 
 class Recipe(ABC):
@@ -125,7 +127,7 @@ class Recipe(ABC):
 RecipeType = TypeVar("RecipeType", bound=type[Recipe])
 
 # Modules of this package that are imported on first use.
-_BUILT_IN = ("audiocaps", "covost2", "iemocap", "librispeech", "librisqa", "spoken_squad", "voxceleb1")
+_BUILT_IN = ("audiocaps", "covost2", "csv_tables", "iemocap", "librispeech", "librisqa", "spoken_squad", "voxceleb1")
 
 _RECIPES: dict[str, type[Recipe]] = {}
 
@@ -191,6 +193,7 @@ def get_recipe(name: str) -> Recipe:
     names = available_recipes()
     if not isinstance(name, str) or name not in _RECIPES:
         raise ValueError(
-            f"There is no recipe {name!r}; registered recipes: {', '.join(names)}. Add your own with `@register_recipe`."
+            f"There is no recipe {name!r}; registered recipes: {', '.join(names)}. For clips of your own with a table take 'csv'; "
+            "in Python, add a recipe with `@register_recipe`."
         )
     return _RECIPES[name]()

@@ -311,7 +311,7 @@ class _SplitWriter:
             "audio": "",
             "instruction": wording if item.question is None else wording.replace(QUESTION, item.question),
             "answer": item.answer,
-            "task": self.recipe.task,
+            "task": self.recipe.task if item.task is None else item.task,
             "id": item.id,
         }
         if is_repository_name(self.recipe.hub):

@@ -149,6 +149,21 @@ class SourceFolder:
                 if text.strip():
                     yield name, text
 
+    def columns(self, relative: str, delimiter: str) -> list[str]:
+        """
+        The columns in the header of a table; `[]` if it is empty.
+
+        Args:
+            relative (`str`): path of the table, see `table`.
+            delimiter (`str`): `","` or a tab.
+
+        Raises:
+            OSError: if the file cannot be read.
+        """
+        _, line = next(iter(self.lines(relative)), ("", ""))
+        fields = [] if isinstance(line, Skipped) else next(csv.reader([line], delimiter=delimiter), [])
+        return [field.strip() for field in fields]
+
     def table(
         self, relative: str, columns: tuple[str, ...], delimiter: str, quoted: bool
     ) -> Iterator[tuple[str, dict[str, str] | Skipped]]:
@@ -185,7 +200,8 @@ class SourceFolder:
                 if missing := [column for column in columns if column not in header]:
                     raise ValueError(
                         f"{self.path(relative)}: the columns {missing} are missing; its first line has "
-                        f"{header[:20]}. Download the file again."
+                        f"{header[:20]}. Expected a header with {', '.join(columns)}, with "
+                        f"{'a tab' if delimiter == chr(9) else repr(delimiter)} between the columns."
                     )
             elif len(fields) < len(header):
                 yield name, Skipped("the line has fewer fields than the header", name)

@@ -1,0 +1,80 @@
+"""Clips and tables of one's own, from a folder to a checked data file."""
+
+import json
+
+import pytest
+
+from peft_listen.data import check_examples
+from peft_listen.data.recipes import prepare
+from peft_listen_cli import main
+from tests.data.recipes.trees import write_clip, write_csv, write_text
+
+
+HEADER = "audio,instruction,answer,task"
+
+
+def read(path):
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def test_the_rows_have_the_columns_of_the_table(tmp_path):
+    source = write_csv(tmp_path / "clips")
+    assert main(["prepare", "csv", str(source), str(tmp_path / "data")]) == 0
+    train, test = read(tmp_path / "data/csv-train.jsonl"), read(tmp_path / "data/csv-test.jsonl")
+    assert [(row["instruction"], row["answer"], row["task"]) for row in train] == [
+        ("Which animal is it?", "dog", "name"),
+        ("Is it a dog, or a cat?", 'a "dog"', "choice"),
+    ]
+    assert [(row["answer"], row["id"]) for row in test] == [("007", "clips.csv, line 4")]
+    for split in ("train", "test"):
+        assert check_examples(tmp_path / f"data/csv-{split}.jsonl") == []
+
+
+def test_files_are_splits_without_a_column(tmp_path):
+    for name in ("train", "validation"):
+        write_text(tmp_path / f"clips/{name}.csv", f"{HEADER}\n{name}.wav,What is it?,{name},own\n")
+        write_clip(tmp_path / f"clips/{name}.wav")
+    reports = prepare("csv", tmp_path / "clips", tmp_path / "data")
+    assert [(report.split, report.num_rows) for report in reports] == [("train", 1), ("validation", 1)]
+    assert read(reports[1].path)[0]["answer"] == "validation"
+
+
+def test_rows_that_cannot_be_used_are_counted_once(tmp_path, capsys):
+    write_clip(tmp_path / "clips/a.wav")
+    rows = [
+        f"{HEADER},split",
+        "a.wav,What is it?,dog,own,train",
+        "a.wav,What is it?,cat,own,test",
+        "b.wav,What is it?,dog,own,train",
+        "a.wav,What is it?, ,own,train",
+        "a.wav,What is it?,dog,own,",
+        "a.wav,What is it?,dog,own,../outside",
+        "../a.wav,What is it?,dog,own,train",
+        "a.wav",
+    ]
+    write_text(tmp_path / "clips/table.csv", "\n".join(rows))
+    assert main(["prepare", "csv", str(tmp_path / "clips"), str(tmp_path / "data"), "--json"]) == 1
+    reports = {report["split"]: report for report in json.loads(capsys.readouterr().out)}
+    assert {split: report["num_rows"] for split, report in reports.items()} == {"train": 1, "test": 1}
+    counts = [reason["count"] for report in reports.values() for reason in report["skipped"].values()]
+    assert sum(counts) == 6 and sorted(path.name for path in (tmp_path / "data").iterdir()) == [
+        "csv-test.jsonl",
+        "csv-train.jsonl",
+    ]
+    assert any("column answer is empty" in reason for reason in reports["train"]["skipped"])
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "message"),
+    [
+        ("clips.csv", "audio;instruction;answer;task", r"the columns .*'audio'.* are missing.*with ',' between"),
+        ("clips.csv", "path,instruction,answer,task", r"the columns \['audio'\] are missing"),
+        ("my clips.csv", HEADER, r"has no column 'split'.*Rename it, or add the column"),
+    ],
+)
+def test_another_table_is_refused(name, header, message, tmp_path):
+    write_text(tmp_path / "clips" / name, f"{header}\na.wav,What is it?,dog,own\n")
+    with pytest.raises(ValueError, match=message):
+        prepare("csv", tmp_path / "clips", tmp_path / "data")
+    assert not (tmp_path / "data").exists()
