@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         `int`, the exit code: 0 for success, 1 if a check found problems, 2 for wrong arguments or bad input, with an
-        explanation on stderr.
+        explanation on stderr, 130 after Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -95,4 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, ImportError) as error:
         print(f"peft-listen: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        name = next(iter(sys.argv[1:] if argv is None else argv), "")
+        advice = " The same command continues." if getattr(COMMANDS.get(name), "CONTINUES", False) else ""
+        print(f"peft-listen: interrupted.{advice}", file=sys.stderr)
+        return 130
     return exit_code

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 HELP = "Run a model's audio encoders on all clips of data files once, and store the features for training."
+# After Ctrl-C, the same command takes up what it has done.
+CONTINUES = True
 EPILOG = """\
 The encoders are frozen, so training can read their outputs instead of running them:
 

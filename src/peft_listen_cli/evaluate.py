@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 
 HELP = "Score the answers of a model, each task by its metric."
+# After Ctrl-C, the same command takes up what it has done.
+CONTINUES = True
 EPILOG = """\
 The answers are generated as by `peft-listen predict`, or read from its output if that is given instead of a model:
 

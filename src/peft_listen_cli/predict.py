@@ -14,6 +14,8 @@ from .options import make_parser, parse_options
 
 
 HELP = "Write the answers of a model to data files as JSON lines."
+# After Ctrl-C, the same command takes up what it has done.
+CONTINUES = True
 EPILOG = """\
 The output has the lines of the data with the field `generated`:
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 
 HELP = "Train a model from a YAML file of options, and score it."
+# After Ctrl-C, the same command takes up what it has done.
+CONTINUES = True
 EPILOG = """\
 Every option is a name in the YAML file (with underscores) and an argument, which overrides the file:
 

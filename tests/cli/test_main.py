@@ -30,6 +30,17 @@ def test_the_version_is_shown_with_those_of_the_libraries(capsys):
     assert shown["transformers"] == importlib.metadata.version("transformers")
 
 
+@pytest.mark.parametrize(("name", "advice"), [("cache-features", " The same command continues."), ("prepare", "")])
+def test_ctrl_c_gives_no_traceback(name, advice, monkeypatch, capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(COMMANDS[name], "run", interrupted)
+    required = ["data.jsonl", "--model", "model", "--folder", "features"] if name == "cache-features" else []
+    assert main([name, *required]) == 130
+    assert capsys.readouterr().err == f"peft-listen: interrupted.{advice}\n"
+
+
 def test_a_library_that_is_not_installed_has_no_version(capsys, monkeypatch):
     monkeypatch.setattr(peft_listen_cli, "REPORTED_VERSIONS", ("no-such-library",))
     with pytest.raises(SystemExit):
