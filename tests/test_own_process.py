@@ -1,4 +1,4 @@
-"""Runs each file of tests that use the simulated device in a process of its own; see `simulated_device.py`."""
+"""Runs the tests that use the simulated device in processes of their own; see `simulated_device.py`."""
 
 import os
 import subprocess
@@ -27,9 +27,10 @@ def test_all_files_with_the_device_are_named() -> None:
 
 @pytest.mark.skipif(not simulated_device.IS_SUPPORTED, reason="this version of torch has no backends in Python")
 @pytest.mark.cpu_only("it compares the CPU with the simulated device")
-@pytest.mark.parametrize("file", FILES)
-def test_the_tests_on_the_simulated_device_pass(file: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider", file]
+# The tests of trainers need a process in which no other file has used the device.
+@pytest.mark.parametrize("files", [FILES[:-1], FILES[-1:]], ids=["all but training", "training"])
+def test_the_tests_on_the_simulated_device_pass(files: list[str]) -> None:
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider", *files]
     result = subprocess.run(
         command, cwd=ROOT, env={**os.environ, simulated_device.OWN_PROCESS: "1"}, capture_output=True, text=True
     )

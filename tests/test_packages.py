@@ -103,7 +103,7 @@ def test_the_changelog_has_the_version_with_notes_for_upgrades() -> None:
 # Modules whose names differ from those of their packages.
 MODULES = {"rouge-score": "rouge_score", "scikit-learn": "sklearn"}
 # Packages that these need themselves, and two that are used where they happen to be installed.
-OF_DEPENDENCIES = {"deepspeed", "huggingface_hub", "markupsafe", "packaging", "tqdm", "umap", "yaml"}
+OF_DEPENDENCIES = {"deepspeed", "fastapi", "huggingface_hub", "markupsafe", "packaging", "tqdm", "umap", "yaml"}
 
 
 def modules_of(requirements: list[str]) -> set[str]:
@@ -125,7 +125,7 @@ def imported_modules() -> set[str]:
 def test_the_dependencies_are_what_the_sources_import() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
     required = modules_of(PROJECT["project"]["dependencies"])
-    optional = {name: modules_of(extras[name]) for name in ("audio", "train", "metrics", "analysis", "serve")}
+    optional = {name: modules_of(extras[name]) for name in ("audio", "train", "metrics", "analysis", "serve", "page")}
     imported = imported_modules()
     assert set().union(required, *optional.values()) == imported - OF_DEPENDENCIES
     assert not required & set().union(*optional.values())

@@ -396,6 +396,7 @@ def test_files_of_an_older_version_are_replaced_but_not_those_of_subfolders():
     assert sorted(filter_repo_objects([*files, *others], allow_patterns=_REPLACED_FILES)) == sorted(files)
 
 
+@pytest.mark.slow
 def test_publishing_a_base_model_removes_the_adapter(hub_of_parts, tmp_path):
     code = """
 peft_listen.publish(model, processor, "me/my-model")
@@ -422,6 +423,7 @@ print(warning.message)
     assert "adapter_model.safetensors" in hub_of_parts.files("me/my-adapter")
 
 
+@pytest.mark.slow
 def test_the_card_of_a_base_model_says_what_to_import(hub_of_parts, tmp_path):
     hub_of_parts.run(
         BUILD + 'base = AudioListenForCausalLM.from_pretrained("my-base")\nbase.push_to_hub("me/base")', tmp_path

@@ -200,6 +200,7 @@ def test_a_damaged_shard_is_named_and_built_again(make_run, own_data, tmp_path):
     assert len(losses(make_run(**options).run())) == 2
 
 
+@pytest.mark.slow
 def test_a_clip_that_is_modified_after_it_was_cached_is_named(make_run, own_data, tmp_path):
     data_file, clip = own_data
     options = {"train_data": [data_file], "adapter": "lora", "max_steps": 2}

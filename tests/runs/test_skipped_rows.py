@@ -74,6 +74,7 @@ def test_a_run_trains_and_scores_what_is_left(cached, make_run, damaged, write, 
     assert again == replace(result, was_finished=True)
 
 
+@pytest.mark.slow
 def test_a_continued_run_leaves_out_the_same_rows_without_decoding_them_again(
     make_run, damaged, tmp_path, monkeypatch
 ):

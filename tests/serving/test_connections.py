@@ -63,7 +63,7 @@ def test_headers_have_a_size(url):
 
 def test_an_answer_may_take_longer_than_the_headers(models, monkeypatch):
     monkeypatch.setattr(connections, "HEADER_SECONDS", 0.4)
-    with running(models, max_new_tokens=120) as url, client_of(url) as client:
+    with running(models, max_new_tokens=600) as url, client_of(url) as client:
         begin = time.monotonic()
         assert client.chat.completions.create(**CHAT).choices[0].finish_reason == "length"
         assert time.monotonic() - begin > 0.4

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.logging import AccessFormatter, DefaultFormatter
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from . import connections
 from .app import create_app
@@ -25,10 +26,9 @@ _SHUTDOWN_SECONDS = 5
 # The formatter of each logger of a server.
 _LINE = "%(levelprefix)s %(message)s"
 _REQUEST = '%(levelprefix)s %(client_addr)s - "%(request_line)s" %(status_code)s'
-_REQUEST_LOGGER = "uvicorn.access"
 _FORMATTERS = {
     "uvicorn": DefaultFormatter(_LINE),
-    _REQUEST_LOGGER: AccessFormatter(_REQUEST),
+    "uvicorn.access": AccessFormatter(_REQUEST),
     "peft_listen.serving": DefaultFormatter(_LINE),
     "peft_listen.page": DefaultFormatter(_LINE),
 }
@@ -83,7 +83,7 @@ class AppServer:
         logs_requests (`bool`, *optional*, defaults to `True`): Whether each request is logged, and not only errors.
         allowed_hosts (`Sequence[str]`, *optional*): Names by which clients may reach the application, in addition to `localhost`
             and IP addresses. If not given, requests for every host are answered.
-        protocol (`Any`, *optional*, defaults to `"auto"`): The protocol of uvicorn's `http`.
+        protocol (`Any`, *optional*): The protocol, as uvicorn's `http` takes it; uvicorn's own if not given.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class AppServer:
         on_start: Callable[[], None] | None = None,
         logs_requests: bool = True,
         allowed_hosts: Sequence[str] | None = None,
-        protocol: Any = "auto",
+        protocol: Any = None,
     ) -> None:
         config = uvicorn.Config(
             app if allowed_hosts is None else HostCheck(app, allowed_hosts),
-            http=protocol,
+            http=protocol or (H11Protocol if logs_requests else _QuietProtocol),
             log_config=None,
             timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
             server_header=False,
@@ -106,7 +106,6 @@ class AppServer:
         )
         self._server = _Uvicorn(config, on_start)
         self._sock = sock
-        self._logs_requests = logs_requests
 
     def run(self) -> None:
         """
@@ -114,7 +113,7 @@ class AppServer:
         SIGTERM). The socket is closed at the end. Requests and errors are logged to stderr, unless the application
         has given one of the loggers `uvicorn`, `uvicorn.access`, `peft_listen.serving` and `peft_listen.page` a handler.
         """
-        with self._sock, _logged_to_stderr(self._logs_requests):
+        with self._sock, _logged_to_stderr():
             self._server.run(sockets=[self._sock])
 
     def stop(self) -> None:
@@ -152,21 +151,28 @@ class Server(AppServer):
 
 
 @contextmanager
-def _logged_to_stderr(logs_requests: bool) -> Iterator[None]:
+def _logged_to_stderr() -> Iterator[None]:
     # uvicorn's own configuration is for a process that is nothing but a server: `logging.config.dictConfig` closes the
     # handlers of all libraries, some with the streams that they write to.
     loggers = [logging.getLogger(name) for name in _FORMATTERS]
     with ExitStack() as stack:
         if not any(logger.handlers for logger in loggers):
             for logger, formatter in zip(loggers, _FORMATTERS.values(), strict=True):
-                is_shown = logs_requests or logger.name != _REQUEST_LOGGER
-                handler = _StderrHandler() if is_shown else logging.NullHandler()
+                handler = _StderrHandler()
                 handler.setFormatter(formatter)
                 stack.callback(_reset, logger, handler, logger.level, logger.propagate)
                 logger.addHandler(handler)
                 logger.setLevel(logging.INFO)
                 logger.propagate = False
         yield
+
+
+class _QuietProtocol(H11Protocol):
+    """Logs no requests. The logger of the requests is that of all servers of the process."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.access_log = False
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):

@@ -9,6 +9,7 @@ from benchmarks.speed import memory
 from benchmarks.speed.memory import Measurement
 
 
+@pytest.mark.slow
 def test_a_clip_is_measured_in_a_new_process(monkeypatch, capsys):
     threads = torch.get_num_threads()
     options = ["--size", "small", "--device", "cpu", "--threads", "1", "--seconds", "40", "--encoder-batch-sizes", "2"]

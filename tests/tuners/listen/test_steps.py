@@ -289,8 +289,9 @@ torch.distributed.barrier()
 @pytest.mark.cpu_only("its processes use gloo")
 @pytest.mark.parametrize(
     "kind",
-    ["DDP", pytest.param("FSDP2", marks=pytest.mark.slow), pytest.param("FSDP2 of the pool", marks=pytest.mark.slow)],
+    ["DDP", "FSDP2", "FSDP2 of the pool"],
 )
+@pytest.mark.slow
 def test_two_processes_count_the_same_steps_as_one(kind, model, tokens, tmp_path):
     from safetensors.torch import load_file
 
