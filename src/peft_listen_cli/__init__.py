@@ -89,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # Characters that the console's encoding lacks are escaped instead of ending the output.
             stream.reconfigure(errors="backslashreplace")
+    arguments = None
     try:
         arguments = build_parser().parse_args(argv)
         exit_code: int = arguments.run(arguments)
@@ -97,7 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         name = next(iter(sys.argv[1:] if argv is None else argv), "")
-        advice = " The same command continues." if getattr(COMMANDS.get(name), "CONTINUES", False) else ""
+        # The same command with --overwrite would begin again.
+        overwrites = getattr(getattr(arguments, "options", None), "overwrite", False)
+        continues = getattr(COMMANDS.get(name), "CONTINUES", False) and not overwrites
+        advice = " The same command continues." if continues else ""
         print(f"peft-listen: interrupted.{advice}", file=sys.stderr)
         return 130
     return exit_code

@@ -184,7 +184,13 @@ def test_a_question_cannot_name_a_file_of_the_machine(url: str, folder: Path) ->
 
 
 @pytest.mark.parametrize(
-    "request_path", ["gradio_api/file=http://127.0.0.1:1/a", "gradio_api/proxy=http://127.0.0.1:1/a"]
+    "request_path",
+    [
+        "gradio_api/file=http://127.0.0.1:1/a",
+        "gradio_api/file/http://127.0.0.1:1/a",
+        "gradio_api/file/HTTPS://127.0.0.1:1/a",
+        "gradio_api/proxy=http://127.0.0.1:1/a",
+    ],
 )
 def test_the_page_fetches_no_addresses(url: str, request_path: str) -> None:
     assert get(f"{url}/{request_path}") == (403, b"This page does not fetch other addresses.")

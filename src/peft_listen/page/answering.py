@@ -113,7 +113,12 @@ class Answering:
                 f"The clip is longer than {settings.max_audio_seconds:g} seconds, the limit of this page, or takes too long "
                 "to decode. Choose a shorter one."
             ) from error
-        except (OSError, ValueError) as error:
+        except FileNotFoundError as error:
+            raise PageError("The clip is no longer there. Choose it again.") from error
+        except OSError as error:
+            # Not the error itself, which names the file.
+            raise PageError(f"The clip cannot be read. {error.strerror or ''}".rstrip()) from error
+        except ValueError as error:
             raise PageError(f"The clip cannot be read. {error}") from error
 
     def check_instruction(self, instruction: str) -> None:

@@ -136,4 +136,4 @@ def without_other_servers(document: bytes) -> bytes:
 
 
 def _fetches_an_address(path: str) -> bool:
-    return "/proxy=" in path or "file=http:" in path or "file=https:" in path
+    return re.search(r"/proxy=|/file[=/]https?:", path, re.IGNORECASE) is not None

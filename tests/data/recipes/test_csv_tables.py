@@ -40,7 +40,7 @@ def test_files_are_splits_without_a_column(tmp_path):
     assert read(reports[1].path)[0]["answer"] == "validation"
 
 
-def test_rows_that_cannot_be_used_are_counted_once(tmp_path, capsys):
+def test_rows_that_cannot_be_used_are_counted(tmp_path, capsys):
     write_clip(tmp_path / "clips/a.wav")
     rows = [
         f"{HEADER},split",
@@ -52,16 +52,22 @@ def test_rows_that_cannot_be_used_are_counted_once(tmp_path, capsys):
         "a.wav,What is it?,dog,own,../outside",
         "../a.wav,What is it?,dog,own,train",
         "a.wav",
+        "a.wav,Is it a dog, or a cat?,dog,own,train",
     ]
     write_text(tmp_path / "clips/table.csv", "\n".join(rows))
     assert main(["prepare", "csv", str(tmp_path / "clips"), str(tmp_path / "data"), "--json"]) == 1
     reports = {report["split"]: report for report in json.loads(capsys.readouterr().out)}
     assert {split: report["num_rows"] for split, report in reports.items()} == {"train": 1, "test": 1}
-    counts = [reason["count"] for report in reports.values() for reason in report["skipped"].values()]
-    assert sum(counts) == 6 and sorted(path.name for path in (tmp_path / "data").iterdir()) == [
+    counts = {
+        split: sum(reason["count"] for reason in report["skipped"].values()) for split, report in reports.items()
+    }
+    # Four rows have no split, and count for both.
+    assert counts == {"train": 7, "test": 4}
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
         "csv-test.jsonl",
         "csv-train.jsonl",
     ]
+    assert main(["prepare", "csv", str(tmp_path / "clips"), str(tmp_path / "data"), "--split", "test"]) == 1
     assert any("column answer is empty" in reason for reason in reports["train"]["skipped"])
 
 
@@ -78,3 +84,17 @@ def test_another_table_is_refused(name, header, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         prepare("csv", tmp_path / "clips", tmp_path / "data")
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (f"{HEADER}\ra.wav,What?,dog,own\r".encode(), "the first line is not the header of a table"),
+        (f"{HEADER},Größe\na.wav,What?,dog,own,1\n".encode("cp1252"), "the line is not UTF-8"),
+        (f"{HEADER},split\na.wav,What?,dog,own,\n".encode(), "no row of the tables has a split. table.csv, line 2"),
+    ],
+)
+def test_a_table_that_is_not_one_is_explained(content, message, tmp_path, capsys):
+    write_text(tmp_path / "clips/table.csv", content)
+    assert main(["prepare", "csv", str(tmp_path / "clips"), str(tmp_path / "data")]) == 2
+    assert message in capsys.readouterr().err

@@ -37,15 +37,18 @@ clips.csv                        (audio,instruction,answer,task,split; or train.
 recordings/dog-1.wav             (the path in the column audio is recordings/dog-1.wav)"""
 
     def splits(self, source: SourceFolder) -> dict[str, bool]:
-        names = {split for table in _tables(source) for _, split, _ in _rows_of(source, table) if split is not None}
-        return dict.fromkeys(sorted(names), True) or {"train": False}
+        rows = [(split, row) for table in _tables(source) for _, split, row in _rows_of(source, table)]
+        names = sorted({split for split, _ in rows if split is not None})
+        for _, row in rows:
+            if not names and isinstance(row, Skipped):
+                raise ValueError(f"{source.root}: no row of the tables has a split. {row.row}: {row.reason}.")
+        return dict.fromkeys(names, True) or {"train": False}
 
     def rows(self, source: SourceFolder, split: str, seed: int) -> Iterator[Item | Skipped]:
-        first = next(iter(self.splits(source)))
         for table in _tables(source):
             for name, of_row, row in _rows_of(source, table):
-                # A row without a split is reported once, with the split that is written first.
-                if of_row == split or (of_row is None and split == first):
+                # A row without a split may belong to each of them.
+                if of_row in (split, None):
                     yield row if isinstance(row, Skipped) else _to_item(name, row)
 
 
@@ -76,4 +79,5 @@ def _to_item(name: str, row: dict[str, str]) -> Item | Skipped:
     empty = [column for column in COLUMNS if not row[column].strip()]
     if empty:
         return Skipped(f"the column {empty[0]} is empty", name)
-    return Item(name, row["answer"], (row["audio"].strip(),), question=row["instruction"], task=row["task"].strip())
+    row = {column: text.strip() for column, text in row.items()}
+    return Item(name, row["answer"], (row["audio"],), question=row["instruction"], task=row["task"])

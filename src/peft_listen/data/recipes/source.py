@@ -159,9 +159,18 @@ class SourceFolder:
 
         Raises:
             OSError: if the file cannot be read.
+            ValueError: if its first line is not a header.
         """
         _, line = next(iter(self.lines(relative)), ("", ""))
-        fields = [] if isinstance(line, Skipped) else next(csv.reader([line], delimiter=delimiter), [])
+        try:
+            if isinstance(line, Skipped):
+                raise ValueError(line.reason)
+            fields = next(csv.reader([line], delimiter=delimiter), [])
+        except (csv.Error, ValueError) as error:
+            raise ValueError(
+                f"{self.path(relative)}: the first line is not the header of a table ({error}). Save it as CSV in UTF-8, with one "
+                "row per line."
+            ) from None
         return [field.strip() for field in fields]
 
     def table(
@@ -205,6 +214,11 @@ class SourceFolder:
                     )
             elif len(fields) < len(header):
                 yield name, Skipped("the line has fewer fields than the header", name)
+            elif quoted and any(field.strip() for field in fields[len(header) :]):
+                yield (
+                    name,
+                    Skipped("the line has more fields than the header; texts with a comma need quotation marks", name),
+                )
             else:
                 row = dict(zip(header, fields, strict=False))
                 yield name, {column: row[column] for column in columns}
