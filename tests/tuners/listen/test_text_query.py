@@ -18,7 +18,12 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 GREEDY = {"max_new_tokens": 5, "do_sample": False}
 STATIC = {"cache_implementation": "static", "disable_compile": True}
 FIXED = {"stochastic_prompt_length": False}
-IMAGE_ROW = torch.tensor([[5, 60, 60, 60, 60, 7, 8]])
+
+
+@pytest.fixture
+def image_row():
+    """The tokens of a row with an image, whose placeholder is 60."""
+    return torch.tensor([[5, 60, 60, 60, 60, 7, 8]])
 
 
 def supervised(input_ids, prompt=3):
@@ -119,28 +124,28 @@ def test_ignored_tokens_are_read_and_not_averaged(build, attach_text):
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("query_text", ["last", "mean"])
 def test_text_is_read_without_the_image_and_both_halves_are_added(
-    weight, query_text, build, attach_text, image, image_embeds
+    weight, query_text, build, attach_text, image, image_embeds, image_row
 ):
     base = build("llava")
     model = attach_text(base, query_text=query_text, query_audio_weight=weight)
     text = pooled(states_by_hand(base, torch.tensor([5, 7, 8]), 1), query_text)
     expected = F.normalize(text, dim=-1) + weight * F.normalize(image_embeds.mean(dim=0), dim=-1)
-    inputs = {"input_ids": IMAGE_ROW, "pixel_values": image}
+    inputs = {"input_ids": image_row, "pixel_values": image}
     model(**inputs)
     torch.testing.assert_close(model.last_selection.query[0], expected, **CLOSE)
-    padded = {"input_ids": F.pad(IMAGE_ROW, (2, 0)), "attention_mask": F.pad(torch.ones_like(IMAGE_ROW), (2, 0))}
+    padded = {"input_ids": F.pad(image_row, (2, 0)), "attention_mask": F.pad(torch.ones_like(image_row), (2, 0))}
     model(**padded, pixel_values=image)
     torch.testing.assert_close(model.last_selection.query[0], expected, **CLOSE)
 
 
-def test_rows_without_text_or_without_an_image_have_the_other_half(build, attach_text, image, image_embeds):
+def test_rows_without_text_or_without_an_image_have_the_other_half(build, attach_text, image, image_embeds, image_row):
     base = build("llava")
     model = attach_text(base, query_audio_weight=0.25)
     row = torch.tensor([9, 10, 11, 12, 13, 7, 8])
-    model(input_ids=torch.cat([IMAGE_ROW, row[None]]), pixel_values=image)
+    model(input_ids=torch.cat([image_row, row[None]]), pixel_values=image)
     text = F.normalize(states_by_hand(base, row, 1)[-1], dim=-1)
     torch.testing.assert_close(model.last_selection.query[1], text, **CLOSE)
-    model(input_ids=IMAGE_ROW, pixel_values=image, listen_query_mask=(IMAGE_ROW == 60).long())
+    model(input_ids=image_row, pixel_values=image, listen_query_mask=(image_row == 60).long())
     alone = F.normalize(image_embeds.mean(dim=0), dim=-1)  # with its full weight: there is nothing else
     torch.testing.assert_close(model.last_selection.query[0], alone, **CLOSE)
 
@@ -351,6 +356,7 @@ def test_threads_get_their_own_queries(build, attach_text, tokens):
         torch.testing.assert_close(logits, expected_logits, **CLOSE)
 
 
+@pytest.mark.cpu_only("a dispatch mode counts the reads there")
 @torch.no_grad()
 def test_only_a_prefill_reads_values_from_the_device(build, attach, attach_text, tokens):
     """Once for the length of the text, and once because the decoder looks for packed sequences."""
