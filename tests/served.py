@@ -1,4 +1,4 @@
-"""Runs `peft-listen serve` or `peft-listen demo` in a thread."""
+"""Servers and the commands that run them, in a thread."""
 
 from __future__ import annotations
 
@@ -12,6 +12,20 @@ import pytest
 
 from peft_listen import serving
 from peft_listen_cli import main
+
+
+@contextmanager
+def running_server(server: serving.AppServer, started: threading.Event) -> Iterator[None]:
+    """Runs a server, whose `on_start` sets the event, in a thread."""
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        assert started.wait(30)
+        yield
+    finally:
+        server.stop()
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 @contextmanager

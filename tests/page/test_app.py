@@ -18,6 +18,7 @@ import pytest
 from peft_listen.page import Clip, Tasks, create_page
 from peft_listen.page.app import without_other_servers
 from peft_listen.serving import AppServer, address_of, bind
+from tests.served import running_server
 from tests.small_models import write_wav
 
 
@@ -31,15 +32,8 @@ def running(app: Any) -> Iterator[str]:
     sock, started = bind("127.0.0.1", 0), threading.Event()
     url = address_of(sock)
     server = AppServer(app, sock, started.set, logs_requests=False)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        assert started.wait(30)
+    with running_server(server, started):
         yield url
-    finally:
-        server.stop()
-        thread.join(30)
-        assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")

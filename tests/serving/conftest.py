@@ -15,6 +15,7 @@ from transformers import pipeline
 
 from peft_listen.serving import ServedModels, Server, ServerSettings, bind, url_of
 from tests.device import test_device
+from tests.served import running_server
 from tests.small_models import make_adapted_chat_model, make_chat_processor
 
 
@@ -29,15 +30,8 @@ def running(models: ServedModels, **settings: Any) -> Iterator[str]:
     url = url_of(sock)
     settings = {"max_new_tokens": LENGTH, "timeout": 60.0, **settings}
     server = Server(models, sock, ServerSettings(**settings), started.set)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        assert started.wait(30)
+    with running_server(server, started):
         yield url
-    finally:
-        server.stop()
-        thread.join(30)
-        assert not thread.is_alive()
 
 
 @contextmanager

@@ -39,9 +39,9 @@ recordings/dog-1.wav             (the path in the column audio is recordings/dog
     def splits(self, source: SourceFolder) -> dict[str, bool]:
         rows = [(split, row) for table in _tables(source) for _, split, row in _rows_of(source, table)]
         names = sorted({split for split, _ in rows if split is not None})
-        for _, row in rows:
-            if not names and isinstance(row, Skipped):
-                raise ValueError(f"{source.root}: no row of the tables has a split. {row.row}: {row.reason}.")
+        problem = next((row for _, row in rows if isinstance(row, Skipped)), None)
+        if problem is not None and not names:
+            raise ValueError(f"{source.root}: no row of the tables has a split. {problem.row}: {problem.reason}.")
         return dict.fromkeys(names, True) or {"train": False}
 
     def rows(self, source: SourceFolder, split: str, seed: int) -> Iterator[Item | Skipped]:
@@ -76,8 +76,7 @@ def _rows_of(source: SourceFolder, table: str) -> Iterator[tuple[str, str | None
 
 
 def _to_item(name: str, row: dict[str, str]) -> Item | Skipped:
-    empty = [column for column in COLUMNS if not row[column].strip()]
-    if empty:
-        return Skipped(f"the column {empty[0]} is empty", name)
     row = {column: text.strip() for column, text in row.items()}
+    if empty := [column for column in COLUMNS if not row[column]]:
+        return Skipped(f"the column {empty[0]} is empty", name)
     return Item(name, row["answer"], (row["audio"],), question=row["instruction"], task=row["task"])
