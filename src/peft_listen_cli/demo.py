@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .argument_types import add_address, add_placement, allowed_hosts, positive_integer, positive_number
 
@@ -35,8 +38,12 @@ selections.safetensors in the folder of the adapter, or from --records:
 The page listens on this machine only, asks no other server for anything, and has no password: whoever reaches the address
 that --host names can ask the model. It is reached by an IP address, localhost, or a name given with --host or --allowed-host.
 
-The exit code is 0 if the page was stopped by Ctrl-C, and 2 after an error, such as an address that is in use.
+The exit code is 0 if the page was stopped by Ctrl-C, 143 after SIGTERM, and 2 after an error, such as an address that is in
+use.
 """
+
+# Signals that would end the process before its temporary folder is removed. Windows has no SIGHUP.
+_ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
     files = _record_files(paths, arguments.records)
     tasks = None if arguments.data is None else read_tasks(arguments.data)
     sock = bind(arguments.host, arguments.port)
-    with sock, tempfile.TemporaryDirectory(prefix="peft-listen-") as folder:
+    with sock, _cleans_up(), tempfile.TemporaryDirectory(prefix="peft-listen-") as folder:
         models = load_models(arguments.model, arguments.dtype, arguments.device, accepts_text_models=True)
         answering = Answering(models, settings, _shares(models, files))
         app = create_page(answering, folder, tasks)
@@ -111,6 +118,22 @@ def run(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print("peft-listen: stopped", file=sys.stderr)
     return 0
+
+
+@contextmanager
+def _cleans_up() -> Iterator[None]:
+    """Turns signals that would end the process at once into an exit, which removes temporary folders before."""
+    with ExitStack() as stack:
+        if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
+            for number in _ENDING_SIGNALS:
+                # `nohup` ignores SIGHUP, which then must not end the page.
+                if signal.getsignal(number) is signal.SIG_DFL:
+                    stack.callback(signal.signal, number, signal.signal(number, _exit))
+        yield
+
+
+def _exit(number: int, frame: Any) -> NoReturn:
+    raise SystemExit(128 + number)  # the exit code that shells give to a process that a signal has ended
 
 
 def _record_files(paths: Mapping[str, str], given: Sequence[str]) -> dict[str, str]:

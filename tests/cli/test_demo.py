@@ -1,12 +1,16 @@
 import json
+import os
+import signal
 import socket
 import sys
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
 
+from peft_listen import serving
 from peft_listen.analysis import record_dataset
 from peft_listen.pipelines.loading import load_pipeline
 from peft_listen_cli import main
@@ -118,3 +122,40 @@ def test_no_folder_is_left(adapter, tmp_path, monkeypatch):
     with running_command(["demo", adapter]):
         assert [path.name.startswith("peft-listen-") for path in tmp_path.iterdir()].count(True) == 1
     assert not list(Path(tmp_path).glob("peft-listen-*"))
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """The folder of temporary folders."""
+    pytest.importorskip("gradio")
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("handlers of signals run in the main thread")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_no_folder_is_left_if_a_signal_ends_the_page(number, adapter, temporary, monkeypatch):
+    before, make, found = signal.getsignal(number), serving.AppServer.__init__, []
+
+    def stop():
+        found.extend(temporary.glob("peft-listen-*"))
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(
+        serving.AppServer, "__init__", lambda self, app, sock, _, **settings: make(self, app, sock, stop, **settings)
+    )
+    with pytest.raises(SystemExit) as exit_info:
+        main(["demo", adapter, "--port", "0"])
+    assert exit_info.value.code == 128 + number
+    assert len(found) == 1
+    assert not list(temporary.glob("peft-listen-*")) and signal.getsignal(number) is before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_no_folder_is_left_if_a_signal_ends_the_loading(temporary, monkeypatch):
+    monkeypatch.setattr(serving, "load_models", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as exit_info:
+        main(["demo", "org/no-such-model", "--port", "0"])
+    assert exit_info.value.code == 143 and not list(temporary.glob("peft-listen-*"))
