@@ -36,7 +36,8 @@ _FORMATTERS = {
 
 def bind(host: str, port: int) -> socket.socket:
     """
-    Reserves an address before a model is loaded. Nobody can connect yet.
+    Reserves an address before a model is loaded. Nobody can connect yet, and another server that starts at the same time may
+    reserve it too; then the one that runs first has it.
 
     Args:
         host (`str`): Name or address of a network interface.
@@ -57,8 +58,20 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         if sock is not None:
             sock.close()
-        raise OSError(f"The server cannot listen on {host}, port {port}: {error.strerror or error}.") from error
+        raise _cannot_listen(host, port, error) from error
     return sock
+
+
+def _listen(sock: socket.socket) -> None:
+    """Opens a socket of [`bind`] for connections."""
+    try:
+        sock.listen()
+    except OSError as error:
+        raise _cannot_listen(*sock.getsockname()[:2], error) from error
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> OSError:
+    return OSError(f"The server cannot listen on {host}, port {port}: {error.strerror or error}.")
 
 
 def address_of(sock: socket.socket) -> str:
@@ -112,8 +125,13 @@ class AppServer:
         Runs until `stop` is called or, in the main thread, until the process gets a signal to stop (Ctrl-C,
         SIGTERM). The socket is closed at the end. Requests and errors are logged to stderr, unless the application
         has given one of the loggers `uvicorn`, `uvicorn.access`, `peft_listen.serving` and `peft_listen.page` a handler.
+
+        Raises:
+            OSError: Another server listens on the address since [`bind`].
         """
         with self._sock, _logged_to_stderr():
+            # uvicorn would do it after it has started the application, and raise an error that does not name the address.
+            _listen(self._sock)
             self._server.run(sockets=[self._sock])
 
     def stop(self) -> None:
