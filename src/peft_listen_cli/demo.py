@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from peft_listen.page import Answering, PageSettings, create_page, read_tasks
-    from peft_listen.serving import AppServer, address_of, bind, load_models, name_models
+    from peft_listen.serving import AppServer, address_of, bind, host_names, load_models, name_models
 
     settings = PageSettings(
         max_new_tokens=arguments.max_new_tokens,
@@ -100,7 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
         max_upload_bytes=int(arguments.max_upload_mb * (1 << 20)),
         timeout=arguments.timeout,
     )
-    # Files and address are checked first, since loading the model may take minutes.
+    # Names, files and address are checked first, since loading the model may take minutes.
+    hosts = host_names(allowed_hosts(arguments))
     paths = name_models(arguments.model)
     files = _record_files(paths, arguments.records)
     tasks = None if arguments.data is None else read_tasks(arguments.data)
@@ -114,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"Open {address_of(sock)} in a browser. Ctrl-C stops the page.", flush=True)
 
         try:
-            AppServer(app, sock, announce, logs_requests=False, allowed_hosts=allowed_hosts(arguments)).run()
+            AppServer(app, sock, announce, logs_requests=False, allowed_hosts=hosts).run()
         except KeyboardInterrupt:
             print("peft-listen: stopped", file=sys.stderr)
     return 0

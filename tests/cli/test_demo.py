@@ -66,6 +66,7 @@ def test_the_page_is_opened_at_the_printed_address(adapter, data, records, capsy
         (["./no-model"], "no file or folder './no-model'"),
         (["a=./one", "a=./two"], "would both be served as 'a'"),
         (["m", "--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
+        (["m", "--allowed-host", "http://a.example"], "(`--allowed-host`) must be a list of names"),
         (["m", "--data", "missing.jsonl"], "missing.jsonl"),
         (["m", "--records", "other=x"], "--records other=x: expected NAME=FILE with one of the names m"),
         (["m", "n", "--records", "file"], "--records file: expected NAME=FILE with one of the names m, n"),

@@ -14,6 +14,7 @@ except ImportError as error:
     raise ImportError('The server needs starlette, pydantic and uvicorn: pip install "peft-listen[serve]"') from error
 
 from .app import create_app
+from .host_check import host_names
 from .models import ServedModels, load_models, name_models
 from .server import AppServer, Server, address_of, bind, url_of
 from .settings import ServerSettings
@@ -27,6 +28,7 @@ __all__ = [
     "address_of",
     "bind",
     "create_app",
+    "host_names",
     "load_models",
     "name_models",
     "url_of",

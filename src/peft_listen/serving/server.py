@@ -4,7 +4,7 @@ import functools
 import logging
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TextIO
 
@@ -67,7 +67,8 @@ def _listen(sock: socket.socket) -> None:
     try:
         sock.listen()
     except OSError as error:
-        raise _cannot_listen(*sock.getsockname()[:2], error) from error
+        host, port = sock.getsockname()[:2]
+        raise _cannot_listen(host, port, error) from error
 
 
 def _cannot_listen(host: str, port: int, error: OSError) -> OSError:
@@ -94,9 +95,12 @@ class AppServer:
         sock (`socket.socket`): From [`bind`].
         on_start (`Callable`, *optional*): Called when clients can connect.
         logs_requests (`bool`, *optional*, defaults to `True`): Whether each request is logged, and not only errors.
-        allowed_hosts (`Sequence[str]`, *optional*): Names by which clients may reach the application, in addition to `localhost`
+        allowed_hosts (`Collection[str]`, *optional*): Names by which clients may reach the application, in addition to `localhost`
             and IP addresses. If not given, requests for every host are answered.
         protocol (`Any`, *optional*): The protocol, as uvicorn's `http` takes it; uvicorn's own if not given.
+
+    Raises:
+        ValueError: An allowed host is not a name.
     """
 
     def __init__(
@@ -105,7 +109,7 @@ class AppServer:
         sock: socket.socket,
         on_start: Callable[[], None] | None = None,
         logs_requests: bool = True,
-        allowed_hosts: Sequence[str] | None = None,
+        allowed_hosts: Collection[str] | None = None,
         protocol: Any = None,
     ) -> None:
         config = uvicorn.Config(
