@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from peft_listen.page import Answering, PageSettings, create_page, read_tasks
-    from peft_listen.serving import AppServer, address_of, bind, host_names, load_models, name_models
+    from peft_listen.serving import AppServer, QuietProtocol, address_of, bind, host_names, load_models, name_models
 
     settings = PageSettings(
         max_new_tokens=arguments.max_new_tokens,
@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"Open {address_of(sock)} in a browser. Ctrl-C stops the page.", flush=True)
 
         try:
-            AppServer(app, sock, announce, logs_requests=False, allowed_hosts=hosts).run()
+            AppServer(app, sock, announce, allowed_hosts=hosts, protocol=QuietProtocol).run()
         except KeyboardInterrupt:
             print("peft-listen: stopped", file=sys.stderr)
     return 0

@@ -14,6 +14,7 @@ except ImportError as error:
     raise ImportError('The server needs starlette, pydantic and uvicorn: pip install "peft-listen[serve]"') from error
 
 from .app import create_app
+from .connections import QuietProtocol
 from .host_check import host_names
 from .models import ServedModels, load_models, name_models
 from .server import AppServer, Server, address_of, bind, url_of
@@ -22,6 +23,7 @@ from .settings import ServerSettings
 
 __all__ = [
     "AppServer",
+    "QuietProtocol",
     "ServedModels",
     "Server",
     "ServerSettings",

@@ -94,10 +94,10 @@ class AppServer:
         app (`ASGIApp`): The application.
         sock (`socket.socket`): From [`bind`].
         on_start (`Callable`, *optional*): Called when clients can connect.
-        logs_requests (`bool`, *optional*, defaults to `True`): Whether each request is logged, and not only errors.
         allowed_hosts (`Collection[str]`, *optional*): Names by which clients may reach the application, in addition to `localhost`
             and IP addresses. If not given, requests for every host are answered.
-        protocol (`Any`, *optional*): The protocol, as uvicorn's `http` takes it; uvicorn's own if not given.
+        protocol (`Any`, *optional*): The protocol, as uvicorn's `http` takes it. By default uvicorn's own, which logs each
+            request; with [`QuietProtocol`] only errors are logged.
 
     Raises:
         ValueError: An allowed host is not a name.
@@ -108,13 +108,12 @@ class AppServer:
         app: ASGIApp,
         sock: socket.socket,
         on_start: Callable[[], None] | None = None,
-        logs_requests: bool = True,
         allowed_hosts: Collection[str] | None = None,
-        protocol: Any = None,
+        protocol: Any = H11Protocol,
     ) -> None:
         config = uvicorn.Config(
             app if allowed_hosts is None else HostCheck(app, allowed_hosts),
-            http=protocol or (H11Protocol if logs_requests else _QuietProtocol),
+            http=protocol,
             log_config=None,
             timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
             server_header=False,
@@ -187,14 +186,6 @@ def _logged_to_stderr() -> Iterator[None]:
                 logger.setLevel(logging.INFO)
                 logger.propagate = False
         yield
-
-
-class _QuietProtocol(H11Protocol):
-    """Logs no requests. The logger of the requests is that of all servers of the process."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.access_log = False
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
