@@ -30,8 +30,8 @@ adapter, with another number of prompts, or of another adapter of the same base 
 
   peft-listen demo dogs=runs/dogs/model cats=runs/cats/model
 
-With recorded selections, the page shows which tasks usually select a prompt. They are read from the file
-selections.safetensors in the folder of the adapter, or from --records:
+With recorded selections, the page shows which tasks usually select a prompt. It finds those of a run of `peft-listen train`,
+and the file selections.safetensors in the folder of another adapter, or reads the file of --records:
 
   peft-listen report my-adapter test.jsonl --save-records my-adapter/selections.safetensors
 
@@ -139,9 +139,9 @@ def _exit(number: int, frame: Any) -> NoReturn:
 
 def _record_files(paths: Mapping[str, str], given: Sequence[str]) -> dict[str, str]:
     """The file with the recorded selections of each model that has one."""
-    from peft_listen.page import records_in_folder
+    from peft_listen.page import find_records
 
-    files = {name: file for name, path in paths.items() if (file := records_in_folder(path)) is not None}
+    files = {name: file for name, path in paths.items() if (file := find_records(path)) is not None}
     for argument in given:
         name, separator, file = argument.partition("=")
         if not separator and len(paths) == 1:

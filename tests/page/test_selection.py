@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 from peft_listen import ListenConfig
 from peft_listen.analysis import SelectionRecords
-from peft_listen.page import TaskShares, Variant, html, load_task_shares, records_in_folder
+from peft_listen.page import TaskShares, Variant, find_records, html, load_task_shares
 from peft_listen.page.selected_prompts import SelectedPrompt, SelectedPrompts
-from peft_listen.page.task_shares import RECORDS_NAME
+from peft_listen.run_folder import MODEL_NAME, SELECTIONS_NAME, SETTINGS_NAME
 
 
 def make_records(tasks, indices, keys=None) -> SelectionRecords:
@@ -42,9 +42,23 @@ def test_the_cosines_are_those_of_the_centered_query_and_the_keys(answering, cli
 
 class TestFiles:
     def test_the_file_in_the_folder_of_the_adapter_is_found(self, tmp_path):
-        assert records_in_folder(str(tmp_path)) is None
-        make_records(["asr"], [[0]]).save(tmp_path / RECORDS_NAME)
-        assert records_in_folder(str(tmp_path)) == str(tmp_path / RECORDS_NAME)
+        assert find_records(str(tmp_path)) is None
+        make_records(["asr"], [[0]]).save(tmp_path / SELECTIONS_NAME)
+        assert find_records(str(tmp_path)) == str(tmp_path / SELECTIONS_NAME)
+        assert find_records("org/no-folder") is None
+
+    def test_the_file_that_a_training_run_has_written_is_found(self, tmp_path, monkeypatch):
+        folder = tmp_path / "run" / MODEL_NAME
+        folder.mkdir(parents=True)
+        make_records(["asr"], [[0]]).save(folder.parent / SELECTIONS_NAME)
+        assert find_records(str(folder)) is None, "it may be that of something else than a run"
+        (folder.parent / SETTINGS_NAME).write_text("{}")
+        monkeypatch.chdir(folder)
+        (tmp_path / "link").symlink_to(folder)
+        for name in (str(folder), ".", "../model", "../../link"):
+            assert find_records(name) == str(folder.parent / SELECTIONS_NAME)
+        (folder.parent / "other").mkdir()
+        assert find_records("../other") is None
 
     def test_the_selections_of_an_adapter_are_loaded(self, models, records, tmp_path):
         records.save(tmp_path / "own.safetensors")

@@ -14,7 +14,7 @@ except ImportError as error:
 from .answering import Answer, Answering, PageError
 from .app import create_page
 from .settings import PageSettings
-from .task_shares import TaskShares, load_task_shares, records_in_folder
+from .task_shares import TaskShares, find_records, load_task_shares
 from .tasks import Clip, Tasks, read_tasks
 from .variants import Variant
 
@@ -29,7 +29,7 @@ __all__ = [
     "Tasks",
     "Variant",
     "create_page",
+    "find_records",
     "load_task_shares",
     "read_tasks",
-    "records_in_folder",
 ]
