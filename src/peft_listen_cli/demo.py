@@ -91,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from peft_listen.page import Answering, PageSettings, create_page, read_tasks
+    from peft_listen.page import Answering, PageSettings, create_page, find_words, read_tasks
     from peft_listen.serving import AppServer, QuietProtocol, address_of, bind, host_names, load_models, name_models
 
     settings = PageSettings(
@@ -108,7 +108,9 @@ def run(arguments: argparse.Namespace) -> int:
     sock = bind(arguments.host, arguments.port)
     with sock, _cleans_up(), tempfile.TemporaryDirectory(prefix="peft-listen-") as folder:
         models = load_models(arguments.model, arguments.dtype, arguments.device, accepts_text_models=True)
-        answering = Answering(models, settings, _shares(models, files))
+        shares = _shares(models, files)
+        words = {name: found for name in paths if (found := find_words(models, name)) is not None}
+        answering = Answering(models, settings, shares, words)
         app = create_page(answering, folder, tasks)
 
         def announce() -> None:

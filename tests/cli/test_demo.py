@@ -60,6 +60,20 @@ def test_the_page_is_opened_at_the_printed_address(adapter, data, records, capsy
     assert captured.out == "" and "Traceback" not in captured.err
 
 
+def test_the_page_gets_the_words_near_the_prompts(adapter, monkeypatch):
+    page = pytest.importorskip("peft_listen.page")
+    found = {}
+
+    class Recorded(page.Answering):
+        def __init__(self, models, settings, shares, words):
+            super().__init__(models, settings, shares, words)
+            found.update(words)
+
+    monkeypatch.setattr(page, "Answering", Recorded)
+    with running_command(["demo", f"one={adapter}"]):
+        assert list(found) == ["one"] and all(found["one"].prompts.values())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

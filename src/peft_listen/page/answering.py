@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from ..analysis import NearestWords
 from ..audio import AudioLimits, LimitError, load_audio
 from ..pipelines import AudioTextToTextPipeline
 from ..pipelines.asking import ask, make_streamer
@@ -66,18 +67,24 @@ class Answering:
         models ([`~peft_listen.serving.ServedModels`]): The models, which nothing else may use.
         settings ([`PageSettings`]): The limits.
         shares (`Mapping[str, TaskShares]`, *optional*): For models by name, how often each task selects each prompt.
+        words (`Mapping[str, NearestWords]`, *optional*): For models by name, the words that are nearest to each prompt.
 
     Attributes:
         descriptions (`dict[str, Description]`): What the models have, by name.
     """
 
     def __init__(
-        self, models: ServedModels, settings: PageSettings, shares: Mapping[str, TaskShares] | None = None
+        self,
+        models: ServedModels,
+        settings: PageSettings,
+        shares: Mapping[str, TaskShares] | None = None,
+        words: Mapping[str, NearestWords] | None = None,
     ) -> None:
         self.settings = settings
         self.descriptions = {name: describe(models, name) for name in models.names}
         self._models = models
         self._shares = dict(shares or {})
+        self._words = dict(words or {})
         self._lock = threading.Lock()
 
     @property
@@ -204,14 +211,15 @@ class Answering:
         pipe = self._models.pipe
         with active(self._models, call.variant) as layer, ExitStack() as stack:
             if layer is not None:
-                pool, shares = layer.pool_of(), self._shares.get(call.variant.model)
+                pool, name = layer.pool_of(), call.variant.model
+                shares, words = self._shares.get(name), self._words.get(name)
                 has_sent = False
 
                 def record(selection: SelectionRecord) -> None:
                     nonlocal has_sent
                     if not has_sent:  # further ones are of other inputs, such as those of classifier-free guidance
                         has_sent = True
-                        call.send(selected_prompts(selection, pool, shares))
+                        call.send(selected_prompts(selection, pool, shares, words))
 
                 stack.enter_context(layer.recording(record))
             return ask(
