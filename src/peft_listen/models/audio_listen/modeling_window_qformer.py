@@ -187,7 +187,9 @@ class _Moments:
         mean = self.total / self.count
         deviation = (self.total_of_squares / self.count - mean.square()).clamp_min(0).sqrt()
         if not bool(deviation.isfinite().all()):
-            raise ValueError("The frames contain NaN or infinite values. Check the clips and the data type of the encoders.")
+            raise ValueError(
+                "The frames contain NaN or infinite values. Check the clips and the data type of the encoders."
+            )
         return mean, deviation.clamp_min(_MIN_DEVIATION)
 
 
