@@ -21,7 +21,9 @@ def batch(make_processor, clip):
 
 def norms(model) -> dict[str, torch.Tensor]:
     projector = model.model.multi_modal_projector
-    return {name: value.detach().cpu().clone() for name, value in projector.state_dict().items() if "layer_norm" in name}
+    return {
+        name: value.detach().cpu().clone() for name, value in projector.state_dict().items() if "layer_norm" in name
+    }
 
 
 @pytest.mark.parametrize("sound", [False, True])
@@ -78,7 +80,9 @@ def test_what_cannot_be_used_is_refused_and_changes_nothing(make_model, batch) -
         model.init_projector_from([features, infinite])
     for name, value in norms(model).items():
         assert torch.equal(value, before[name])
-    adapted = get_peft_model(model, ListenConfig(pool_size=4, prompt_length=2, modules_to_save=["multi_modal_projector"]))
+    adapted = get_peft_model(
+        model, ListenConfig(pool_size=4, prompt_length=2, modules_to_save=["multi_modal_projector"])
+    )
     with pytest.raises(ValueError, match="before `get_peft_model`"):
         adapted.get_base_model().init_projector_from([features])
 
