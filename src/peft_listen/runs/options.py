@@ -313,7 +313,36 @@ class RunArguments(TrainingArguments):
         ValueError: for values that do not fit together.
     """
 
-    _argument_group_name = "training: transformers.TrainingArguments, with some other defaults"
+    _argument_group_name = "training"
+    # Those that the help shows under this heading, in this order; the others follow at its end.
+    _first_options = (
+        "output_dir",
+        "max_steps",
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "learning_rate",
+        "value_learning_rate",
+        "shared_value_learning_rate",
+        "key_learning_rate",
+        "lr_scheduler_type",
+        "warmup_steps",
+        "bf16",
+        "eval_strategy",
+        "eval_steps",
+        "per_device_eval_batch_size",
+        "metric_for_best_model",
+        "early_stopping_patience",
+        "early_stopping_threshold",
+        "save_steps",
+        "save_total_limit",
+        "logging_steps",
+        "report_to",
+        "seed",
+        "push_to_hub",
+        "hub_model_id",
+        "hub_include",
+    )
 
     output_dir: str | None = field(
         default="output",

@@ -31,6 +31,7 @@ from ..pipelines.loading import load_pipeline, model_fingerprints
 from ..processes import in_main_process
 from ..publishing import check_can_be_published, publish
 from ..rows import clips_of
+from ..run_folder import MODEL_NAME, SELECTIONS_NAME, SETTINGS_NAME
 from ..settings_record import SettingsRecord
 from ..training import AudioListenCollator, FeatureCache, ListenCallback, TaskMixture, create_listen_optimizer
 from ..training.mixture import parse_weights
@@ -204,7 +205,7 @@ class TrainingRun:
     @property
     def model_dir(self) -> Path:
         """Folder of the trained model."""
-        return self._folder / "model"
+        return self._folder / MODEL_NAME
 
     @property
     def _base(self) -> str:
@@ -226,7 +227,7 @@ class TrainingRun:
 
         def check() -> None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            record = SettingsRecord(self._folder / "settings.json")
+            record = SettingsRecord(self._folder / SETTINGS_NAME)
             changes = record.changes(settings)
             if changes and not self._has_begun():
                 # For example, the name of a model was wrong.
@@ -385,7 +386,7 @@ class TrainingRun:
             lambda: save_selections(
                 load(),
                 recorded,
-                self._folder / "selections.safetensors",
+                self._folder / SELECTIONS_NAME,
                 batch_size=self.arguments.per_device_eval_batch_size,
                 template_variables=self.data.template_variables,
             )
