@@ -34,6 +34,8 @@ class ModelOptions:
         speech, sound, llm (`str`, *optional*): the parts, see [`AudioListenForCausalLM.from_sub_models_pretrained`].
         dtype (`str`, *optional*): data type of the frozen parts.
         speech_chunk_multiple (`int`, *optional*): see [`AudioListenConfig`]; for a model from parts.
+        standardize_frames (`bool`): whether a new projector is prepared for the clips, see
+            [`AudioListenForCausalLM.init_projector_from`].
 
     Raises:
         ValueError: unless either `model` or both `speech` and `llm` are given.
@@ -63,6 +65,13 @@ class ModelOptions:
     speech_chunk_multiple: int | None = field(
         default=None,
         metadata={"help": "For parts: multiple of seconds to which clips are padded, instead of Whisper's 30."},
+    )
+    standardize_frames: bool = field(
+        default=True,
+        metadata={
+            "help": "Before the training of a new projector, set its first layers so that each channel of the encoders' frames "
+            "has the mean 0 and the deviation 1 over 256 of the clips. It is not part of the paper."
+        },
     )
 
     def __post_init__(self) -> None:

@@ -35,7 +35,14 @@ from ..run_folder import MODEL_NAME, SELECTIONS_NAME, SETTINGS_NAME
 from ..settings_record import SettingsRecord
 from ..training import AudioListenCollator, FeatureCache, ListenCallback, TaskMixture, create_listen_optimizer
 from ..training.mixture import parse_weights
-from .building import add_adapter, check_other_base, load_base, save_base, save_trained_base
+from .building import (
+    add_adapter,
+    check_other_base,
+    load_base,
+    prepare_projector,
+    save_base,
+    save_trained_base,
+)
 from .card_settings import card_settings, hub_datasets, run_command
 from .checkpoints import LogAtCheckpoints, final_state, last_whole_checkpoint
 from .loading_errors import loading_errors
@@ -254,13 +261,16 @@ class TrainingRun:
         check_other_base(base, self.adapter, self.data)
         cache = self._feature_cache(base, processor, rows)
         variables = self.data.template_variables
-        model: Any = add_adapter(base, processor, self.adapter, self.listen, arguments.seed, variables)
         collator = AudioListenCollator(
             processor,
             feature_cache=cache,
             chat_template_kwargs=variables,
             trained_answers=self.data.trained_answers,
         )
+        checkpoint = in_main_process(lambda: last_whole_checkpoint(self._checkpoints))
+        if self.model.standardize_frames and checkpoint is None:
+            prepare_projector(base, collator, rows["train"], arguments.device)
+        model: Any = add_adapter(base, processor, self.adapter, self.listen, arguments.seed, variables)
         collator.check_generation(model)
         if arguments.push_to_hub:
             check_can_be_published(model, arguments.hub_include)
@@ -278,7 +288,6 @@ class TrainingRun:
             callbacks=self._callbacks(),
         )
         shard_decoder_layers(trainer.accelerator, base)
-        checkpoint = in_main_process(lambda: last_whole_checkpoint(self._checkpoints))
         end = None if checkpoint is None else final_state(checkpoint)
         if checkpoint is not None and end is not None:
             trainer.restore(end, checkpoint)
