@@ -24,7 +24,7 @@ import torch.utils.data
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_map_only
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import Pipeline, PreTrainedModel, TrainingArguments
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from tests import simulated_device
@@ -104,6 +104,7 @@ def placing() -> Iterator[None]:
         patch.setattr(torch, "from_numpy", _placed(torch.from_numpy))  # which modes do not see
         patch.setattr(torch.testing, "assert_close", _compared_on_the_cpu(torch.testing.assert_close))
         patch.setattr(TrainingArguments, "__post_init__", _training_on_device(TrainingArguments.__post_init__))
+        patch.setattr(Pipeline, "__init__", _answering_on_device(Pipeline.__init__))
         yield
 
 
@@ -175,6 +176,19 @@ def _training_on_device(function: Callable[[TrainingArguments], None]) -> Callab
         function(self)
 
     return post_init
+
+
+def _answering_on_device(function: Callable[..., None]) -> Callable[..., None]:
+    """`Pipeline.__init__`, which moves the model to the device of the tests by default, as to a GPU. Otherwise it would move a
+    model from a device that transformers does not know to the CPU."""
+
+    @functools.wraps(function)
+    def init(self: Pipeline, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        if _device.type != "cpu" and kwargs.get("device") is None and not hasattr(model, "hf_device_map"):
+            kwargs["device"] = _device
+        function(self, model, *args, **kwargs)
+
+    return init
 
 
 class _TensorPlacement(TorchFunctionMode):
