@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 import torch.utils.data
+from peft.auto import _BaseAutoPeftModel
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_map_only
@@ -118,6 +119,7 @@ def _makers() -> dict[type, tuple[str, ...]]:
     return {
         PreTrainedModel: ("from_pretrained", "_from_config"),
         _BaseAutoModelClass: ("from_pretrained", "from_config"),
+        _BaseAutoPeftModel: ("from_pretrained",),
         AudioListenForCausalLM: ("from_sub_models_pretrained",),
         BeatsPreTrainedModel: ("from_original_checkpoint", "from_original"),
         AudioListenProcessor: ("__call__", "apply_chat_template"),
