@@ -72,12 +72,14 @@ def on_device(device: torch.device) -> Iterator[None]:
 
 
 def place(found: _Placeable) -> _Placeable:
-    """Moves a model, a tensor or a batch to the device of the tests. Anything else is returned as it is, and so is what the
-    worker of a data loader makes."""
+    """Moves a model, a tensor or a batch to the device of the tests. Anything else is returned as it is, and so are a model
+    without values (on the meta device) and what the worker of a data loader makes."""
     if _device.type == "cpu" or torch.utils.data.get_worker_info() is not None:
         return found
     if type(found) is dict:
         return {name: place(value) for name, value in found.items()}
+    if isinstance(found, torch.nn.Module) and any(parameter.is_meta for parameter in found.parameters()):
+        return found
     return found.to(_device) if hasattr(found, "to") else found
 
 

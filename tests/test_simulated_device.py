@@ -114,6 +114,13 @@ def test_modules_move_with_their_optimizer_and_are_copied_and_pickled():
     assert module.to("cpu").weight.device.type == "cpu"
 
 
+def test_a_view_in_inference_mode_is_as_on_the_cpu():
+    for x in pair(2, 3):
+        with torch.inference_mode():
+            view, new = x.view(-1), x + 1
+        assert new.is_inference() and not view.is_inference()
+
+
 def test_autocast_computes_in_half_precision():
     module = torch.nn.Linear(3, 2).to(SIMULATED)
     with torch.autocast("simulated", dtype=torch.bfloat16):
