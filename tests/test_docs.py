@@ -135,9 +135,8 @@ def small_things(tmp_path_factory, make_llm, make_tokenizer, whisper_config, bea
                 soundfile.write(f"recordings/{name}/{index}.wav", tone, 16_000)
         for name in ("train", "test"):
             Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, EXAMPLES)))
-        lines = ["audio,instruction,answer,task,split"]
-        lines += [f"recordings/dog/0.wav,Which animal is it?,dog,name,{split}" for split in ("train", "test")]
-        Path("clips.csv").write_text("\n".join(lines))
+        (_, table), *_ = blocks(ROOT / "docs" / "data.md", "csv")
+        Path("clips.csv").write_text(table, encoding="utf-8")
 
         small_audio_llms.save(small_audio_llms.QWEN2_AUDIO, Path(AUDIO_LLM))
 
