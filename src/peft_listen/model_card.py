@@ -6,7 +6,6 @@ loading requires.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shutil
 import tempfile
@@ -15,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from peft.utils import CONFIG_NAME
 from transformers import GenerationMixin
 
 from . import __version__
 from .card_picture import save_prompt_picture
 from .card_sections import parts_table, put_section, scores_table, training_text
 from .files import atomic_path, check_output_file
+from .hub_connection import hub_connection
 from .hub_names import base_names, warn_of_local_base
 
 
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
 # Sentence in the cards that transformers generates for repositories without one.
 GENERATED_MARK = "This model card has been automatically generated."
 _SNIPPET_MARK = "import peft_listen"
+# Advice of `push_to_hub` where the Hub cannot be reached.
+WITHOUT_HUB = "`save_pretrained` writes the same files to a folder, which can be uploaded later with `hf upload`."
 
 _TEMPLATE = """\
 ---
@@ -97,7 +98,8 @@ model = AutoPeftModelForCausalLM.from_pretrained("{name}")
 def install(peft_model_class: type[PeftModel]) -> None:
     """
     Makes `save_pretrained` and `push_to_hub` of a PEFT model write the cards of this module, for LISTEN adapters and for
-    any adapter on a model of this package. Other adapters keep PEFT's cards.
+    any adapter on a model of this package. `push_to_hub` also warns of a base model that others cannot load, before the Hub
+    is asked, and says what to do if the Hub cannot be reached. Other adapters keep PEFT's cards and errors.
 
     The methods of the class are replaced because PEFT has no hook for a method-specific card, and because `push_to_hub`
     replaces PEFT's card by one that transformers generates. Calling this function again has no effect.
@@ -106,6 +108,7 @@ def install(peft_model_class: type[PeftModel]) -> None:
         peft_model_class (`type[PeftModel]`): class whose methods are replaced.
     """
     write, upload = peft_model_class.create_or_update_model_card, peft_model_class._upload_modified_files
+    push = peft_model_class.push_to_hub
     if write.__module__ == __name__:
         return
 
@@ -123,13 +126,22 @@ def install(peft_model_class: type[PeftModel]) -> None:
         if _is_own(self):
             path = Path(working_dir) / "README.md"
             _write_card(self, path, repo_id, functools.partial(write, self), for_hub=True)
-            for config in Path(working_dir).rglob(CONFIG_NAME):
-                base_name = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-                warn_of_local_base(base_name, _has_own_base(self))
         return upload(self, working_dir, repo_id, *args, **kwargs)
+
+    @functools.wraps(push)
+    def push_to_hub(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
+        if not _is_own(self):
+            return push(self, *args, **kwargs)
+        for config in _configs(self):
+            # What PEFT writes into the configuration of an adapter that names no base model.
+            base_name = config.base_model_name_or_path or _base_of(self).__dict__.get("name_or_path")
+            warn_of_local_base(base_name, _has_own_base(self))
+        with hub_connection(WITHOUT_HUB):
+            return push(self, *args, **kwargs)
 
     peft_model_class.create_or_update_model_card = create_or_update_model_card  # type: ignore[method-assign]
     peft_model_class._upload_modified_files = _upload_modified_files  # type: ignore[method-assign, assignment]
+    peft_model_class.push_to_hub = push_to_hub  # type: ignore[method-assign]
 
 
 def write_model_card(
