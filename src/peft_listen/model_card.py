@@ -152,6 +152,7 @@ def write_model_card(
     training: Mapping[str, Any] | None = None,
     datasets: Sequence[str] = (),
     selections: SelectionRecords | None = None,
+    title: str | None = None,
 ) -> None:
     """
     Writes the card of a repository that contains an audio model, and its adapter if it has one, or completes an existing
@@ -161,11 +162,12 @@ def write_model_card(
         model ([`AudioListenForCausalLM`] or `PeftModel`): The model; if the base model is not of this package, the repository has
             its adapter alone.
         path (`pathlib.Path`): The file to write.
-        name (`str`): Name of the repository, for the code snippet.
+        name (`str`): Name of the repository or its folder, for the code snippet.
         scores (`Mapping[str, TaskScore]`, *optional*): Scores, which replace those of an older card.
         training (`Mapping[str, Any]`, *optional*): Settings of the training, see [`add_training`].
         datasets (`Sequence[str]`): Names on the Hub of the data sets, see [`add_training`].
         selections ([`SelectionRecords`], *optional*): Selections of the adapter, see [`add_prompts`].
+        title (`str`, *optional*): Title of a new card; by default the name.
 
     Raises:
         OSError: `path` is a symbolic link, a device, a folder or another special file.
@@ -173,7 +175,7 @@ def write_model_card(
     # A repository with an adapter alone has the metadata that PEFT writes.
     is_alone = bool(_configs(model)) and not _has_own_base(model)
     write: Any = type(model).create_or_update_model_card.__wrapped__ if is_alone else None
-    _write_card(model, path, name, functools.partial(write, model) if is_alone else None, for_hub=True)
+    _write_card(model, path, name, functools.partial(write, model) if is_alone else None, True, title)
     if training or datasets:
         add_training(path, training or {}, datasets)
     if selections is not None:
@@ -281,11 +283,18 @@ def _is_listen(model: Any) -> bool:
     return any(config.peft_type == "LISTEN" for config in _configs(model))
 
 
-def _write_card(model: Any, path: Path, name: str, write: Callable[[str], None] | None, for_hub: bool = False) -> None:
+def _write_card(
+    model: Any,
+    path: Path,
+    name: str,
+    write: Callable[[str], None] | None,
+    for_hub: bool = False,
+    title: str | None = None,
+) -> None:
     """
     Creates a card, or adds the missing parts to an existing one. `write` is PEFT's own method, which takes a folder, for a
     folder that contains an adapter alone. `name` is the model name in the code snippet. With `for_hub`, a `base_model` that
-    is a local folder, as PEFT writes it, is removed.
+    is a local folder, as PEFT writes it, is removed. `title` is that of a new card, by default the name.
 
     Raises:
         OSError: `path` is a symbolic link, a device, a folder or another special file.
@@ -297,18 +306,20 @@ def _write_card(model: Any, path: Path, name: str, write: Callable[[str], None] 
         copy = Path(folder) / path.name
         if path.exists():
             shutil.copy(path, copy)
-        _complete_card(model, copy, name, write, for_hub)
+        _complete_card(model, copy, name, write, for_hub, title or name)
         shutil.copyfile(copy, temporary)
 
 
-def _complete_card(model: Any, path: Path, name: str, write: Callable[[str], None] | None, for_hub: bool) -> None:
+def _complete_card(
+    model: Any, path: Path, name: str, write: Callable[[str], None] | None, for_hub: bool, title: str
+) -> None:
     card = ModelCard.load(path) if path.exists() else None
     if card is None or GENERATED_MARK in card.text:
         # The only information in a generated card is the tags that were passed to `push_to_hub`.
         card = ModelCard.from_template(
             ModelCardData(tags=card and card.data.tags),
             template_str=_TEMPLATE,
-            title=name,
+            title=title,
             description=_describe(model),
             snippet=_snippet(model).format(name=name),
             limits=_limits(model),
