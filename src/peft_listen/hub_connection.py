@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from huggingface_hub import constants
 
 # The library of `huggingface_hub` for HTTP, whose error this is, depends on the version.
-from huggingface_hub.errors import (  # type: ignore[attr-defined]
+from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,
     LocalEntryNotFoundError,

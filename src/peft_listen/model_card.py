@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -69,9 +70,11 @@ _TEMPLATE = """\
 - peft-listen {{ version }}
 """
 
+_REPOSITORY = "git+https://github.com/peft-listen/peft-listen"
+
 _AUDIO_SNIPPET = """\
 ```bash
-pip install "peft-listen[audio]"
+pip install {package}
 ```
 
 ```python
@@ -84,7 +87,7 @@ pipe("clip.wav", text="What do you hear?")
 
 _TEXT_SNIPPET = """\
 ```bash
-pip install peft-listen
+pip install {package}
 ```
 
 ```python
@@ -141,7 +144,7 @@ def install(peft_model_class: type[PeftModel]) -> None:
 
     peft_model_class.create_or_update_model_card = create_or_update_model_card  # type: ignore[method-assign]
     peft_model_class._upload_modified_files = _upload_modified_files  # type: ignore[method-assign, assignment]
-    peft_model_class.push_to_hub = push_to_hub  # type: ignore[method-assign]
+    peft_model_class.push_to_hub = push_to_hub  # type: ignore[method-assign, assignment]
 
 
 def write_model_card(
@@ -321,7 +324,7 @@ def _complete_card(
             template_str=_TEMPLATE,
             title=title,
             description=_describe(model),
-            snippet=_snippet(model).format(name=name),
+            snippet=_snippet(model, name),
             limits=_limits(model),
             version=__version__,
         )
@@ -342,7 +345,7 @@ def _complete_card(
     if card.data.pipeline_tag in (None, "text-generation") and isinstance(_base_of(model), GenerationMixin):
         card.data.pipeline_tag = "audio-text-to-text" if _accepts_audio(model) else "text-generation"
     if _SNIPPET_MARK not in card.text:
-        card.text = f"{card.text.rstrip()}\n\n## How to use it\n\n{_snippet(model).format(name=name)}\n"
+        card.text = f"{card.text.rstrip()}\n\n## How to use it\n\n{_snippet(model, name)}\n"
     if (parts := parts_table(_base_of(model))) is not None:
         put_section(card, "Parts", parts)
     card.save(path)
@@ -352,8 +355,13 @@ def _accepts_audio(model: Any) -> bool:
     return "audio" in getattr(_base_of(model), "input_modalities", ())
 
 
-def _snippet(model: Any) -> str:
-    return _AUDIO_SNIPPET if _accepts_audio(model) else _TEXT_SNIPPET
+def _snippet(model: Any, name: str) -> str:
+    snippet, package = (
+        (_AUDIO_SNIPPET, "peft-listen[audio]") if _accepts_audio(model) else (_TEXT_SNIPPET, "peft-listen")
+    )
+    # A version under development is not on PyPI.
+    source = f" @ {_REPOSITORY}" if ".dev" in __version__ else ""
+    return snippet.format(name=name, package=shlex.quote(package + source).replace("'", '"'))
 
 
 def _limits(model: Any) -> str:

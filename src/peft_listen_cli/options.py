@@ -48,7 +48,7 @@ def make_parser(
         from trl.scripts.utils import TrlParser
     except ImportError as error:
         raise ImportError(f'{prog} needs trl: pip install "peft-listen[train]"') from error
-    return TrlParser(
+    parser = TrlParser(
         list(dataclass_types),
         prog=prog,
         description=description,
@@ -57,6 +57,10 @@ def make_parser(
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
+    for action in parser._actions:
+        # The usage and messages show the first spelling, the help of an option the one with hyphens.
+        action.option_strings = sorted(action.option_strings, key=lambda name: "_" in name)
+    return parser
 
 
 def split_group(parser: argparse.ArgumentParser, title: str, first: Sequence[str], title_of_others: str) -> None:

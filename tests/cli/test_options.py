@@ -1,12 +1,17 @@
 """Options of dataclasses: a YAML file gives values, arguments replace them, and everything else is refused by name."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
 
+from peft_listen.metrics import tasks
 from peft_listen.runs import AdapterOptions, DataOptions, ListenOptions, RunArguments
+from peft_listen_cli import evaluate
+from peft_listen_cli.evaluate import EvaluateOptions
 from peft_listen_cli.options import convert_values, make_parser, parse_options, read_yaml, split_group
+from peft_listen_cli.predict import PredictOptions
 
 
 @dataclass
@@ -124,6 +129,24 @@ def test_help_shows_every_default(capsys):
     shown = capsys.readouterr().out
     for default in ("10", "0.5", "first", "False"):
         assert f"(default: {default})" in shown
+
+
+def test_the_usage_and_the_messages_spell_options_as_the_help_does(capsys):
+    for arguments in ([EvaluateOptions], [PredictOptions]):
+        parser = make_parser(arguments, "test", "A test.")
+        assert not re.findall(r"--\w*_", parser.format_help() + parser.format_usage())
+    with pytest.raises(SystemExit):
+        parse_options(parser, ["--max_new_tokens", "x"])
+    assert "argument --max-new-tokens/--max_new_tokens: invalid int value" in capsys.readouterr().err
+
+
+def test_the_help_of_evaluate_has_the_metrics_of_each_task(capsys, monkeypatch):
+    monkeypatch.setitem(tasks._TASK_METRICS, "barks", ("wer", "cer"))
+    with pytest.raises(SystemExit):
+        evaluate.parse("peft-listen evaluate", ["--help"])
+    shown = capsys.readouterr().out
+    assert "  barks  wer, cer\n" in shown and "  sqa    squad_f1, exact_match\n" in shown
+    assert f"Other tasks are scored by {tasks._DEFAULT[0]}." in shown and "{" not in shown.partition("answers are")[2]
 
 
 def test_a_group_of_the_help_is_divided():

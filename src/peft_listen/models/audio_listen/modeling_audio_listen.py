@@ -228,7 +228,7 @@ class AudioListenPreTrainedModel(CompleteWeightsMixin):
         with replaced_checkpoint(save_directory) as temporary:
             super().save_pretrained(temporary, *args, **kwargs)
 
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """
         Uploads the model, with the arguments and the result of [`~transformers.PreTrainedModel.push_to_hub`].
 
