@@ -37,8 +37,7 @@ assert any(".lora_A.lora." in name for name in names) == ({adapter!r} == "listen
 
 
 @pytest.mark.slow  # two processes import torch
-@pytest.mark.parametrize("is_finished", [False, True])
-@pytest.mark.parametrize("adapter", ["listen", "listen+lora"])
+@pytest.mark.parametrize(("adapter", "is_finished"), [("listen", True), ("listen+lora", False)])
 def test_the_model_is_uploaded_with_its_scores(hub, published_parts, clips, tmp_path, adapter, is_finished):
     hub.add_folder("openai/whisper", published_parts["speech"])
     hub.add_folder("some/llama", published_parts["llm"])
