@@ -79,7 +79,7 @@ def test_a_run_trains_scores_and_saves(make_run, data_file, tmp_path):
     assert "metrics=sounds=exact_match sounds=eer:answers=dog no" in others and "eval_steps=2" in others
     assert "listen_pool_size" not in others and "learning_rate" not in others and "output_dir" not in others
     assert card.text.lstrip().startswith("# run\n") and 'model="run/model"' in card.text
-    assert card.data.model_name == "run"
+    assert card.data.model_name == "run" and card.data.base_model is None  # it is a local folder
     assert str(tmp_path) not in str(card)
     assert f"torch {torch.__version__}" in card.text and str(tmp_path) not in card.text
     headings = [card.text.index(f"## {name}") for name in ("Training", "Prompts by task", "Scores", "Citation")]
