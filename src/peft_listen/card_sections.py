@@ -28,6 +28,9 @@ _PARTS = {"language_model": "language model", "speech_tower": "speech encoder", 
 # Item of the settings of a training that is shown below the table.
 _COMMAND = "command"
 
+# What a command in a card has in place of the folders of the machine on which it was run.
+PLACE = "path/to/"
+
 
 def put_section(card: ModelCard, heading: str, body: str) -> None:
     """
@@ -90,7 +93,15 @@ def training_text(settings: Mapping[str, Any]) -> str:
     """
     table = _table(("setting", "value"), [(name, value) for name, value in settings.items() if name != _COMMAND])
     command = settings.get(_COMMAND)
-    return f"{table}\n\nThe same training again:\n\n```bash\n{command}\n```" if command else table
+    if not command:
+        return table
+    places = (
+        f"\n\n`{PLACE}` stands for the folder on your machine that contains what is named after it: data, or a model that was "
+        "loaded from a local folder."
+        if PLACE in command
+        else ""
+    )
+    return f"{table}\n\nThe same training again:\n\n```bash\n{command}\n```{places}"
 
 
 def scores_table(scores: Mapping[str, TaskScore]) -> str:

@@ -69,17 +69,60 @@ def test_a_run_trains_scores_and_saves(make_run, data_file, tmp_path):
         "learning rate | 0.0003, cosine",
         "steps | 4",
         "batch size | 2 (2 per device, 1 accumulated, 1 processes)",
+        "warm-up | 5 % of the steps",
         "seed | 42",
         "train data | 4 rows of rows.jsonl; tasks asr, sounds",
     ):
         assert f"| {row} |" in card.text, row
     assert "| prompts | pool_size=6, prompt_length=2, selector=" in card.text
+    (others,) = re.findall(r"\| other options \| (.*) \|", card.text)
+    assert "metrics=sounds=exact_match sounds=eer:answers=dog no" in others and "eval_steps=2" in others
+    assert "listen_pool_size" not in others and "learning_rate" not in others and "output_dir" not in others
+    assert card.text.lstrip().startswith("# run\n") and 'model="run/model"' in card.text
+    assert card.data.model_name == "run" and card.data.base_model is None  # it is a local folder
+    assert str(tmp_path) not in str(card)
     assert f"torch {torch.__version__}" in card.text and str(tmp_path) not in card.text
     headings = [card.text.index(f"## {name}") for name in ("Training", "Prompts by task", "Scores", "Citation")]
     assert headings == sorted(headings)
     assert (result.model_dir / "prompts_by_task.png").read_bytes().startswith(b"\x89PNG")
     assert card.data.datasets is None  # the rows name none
     assert make_run(**options).run() == replace(result, was_finished=True)
+
+
+def test_a_finished_run_is_uploaded_when_it_is_asked_for(make_run, data_file, monkeypatch, capsys):
+    uploads = []
+    monkeypatch.setattr(training_run, "publish", lambda *args, **kwargs: uploads.append((args[2], kwargs)))
+    options = {"max_steps": 1, "test_data": [data_file]}
+    result = make_run(**options).run()
+    assert uploads == [] and result.uploaded_to is None
+    options |= {"push_to_hub": True, "hub_model_id": "me/x"}
+    uploaded = make_run(**options, hub_include=["llm"]).run()
+    assert uploaded == replace(result, was_finished=True, uploaded_to="me/x")
+    ((name, passed),) = uploads
+    assert name == "me/x" and passed["include"] == ["llm"] and passed["scores"] == result.scores["test"]
+    assert passed["training"]["steps"] == 1 and passed["selections"].task_names == ["asr", "sounds"]
+    assert train._as_text(uploaded).endswith("and was uploaded to me/x")
+    # The same again is not uploaded twice; other parts, or another repository, are another upload.
+    assert make_run(**options, hub_include=["llm"]).run() == uploaded and len(uploads) == 1
+    assert make_run(**options).run().uploaded_to == "me/x" and len(uploads) == 2
+    assert make_run(max_steps=1, test_data=[data_file]).run().uploaded_to == "me/x" and len(uploads) == 2
+
+
+def test_an_upload_that_failed_is_tried_again(make_run, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise ConnectionError("The Hub cannot be reached.")
+
+    options = {"max_steps": 1, "push_to_hub": True, "hub_model_id": "me/x", "adapter": "none"}
+    monkeypatch.setattr(training_run, "check_can_be_published", lambda *args: None)
+    monkeypatch.setattr(training_run, "publish", refuse)
+    with pytest.raises(ConnectionError):
+        make_run(**options).run()
+    uploads = []
+    monkeypatch.setattr(training_run, "publish", lambda *args, **kwargs: uploads.append(args[2]))
+    result = make_run(**options).run()
+    assert uploads == ["me/x"] and result.uploaded_to == "me/x"
+    card = (result.model_dir / "README.md").read_text(encoding="utf-8")
+    assert "# me/x\n" in card and 'model="me/x"' in card
 
 
 def test_the_selections_of_the_trained_adapter_are_recorded(make_run, data_file, tmp_path, monkeypatch):
@@ -106,7 +149,10 @@ def test_the_card_names_the_data_sets_of_the_rows(make_run, examples, tmp_path):
     assert "| adapter | none |" in card.text and "| steps | 1 |" in card.text and "| seed | 7 |" in card.text
     assert "prompts |" not in card.text and "| LoRA |" not in card.text
     (command,) = re.findall("```bash\n(peft-listen train .*)\n```", card.text)
-    assert "--adapter none" in command and "--train-data rows.jsonl" in command and str(tmp_path) not in command
+    assert "--adapter none" in command and "--train-data path/to/rows.jsonl" in command
+    assert "--model path/to/" in command and "--output-dir run" in command and str(tmp_path) not in command
+    assert "`path/to/` stands for the folder on your machine" in card.text
+    assert 'model="run/model"' in card.text
 
 
 @pytest.mark.parametrize(
@@ -115,6 +161,7 @@ def test_the_card_names_the_data_sets_of_the_rows(make_run, examples, tmp_path):
         {},
         {"adapter": "lora", "lora_r": 4, "lora_target_modules": ["all-linear"], "learning_rate": 1e-4},
         {"listen_selector": "residual", "listen_form": "paper", "listen_ignore_template": False, "seed": 3},
+        {"feature_cache": "features", "init_keys_at_steps": [2], "warmup_steps": 3},
         {"task_weights": ["asr=2", "sounds=0.5"], "chat_template_kwargs": {"thinking": False}, "bf16": True},
         {"eval_strategy": "steps", "early_stopping_patience": 2, "metric_for_best_model": "mean_quality"},
     ],
@@ -130,7 +177,9 @@ def test_the_command_in_the_card_has_the_settings_of_the_run(
     options = (given.model, given.adapter, given.listen, given.data)
     command = run_command(options, given.arguments)
     assert "secret" not in command and str(tmp_path) not in command
-    words = shlex.split(command)
+    assert "--model path/to/base " in command and command.endswith(" --output-dir run")
+    assert ("--feature-cache features" in command) == ("feature_cache" in changes)
+    words = shlex.split(command.replace("path/to/", ""))
     assert words[:2] == ["peft-listen", "train"]
     *again, arguments = train.parse("peft-listen train", [*words[2:], "--use-cpu"]).options
     assert run_settings(again, arguments, {}) == run_settings(options, given.arguments, {})
@@ -145,12 +194,14 @@ def test_the_command_in_the_card_has_the_settings_of_the_run(
         "none",
     ],
 )
-def test_each_adapter_is_trained_saved_and_resumed(make_run, tmp_path, adapter, data_file):
+def test_each_adapter_is_trained_saved_and_resumed(make_run, tmp_path, adapter, data_file, capsys):
     options = {"adapter": adapter, "lora_dropout": 0.0, "weight_decay": 0.1, "test_data": [data_file]}
     whole = make_run(output_dir=str(tmp_path / "whole"), **options).run()
     with pytest.raises(KeyboardInterrupt):
         make_run([Interrupt(3)], **options).run()
+    assert "Continuing from" not in capsys.readouterr().out
     resumed = make_run(**options).run()
+    assert "Continuing from checkpoint-2 (step 2 of 4).\n" in capsys.readouterr().out
     assert losses(resumed) == pytest.approx(losses(whole), abs=1e-6)
     expected, found = weights(whole.model_dir), weights(resumed.model_dir)
     assert expected.keys() == found.keys()

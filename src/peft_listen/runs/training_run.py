@@ -44,7 +44,7 @@ from .building import (
     save_trained_base,
 )
 from .card_settings import card_settings, hub_datasets, run_command
-from .checkpoints import LogAtCheckpoints, final_state, last_whole_checkpoint
+from .checkpoints import LogAtCheckpoints, continuation, final_state, last_whole_checkpoint
 from .loading_errors import loading_errors
 from .options import AdapterOptions, DataOptions, ListenOptions, ModelOptions, RunArguments
 from .selections import save_selections
@@ -70,6 +70,7 @@ class RunResult:
         was_finished (`bool`): whether the run had been finished before.
         num_skipped (`dict[str, int]`): number of rows that were left out because of their clips, by the split (`"train"`, `"eval"`,
             `"test"`).
+        uploaded_to (`str`, *optional*): repository on the Hub to which the run has uploaded the model, now or before.
     """
 
     model_dir: Path
@@ -77,6 +78,7 @@ class RunResult:
     scores: dict[str, dict[str, TaskScore]]
     was_finished: bool = False
     num_skipped: dict[str, int] = field(default_factory=dict)
+    uploaded_to: str | None = None
 
 
 @dataclass
@@ -132,7 +134,8 @@ class TrainingRun:
 
     def run(self) -> RunResult:
         """
-        Trains, scores and saves, or continues with it. With several processes, all of them call this method.
+        Trains, scores and saves, or continues with it. With `push_to_hub`, the model is uploaded once, also that of a run that
+        was finished without this option. With several processes, all of them call this method.
 
         Returns:
             [`RunResult`]
@@ -140,7 +143,7 @@ class TrainingRun:
         Raises:
             ValueError: if the folder has a run with other settings, and for data and options that do not fit; the message
                 says which.
-            OSError: if a model, a data file or a clip cannot be read, or a result cannot be written.
+            OSError: if a model, a data file or a clip cannot be read, a result cannot be written, or the Hub cannot be reached.
         """
         rows = {split: _read(files) for split, files in self._splits().items()}
         metrics = parse_task_metrics(self.data.metrics)
@@ -155,7 +158,10 @@ class TrainingRun:
         num_skipped = {split: len(each) for split, each in skipped.items()}
         finished = self._result()
         if finished is not None:
-            return replace(finished, num_skipped=num_skipped)
+            if in_main_process(self._is_to_be_uploaded):
+                kept = kept_rows(rows, skipped)
+                self._finish(finished.scores, kept, num_skipped, self._stored_selections())
+            return replace(finished, num_skipped=num_skipped, uploaded_to=self._uploaded_to())
         kept = kept_rows(rows, skipped)
         if self._log_history() is None:
             self._train(kept, metrics, self._mixture(kept["train"]))
@@ -172,7 +178,13 @@ class TrainingRun:
         del load
         _free_memory()
         self._finish(scores, kept, num_skipped, selections)
-        return RunResult(self.model_dir, self._log_history() or [], scores, num_skipped=num_skipped)
+        return RunResult(
+            self.model_dir,
+            self._log_history() or [],
+            scores,
+            num_skipped=num_skipped,
+            uploaded_to=self._uploaded_to(),
+        )
 
     def _mixture(self, rows: Sequence[Example]) -> TaskMixture:
         return TaskMixture(
@@ -268,6 +280,8 @@ class TrainingRun:
             trained_answers=self.data.trained_answers,
         )
         checkpoint = in_main_process(lambda: last_whole_checkpoint(self._checkpoints))
+        if checkpoint is not None:
+            in_main_process(functools.partial(print, continuation(checkpoint), flush=True))
         if self.model.standardize_frames and checkpoint is None:
             prepare_projector(base, collator, rows["train"], arguments.device)
         model: Any = add_adapter(base, processor, self.adapter, self.listen, arguments.seed, variables)
@@ -342,9 +356,22 @@ class TrainingRun:
         if self.adapter.adapter == "none":
             save_trained_base(model, self.model_dir)
             processor.save_pretrained(self.model_dir)
-            write_model_card(model, self.model_dir / "README.md", self.model_dir.name)
         else:
             model.save_pretrained(self.model_dir, state_dict=state_dict)
+        # PEFT's card is named after the folder, which is called "model" in every run.
+        card = self.model_dir / "README.md"
+        card.unlink(missing_ok=True)
+        write_model_card(model, card, self._card_name, title=self._card_title)
+
+    @property
+    def _card_title(self) -> str:
+        return (self.arguments.push_to_hub and self.arguments.hub_model_id) or self._folder.resolve().name
+
+    @property
+    def _card_name(self) -> str:
+        """By which the code in the card loads the model."""
+        is_uploaded = self.arguments.push_to_hub and self.arguments.hub_model_id
+        return self._card_title if is_uploaded else f"{self._card_title}/{self.model_dir.name}"
 
     def _evaluate(
         self,
@@ -402,19 +429,40 @@ class TrainingRun:
         shown = scores.get("test") or scores.get("eval") or {}
 
         def finish() -> None:
-            name = self.arguments.hub_model_id or self.model_dir.name
             training, datasets = self._card_settings(rows, num_skipped), hub_datasets(rows["train"])
             add_training(self.model_dir / "README.md", training, datasets)
             if selections is not None:
                 add_prompts(self.model_dir / "README.md", selections)
             if shown:
-                add_scores(self.model_dir / "README.md", shown, name)
+                add_scores(self.model_dir / "README.md", shown, self._card_title)
             if self.arguments.push_to_hub:
                 self._publish(shown, training, datasets, selections)
             result = {split: {task: vars(score) for task, score in each.items()} for split, each in scores.items()}
-            _write_json(self._folder / "result.json", {"scores": result})
+            uploaded = self._upload if self.arguments.push_to_hub else None
+            _write_json(self._folder / "result.json", {"scores": result, "uploaded": uploaded})
 
         in_main_process(finish)
+
+    @property
+    def _upload(self) -> dict[str, Any]:
+        """What is uploaded where."""
+        return {
+            "repo_id": self.arguments.hub_model_id or self._folder.resolve().name,
+            "revision": self.arguments.hub_revision,
+            "include": sorted(self.arguments.hub_include),
+        }
+
+    def _is_to_be_uploaded(self) -> bool:
+        """Whether the options of a finished run ask for an upload that was not made."""
+        return self.arguments.push_to_hub and self._stored_result().get("uploaded") != self._upload
+
+    def _uploaded_to(self) -> str | None:
+        uploaded = self._stored_result().get("uploaded") or {}
+        return uploaded.get("repo_id")
+
+    def _stored_selections(self) -> SelectionRecords | None:
+        path = self._folder / SELECTIONS_NAME
+        return SelectionRecords.load(path) if path.is_file() else None
 
     def _card_settings(self, rows: Mapping[str, Sequence[Example]], num_skipped: Mapping[str, int]) -> dict[str, Any]:
         options = (self.model, self.adapter, self.listen, self.data)
@@ -443,7 +491,7 @@ class TrainingRun:
         publish(
             model,
             processor,
-            self.arguments.hub_model_id or Path(self._folder).name,
+            self._upload["repo_id"],
             include=self.arguments.hub_include,
             private=self.arguments.hub_private_repo,
             token=self.arguments.hub_token,
@@ -459,14 +507,19 @@ class TrainingRun:
         return json.loads(path.read_text(encoding="utf-8"))["log_history"] if path.is_file() else None
 
     def _result(self) -> RunResult | None:
-        path = self._folder / "result.json"
-        if not path.is_file():
+        stored = self._stored_result()
+        if not stored:
             return None
-        stored = json.loads(path.read_text(encoding="utf-8"))["scores"]
         scores = {
-            split: {task: TaskScore(**values) for task, values in tasks.items()} for split, tasks in stored.items()
+            split: {task: TaskScore(**values) for task, values in tasks.items()}
+            for split, tasks in stored["scores"].items()
         }
         return RunResult(self.model_dir, self._log_history() or [], scores, was_finished=True)
+
+    def _stored_result(self) -> dict[str, Any]:
+        path = self._folder / "result.json"
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return content
 
 
 def _check(adapter: AdapterOptions, data: DataOptions, arguments: RunArguments) -> None:

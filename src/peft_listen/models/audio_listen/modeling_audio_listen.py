@@ -32,8 +32,9 @@ from ...answer_end import find_answer_end, stop_at_answer_end, warn_of_unsupervi
 from ...chat import AUDIO_TOKEN
 from ...folder_saving import replaced_checkpoint
 from ...four_bits import keep_backward_pass
+from ...hub_connection import hub_connection
 from ...lora_beside import load_lora_beside
-from ...model_card import write_model_card
+from ...model_card import WITHOUT_HUB, write_model_card
 from ...untouched import check_untouched
 from ..beats.modeling_beats import BeatsModel
 from ..complete_weights import CompleteWeightsMixin
@@ -226,6 +227,16 @@ class AudioListenPreTrainedModel(CompleteWeightsMixin):
             return
         with replaced_checkpoint(save_directory) as temporary:
             super().save_pretrained(temporary, *args, **kwargs)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """
+        Uploads the model, with the arguments and the result of [`~transformers.PreTrainedModel.push_to_hub`].
+
+        Raises:
+            ConnectionError: if the Hub cannot be reached.
+        """
+        with hub_connection(WITHOUT_HUB):
+            return super().push_to_hub(*args, **kwargs)
 
     def _upload_modified_files(
         self, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kwargs: Any
