@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,7 @@ def _records(
     """The selections, and the words near the prompts if the source is an adapter: their file has no vocabulary."""
     from peft_listen.analysis import SelectionRecords, nearest_words, record_dataset, score_answers
     from peft_listen.data import read_examples
+    from peft_listen.run_folder import read_run_settings
 
     if os.path.isfile(arguments.source):
         if arguments.data is not None:
@@ -101,4 +103,9 @@ def _records(
     score_answers(predictions, {example["task"] for example in examples})
     pipe = load_pipeline(arguments.source, accepts_text_models=True)
     records = record_dataset(pipe, examples, batch_size=arguments.batch_size, show_progress=True)
+    settings = read_run_settings(arguments.source)
+    if "init_keys_at_steps" in settings:
+        # What the training did is not in the adapter's configuration, and is not to be advised.
+        config = {**records.config, "init_keys_at_steps": settings["init_keys_at_steps"]}
+        records = dataclasses.replace(records, config=config)
     return records, nearest_words(pipe, records)

@@ -17,7 +17,9 @@ logger = logging.getLogger({library_messages._BITSANDBYTES_CPU!r})
 logger.warning({MESSAGE!r}, "No module named 'kernels'")
 logger.warning("another message")
 """
-COMMAND = "from peft_listen_cli import COMMANDS, main\nCOMMANDS['compare'].run = lambda _: 0\nmain(['compare', 'a', 'b'])"
+COMMAND = (
+    "from peft_listen_cli import COMMANDS, main\nCOMMANDS['compare'].run = lambda _: 0\nmain(['compare', 'a', 'b'])"
+)
 
 
 @pytest.mark.parametrize("begin", ["import demo", "import offline", "import benchmarks", COMMAND])
