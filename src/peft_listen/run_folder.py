@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,23 @@ def find_run(model: str) -> Path | None:
     """
     folder = Path(model).resolve()
     return folder.parent if folder.name == MODEL_NAME and (folder.parent / SETTINGS_NAME).is_file() else None
+
+
+def display_name(model: str) -> str:
+    """
+    What people call a model.
+
+    Args:
+        model (`str`): folder or Hub name of the model.
+
+    Returns:
+        `str`: the name of its folder without the parents, or of the folder of the run that has written it, since the models
+        of all runs are in a folder `model`; the name as it is if there is no such folder.
+    """
+    if not os.path.exists(model):
+        return model
+    run = find_run(model)
+    return os.path.basename(os.path.abspath(model)) if run is None else run.name
 
 
 def read_run_settings(model: str) -> dict[str, Any]:

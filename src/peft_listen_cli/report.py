@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     records, words = _records(arguments, predictions)
     if arguments.save_records:
         records.save(arguments.save_records)
-    title = arguments.title or f"Prompts of {os.path.basename(os.path.normpath(arguments.source))}"
+    title = arguments.title or f"Prompts of {_name(arguments.source)}"
     summary = save_report(
         records,
         arguments.output,
@@ -72,6 +72,12 @@ def run(arguments: argparse.Namespace) -> int:
     print(format_summary(summary))
     print(f"Wrote {arguments.output}")
     return 0
+
+
+def _name(source: str) -> str:
+    from peft_listen.run_folder import display_name
+
+    return os.path.basename(display_name(source))
 
 
 def _records(

@@ -64,7 +64,8 @@ def test_a_report_on_the_adapter_of_a_run_knows_what_the_training_did(
     page, selections = tmp_path / "page.html", tmp_path / "selections.safetensors"
     arguments = ["report", str(run / "model"), data_file, "-o", str(page), "--save-records", str(selections)]
     assert main(arguments) == 0
-    assert "init_keys_at_steps" not in page.read_text(encoding="utf-8")
+    html = page.read_text(encoding="utf-8")
+    assert "init_keys_at_steps" not in html and "<h1>Prompts of my-run</h1>" in html
     assert SelectionRecords.load(selections).config["init_keys_at_steps"] == [2]
     # Four rows select at most so many prompts.
     assert re.search(

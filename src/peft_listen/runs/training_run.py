@@ -31,7 +31,7 @@ from ..pipelines.loading import load_pipeline, model_fingerprints
 from ..processes import in_main_process
 from ..publishing import check_can_be_published, publish
 from ..rows import clips_of
-from ..run_folder import MODEL_NAME, SELECTIONS_NAME, SETTINGS_NAME
+from ..run_folder import MODEL_NAME, SELECTIONS_NAME, SETTINGS_NAME, display_name
 from ..settings_record import SettingsRecord
 from ..training import AudioListenCollator, FeatureCache, ListenCallback, TaskMixture, create_listen_optimizer
 from ..training.mixture import parse_weights
@@ -342,7 +342,7 @@ class TrainingRun:
         if self.adapter.adapter == "none":
             save_trained_base(model, self.model_dir)
             processor.save_pretrained(self.model_dir)
-            write_model_card(model, self.model_dir / "README.md", self.model_dir.name)
+            write_model_card(model, self.model_dir / "README.md", display_name(str(self.model_dir)))
         else:
             model.save_pretrained(self.model_dir, state_dict=state_dict)
 
@@ -403,7 +403,7 @@ class TrainingRun:
         shown = scores.get("test") or scores.get("eval") or {}
 
         def finish() -> None:
-            name = self.arguments.hub_model_id or self.model_dir.name
+            name = self.arguments.hub_model_id or display_name(str(self.model_dir))
             training, datasets = self._card_settings(rows, num_skipped), hub_datasets(rows["train"])
             add_training(self.model_dir / "README.md", training, datasets)
             if selections is not None:
