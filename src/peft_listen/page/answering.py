@@ -123,7 +123,7 @@ class Answering:
         try:
             # Not the path, which the messages of errors would contain.
             file = io.BytesIO(content)
-            file.name = "The file"  # type: ignore[attr-defined]
+            file.name = "The file"
             return load_audio(file, limits=limits)
         except LimitError as error:
             raise PageError(
