@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="+",
         metavar="[NAME=]MODEL",
-        help="folder or Hub name of a model, with audio or without, or of an adapter (default for NAME: that of the folder)",
+        help="folder or Hub name of a model, with audio or without, or of an adapter (default for NAME: that of the folder, or of the run's folder)",
     )
     parser.add_argument(
         "--records",

@@ -416,6 +416,7 @@ class TrainingRun:
                 self._folder / SELECTIONS_NAME,
                 batch_size=self.arguments.per_device_eval_batch_size,
                 template_variables=self.data.template_variables,
+                init_keys_at_steps=self.listen.init_keys_at_steps,
             )
         )
 
