@@ -20,7 +20,7 @@ from peft_listen.evaluation.collated_answers import answer_batches
 from peft_listen.evaluation.prediction import answer_rows
 from peft_listen.pipelines.loading import load_pipeline
 from peft_listen.runs import AdapterOptions, DataOptions, ListenOptions, ModelOptions, RunArguments, training_run
-from peft_listen.runs.building import add_adapter, load_base, lora_targets
+from peft_listen.runs.building import add_adapter, load_base, lora_targets, prepare_projector
 from peft_listen.runs.card_settings import run_command
 from peft_listen.runs.checkpoints import last_whole_checkpoint
 from peft_listen.runs.settings import run_settings
@@ -451,3 +451,30 @@ def test_an_adapter_is_not_a_base(make_adapted, base_folder, tmp_path):
     base, _ = load_base(base_folder, ModelOptions(model="x"))
     assert len(lora_targets(base, ["q_proj", "v_proj"])) == 4
     assert len(lora_targets(base, ["all-linear"])) == 14
+
+
+def test_a_new_projector_is_prepared_once_unless_it_is_to_be_left(make_run, tmp_path, monkeypatch) -> None:
+    calls = []
+
+    def recording(*args):
+        calls.append(args)
+        prepare_projector(*args)
+
+    monkeypatch.setattr(training_run, "prepare_projector", recording)
+
+    def scales(**changes) -> torch.Tensor:
+        result = make_run(max_steps=2, learning_rate=1e-6, **changes).run()
+        weights = load_file(result.model_dir / "adapter_model.safetensors")
+        (name,) = [name for name in weights if name.endswith("speech_layer_norm.weight")]
+        return weights[name]
+
+    prepared = scales()
+    assert (prepared - 1).abs().min() > 1e-3
+    assert len(calls) == 1
+    left = scales(standardize_frames=False, output_dir=str(tmp_path / "left"))
+    torch.testing.assert_close(left, torch.ones_like(left), atol=1e-4, rtol=0)
+    assert len(calls) == 1
+    # A run that continues has its projector in the checkpoint.
+    (tmp_path / "run" / "training.json").unlink()
+    torch.testing.assert_close(scales(), prepared)
+    assert len(calls) == 1

@@ -280,7 +280,8 @@ class TrainingRun:
             trained_answers=self.data.trained_answers,
         )
         checkpoint = in_main_process(lambda: last_whole_checkpoint(self._checkpoints))
-        if checkpoint is not None:
+        end = None if checkpoint is None else final_state(checkpoint)
+        if checkpoint is not None and end is None:
             in_main_process(functools.partial(print, continuation(checkpoint), flush=True))
         if self.model.standardize_frames and checkpoint is None:
             prepare_projector(base, collator, rows["train"], arguments.device)
@@ -302,7 +303,6 @@ class TrainingRun:
             callbacks=self._callbacks(),
         )
         shard_decoder_layers(trainer.accelerator, base)
-        end = None if checkpoint is None else final_state(checkpoint)
         if checkpoint is not None and end is not None:
             trainer.restore(end, checkpoint)
         else:

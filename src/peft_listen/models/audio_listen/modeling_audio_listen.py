@@ -481,17 +481,13 @@ class AudioListenModel(AudioListenPreTrainedModel):
         Raises:
             `ValueError`: if both kinds of input or neither are given, or an input has the wrong size.
         """
-        if (input_features is None) == (speech_features is None):
-            raise ValueError(
-                "Pass either `input_features` (audio) or `speech_features` (encoder outputs), got "
-                f"{'neither' if input_features is None else 'both'}."
-            )
-        if speech_features is not None:
-            if audio_features_mask is None:
-                raise ValueError(
-                    "`speech_features` was given without `audio_features_mask`. Pass all fields of `AudioFeatures`."
-                )
-            features = AudioFeatures(speech_features, sound_features, audio_features_mask)
+        given = {
+            "input_features": input_features,
+            "speech_features": speech_features,
+            "sound_features": sound_features,
+            "audio_features_mask": audio_features_mask,
+        }
+        if (features := _given_features(given)) is not None:
             return BaseModelOutputWithPooling(pooler_output=self._project(features))
         assert input_features is not None
         order: list[int] = []
@@ -552,9 +548,7 @@ class AudioListenModel(AudioListenPreTrainedModel):
         given = {name: batch[name] for name in AUDIO_ARGUMENTS if batch.get(name) is not None}
         if not given:
             return None, None
-        if "speech_features" in given:
-            features = AudioFeatures(**{"sound_features": None, **given})
-        else:
+        if (features := _given_features(given)) is None:
             device = next(self.speech_tower.parameters()).device
             features = self.get_encoder_features(**{name: value.to(device) for name, value in given.items()})
         speech, sound, mask = features
@@ -925,8 +919,8 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
     def init_projector_from(self, batches: Iterable[Mapping[str, Any]]) -> None:
         """
         Prepares a new projector for the audio that it will be trained on: its first layers are set so that over these clips
-        each channel of the encoders' frames has the mean 0 and the standard deviation 1 (not part of SALMONN). Call it
-        before an adapter is attached; a few hundred clips are enough.
+        each channel of the encoders' frames has the mean 0 and the standard deviation 1, amplified at most tenfold (not part
+        of SALMONN). Call it before an adapter is attached; a few hundred clips are enough, of all tasks.
 
         In the demo, it raises the accuracy on voices that were not trained on; see `docs/method.md`.
 
@@ -936,16 +930,22 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
                 arguments of `forward` are read. Batches without audio are skipped.
 
         Raises:
-            `ValueError`: if the projector is already that of an adapter, there is no audio, or frames are not finite.
+            `ValueError`: if the projector is not new or already that of an adapter, there is no audio, or frames are not
+                finite. The projector is unchanged then.
 
         ```python
-        >>> model.init_projector_from(collator([row]) for row in rows[:256])
+        >>> model.init_projector_from(collator([row]) for row in rows[:: 1 + len(rows) // 256])
         ```"""
         projector = self.model.multi_modal_projector
         if not isinstance(projector, WindowQFormerProjector):
             raise ValueError(
                 f"The projector is a {type(projector).__name__}: an adapter has a copy of it already. Call "
                 "`init_projector_from` before `get_peft_model`."
+            )
+        if not projector.is_new:
+            raise ValueError(
+                "The projector was trained or prepared before, and what it has learned would be lost. Leave out "
+                "`init_projector_from`, which is for a new projector."
             )
         projector.standardize(self.model._real_frames(batch) for batch in batches)
 
@@ -1227,6 +1227,23 @@ def _is_frozen(module: nn.Module) -> bool:
 
 def _grad_mode(tower: nn.Module) -> AbstractContextManager[None]:
     return torch.set_grad_enabled(torch.is_grad_enabled() and not _is_frozen(tower))
+
+
+def _given_features(given: Mapping[str, torch.Tensor | None]) -> AudioFeatures | None:
+    """The encoder outputs among the audio arguments, or `None` if these are audio. Raises a `ValueError` for both or neither."""
+    has_audio, speech = given.get("input_features") is not None, given.get("speech_features")
+    if has_audio == (speech is not None):
+        raise ValueError(
+            "Pass either `input_features` (audio) or `speech_features` (encoder outputs), got "
+            f"{'both' if has_audio else 'neither'}."
+        )
+    if speech is None:
+        return None
+    if (mask := given.get("audio_features_mask")) is None:
+        raise ValueError(
+            "`speech_features` was given without `audio_features_mask`. Pass all fields of `AudioFeatures`."
+        )
+    return AudioFeatures(speech, given.get("sound_features"), mask)
 
 
 def _check_size(name: str, features: torch.Tensor, size: int) -> None:
