@@ -103,8 +103,8 @@ def _words_source(selected: SelectedPrompts) -> str:
         return ""
     return note(
         "Nearest words: the tokens whose embeddings are nearest to the prompt. A prompt is near one if it is nearer than 95 % of "
-        f"random directions are ({_number(words.chance_similarity)}), as {words.num_near} of {len(words.prompts)} prompts. Being "
-        "near a token does not show what a prompt does."
+        f"random directions are ({_number(words.chance_similarity)}); {words.num_near} of {len(words.prompts)} prompts "
+        f"{'is' if words.num_near == 1 else 'are'}. Being near a token does not show what a prompt does."
     )
 
 
