@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.errors import OfflineModeIsEnabled
 from peft import get_peft_model
 
 import peft_listen
@@ -76,6 +77,15 @@ def test_a_card_that_cannot_be_read_is_not_taken_for_a_missing_one(monkeypatch):
             _load_card("me/x", [], None)
 
     assert "cannot be reached" in error_of(load)
+
+
+def test_the_outer_caller_knows_what_to_do():
+    def ask():
+        with hub_connection("Run the command again."), hub_connection("Save the model."):
+            raise OfflineModeIsEnabled("Offline mode.")
+
+    message = error_of(ask)
+    assert "cannot be reached: Offline mode." in message and message.endswith("HUB_OFFLINE`. Run the command again.")
 
 
 def test_answers_of_the_hub_and_other_errors_stay_as_they_are():

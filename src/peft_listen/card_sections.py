@@ -72,7 +72,7 @@ def parts_table(base: Any) -> str | None:
             continue
         on_hub = is_hub_name(name)
         # The path of a folder is of no use to others.
-        shown = f"[{name}](https://huggingface.co/{name})" if on_hub else f"`{_cell(Path(name).name)}` (a local copy)"
+        shown = f"[{name}](https://huggingface.co/{name})" if on_hub else f"`{Path(name).name}` (a local copy)"
         license_name = _license(name, reference.get("revision"))
         if license_name is None:
             license_name = (
@@ -127,7 +127,7 @@ def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return " ".join(str(value).split()).replace("|", " ")
+    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def _license(name: str, revision: str | None) -> str | None:

@@ -16,11 +16,25 @@ from huggingface_hub.errors import (
 )
 
 
+class HubConnectionError(ConnectionError):
+    """
+    The Hub cannot be reached.
+
+    Args:
+        problem (`str`): what cannot be reached and why, as a sentence.
+        advice (`str`): what to do without the Hub, as a sentence.
+    """
+
+    def __init__(self, problem: str, advice: str) -> None:
+        super().__init__(f"{problem} {advice}")
+        self.problem = problem
+
+
 @contextmanager
 def hub_connection(advice: str) -> Iterator[None]:
     """
     Explains the errors that are raised where the Hub cannot be reached. Its own answers, such as a refused upload, stay as they
-    are.
+    are. Within another `hub_connection`, the outer one's advice is given, since its caller knows what else there is.
 
     Args:
         advice (`str`): what to do without the Hub, as a sentence.
@@ -30,12 +44,15 @@ def hub_connection(advice: str) -> Iterator[None]:
     """
     try:
         yield
+    except HubConnectionError as error:
+        raise HubConnectionError(error.problem, advice) from None
     except HfHubHTTPError:
         raise
     except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         # Not `from error`: the traceback of the client fills a screen and says nothing more.
-        raise ConnectionError(
+        raise HubConnectionError(
             f"The Hub at {constants.ENDPOINT} cannot be reached: {reason}. Check the network, `HF_ENDPOINT` and "
-            f"`HF_HUB_OFFLINE`. {advice}"
+            "`HF_HUB_OFFLINE`.",
+            advice,
         ) from None

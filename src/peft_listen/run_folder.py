@@ -12,6 +12,7 @@ from .settings_record import SettingsRecord
 MODEL_NAME = "model"
 SELECTIONS_NAME = "selections.safetensors"
 SETTINGS_NAME = "settings.json"
+_ADAPTER_CONFIG_NAME = "adapter_config.json"
 
 
 def find_run(model: str) -> Path | None:
@@ -25,7 +26,9 @@ def find_run(model: str) -> Path | None:
         `pathlib.Path`, *optional*: the folder above that of the model; `None` if `peft-listen train` has not written it.
     """
     folder = Path(model).resolve()
-    return folder.parent if folder.name == MODEL_NAME and (folder.parent / SETTINGS_NAME).is_file() else None
+    # The name of a repository on the Hub, such as `me/model`, is not a folder.
+    is_of_run = folder.name == MODEL_NAME and folder.is_dir() and _is_run(folder.parent)
+    return folder.parent if is_of_run else None
 
 
 def display_name(model: str) -> str:
@@ -33,14 +36,21 @@ def display_name(model: str) -> str:
     What people call a model.
 
     Args:
-        model (`str`): folder or Hub name of the model.
+        model (`str`): folder or Hub name of the model, or a file with its selections.
 
     Returns:
         `str`: the name of its folder without the parents, or of the folder of the run that has written it, since the models
-        of all runs are in a folder `model`; the name as it is if there is no such folder.
+        of all runs are in a folder `model`; the name as it is if there is no such folder. A file `selections.safetensors` in
+        the folder of a run or of an adapter has the name of the run or the adapter, another file its own.
     """
     if not os.path.exists(model):
         return model
+    path = Path(model).resolve()
+    if path.name == SELECTIONS_NAME and path.is_file():
+        if _is_run(path.parent):
+            return path.parent.name
+        if (path.parent / _ADAPTER_CONFIG_NAME).is_file():
+            return display_name(str(path.parent))
     run = find_run(model)
     return os.path.basename(os.path.abspath(model)) if run is None else run.name
 
@@ -60,3 +70,7 @@ def read_run_settings(model: str) -> dict[str, Any]:
         return {} if run is None else SettingsRecord(run / SETTINGS_NAME).read() or {}
     except (OSError, ValueError):
         return {}
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / SETTINGS_NAME).is_file()

@@ -33,7 +33,6 @@ def test_accuracy_and_chance_level_equal_counts_by_hand() -> None:
     assert (asr.most_frequent_answer, asr.num_references) == ("cat", 2)
     # At least two of four, each with probability 3/4.
     assert asr.p_value == pytest.approx(sum(math.comb(4, k) * 0.75**k * 0.25 ** (4 - k) for k in (2, 3, 4)))
-    assert asr.smallest_p_value == pytest.approx(0.75**4)
     assert asr.one_error_p_value == pytest.approx(0.75**4 + 4 * 0.75**3 * 0.25)
     assert (answers["voice"].accuracy, answers["voice"].chance_level) == (0.5, 0.5)
     assert score_answers([]) == {}
@@ -146,12 +145,12 @@ def test_too_few_answers_are_no_verdict_about_chance(make_records) -> None:
     predictions = partly_correct(4, num_rows=6, num_labels=2)
     alone, findings = rate(summarize(make_records(), predictions=predictions))
     assert (alone.rating, alone.headline) == ("good", "The tasks select different prompts.")
-    assert alone.detail.endswith("There are too few answers of asr to tell whether they are above the chance level.")
+    assert alone.detail.endswith("There are too few answers for asr to tell whether they are above the chance level.")
     assert "Tasks answered above chance" not in [finding.title for finding in findings]
     predictions += partly_correct(10, task="emotion")
     verdict, _ = rate(summarize(make_records(), predictions=predictions))
     assert verdict.headline.endswith("but the answers are at chance level.")
-    assert "too few answers of asr" in verdict.detail
+    assert "too few answers for asr" in verdict.detail
 
 
 def test_free_text_does_not_count_as_chance_level(make_records) -> None:

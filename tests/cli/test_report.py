@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +61,7 @@ def test_a_report_on_the_adapter_of_a_run_knows_what_the_training_did(
 ) -> None:
     run = tmp_path / "my-run"
     make_adapted("listen").save_pretrained(run / "model")
+    Path(data_file).write_text("\n".join(Path(data_file).read_text().splitlines()[:3]))
     (run / "settings.json").write_text(json.dumps({"init_keys_at_steps": [2]}))
     page, selections = tmp_path / "page.html", tmp_path / "selections.safetensors"
     arguments = ["report", str(run / "model"), data_file, "-o", str(page), "--save-records", str(selections)]
@@ -67,11 +69,15 @@ def test_a_report_on_the_adapter_of_a_run_knows_what_the_training_did(
     html = page.read_text(encoding="utf-8")
     assert "init_keys_at_steps" not in html and "<h1>Prompts of my-run</h1>" in html
     assert SelectionRecords.load(selections).config["init_keys_at_steps"] == [2]
-    # Four rows select at most so many prompts.
-    assert re.search(
-        r"Prompts in use +\d+ of 12 +\w+ \(at least 80%( of the \d+ that 4 inputs can select)?\)",
-        capsys.readouterr().out,
-    )
+    # Three rows, each with three prompts, select at most nine.
+    output = capsys.readouterr().out
+    assert re.search(r"Prompts in use +\d+ of 12 +\w+ \(at least 80% of the 9 that 3 inputs can select\)", output)
+    # The file of selections of a run or of an adapter has the name of these.
+    for folder in (run, run / "model"):
+        records = SelectionRecords.load(selections)
+        records.save(folder / "selections.safetensors")
+        assert main(["report", str(folder / "selections.safetensors"), "-o", str(page)]) == 0
+        assert "<h1>Prompts of my-run</h1>" in page.read_text(encoding="utf-8")
 
 
 def test_a_text_adapter_is_reported_in_one_command(make_llm, make_tokenizer, tmp_path, capsys) -> None:

@@ -23,6 +23,7 @@ command += ["--adapter", "{adapter}"]
 if {is_finished}:
     assert main(command) == 0
 assert main([*command, "--push-to-hub", "--hub-model-id", "me/trained"]) == 0
+assert json.load(open("output/result.json"))["uploaded_to"] == "me/trained"
 """
 ASK = """
 from peft_listen_cli import main

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import CommitInfo, ModelCard, constants
+from huggingface_hub.errors import OfflineModeIsEnabled
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -18,8 +19,17 @@ from peft_listen.analysis import SelectionRecords, record_dataset
 from peft_listen.data import read_examples
 from peft_listen.evaluation.collated_answers import answer_batches
 from peft_listen.evaluation.prediction import answer_rows
+from peft_listen.hub_connection import hub_connection
 from peft_listen.pipelines.loading import load_pipeline
-from peft_listen.runs import AdapterOptions, DataOptions, ListenOptions, ModelOptions, RunArguments, training_run
+from peft_listen.runs import (
+    AdapterOptions,
+    DataOptions,
+    ListenOptions,
+    ModelOptions,
+    RunArguments,
+    card_settings,
+    training_run,
+)
 from peft_listen.runs.building import add_adapter, load_base, lora_targets, prepare_projector
 from peft_listen.runs.card_settings import run_command
 from peft_listen.runs.checkpoints import last_whole_checkpoint
@@ -76,7 +86,7 @@ def test_a_run_trains_scores_and_saves(make_run, data_file, tmp_path):
         assert f"| {row} |" in card.text, row
     assert "| prompts | pool_size=6, prompt_length=2, selector=" in card.text
     (others,) = re.findall(r"\| other options \| (.*) \|", card.text)
-    assert "metrics=sounds=exact_match sounds=eer:answers=dog no" in others and "eval_steps=2" in others
+    assert "metrics=sounds=exact_match sounds=eer:answers=dog\\|no" in others and "eval_steps=2" in others
     assert "listen_pool_size" not in others and "learning_rate" not in others and "output_dir" not in others
     assert card.text.lstrip().startswith("# run\n") and 'model="run/model"' in card.text
     assert card.data.model_name == "run" and card.data.base_model is None  # it is a local folder
@@ -89,12 +99,26 @@ def test_a_run_trains_scores_and_saves(make_run, data_file, tmp_path):
     assert make_run(**options).run() == replace(result, was_finished=True)
 
 
-def test_a_finished_run_is_uploaded_when_it_is_asked_for(make_run, data_file, monkeypatch, capsys):
-    uploads = []
-    monkeypatch.setattr(training_run, "publish", lambda *args, **kwargs: uploads.append((args[2], kwargs)))
+@pytest.fixture
+def uploads(monkeypatch):
+    """Names and other arguments of the uploads, which go nowhere; the account is `me`."""
+    found = []
+
+    def publish(model, processor, repo_id, **passed):
+        found.append((repo_id, passed))
+        owned = repo_id if "/" in repo_id else f"me/{repo_id}"
+        return CommitInfo(f"{constants.ENDPOINT}/{owned}/commit/{'0' * 40}", "", "", "0" * 40)
+
+    monkeypatch.setattr(training_run, "publish", publish)
+    return found
+
+
+def test_a_finished_run_is_uploaded_when_it_is_asked_for(make_run, data_file, uploads, monkeypatch):
     options = {"max_steps": 1, "test_data": [data_file]}
     result = make_run(**options).run()
     assert uploads == [] and result.uploaded_to is None
+    card = (result.model_dir / "README.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(card_settings, "__version__", "99.0")  # installed after the training
     options |= {"push_to_hub": True, "hub_model_id": "me/x"}
     uploaded = make_run(**options, hub_include=["llm"]).run()
     assert uploaded == replace(result, was_finished=True, uploaded_to="me/x")
@@ -102,27 +126,62 @@ def test_a_finished_run_is_uploaded_when_it_is_asked_for(make_run, data_file, mo
     assert name == "me/x" and passed["include"] == ["llm"] and passed["scores"] == result.scores["test"]
     assert passed["training"]["steps"] == 1 and passed["selections"].task_names == ["asr", "sounds"]
     assert train._as_text(uploaded).endswith("and was uploaded to me/x")
-    # The same again is not uploaded twice; other parts, or another repository, are another upload.
+    versions = passed["training"]["versions"]
+    assert f"| versions | {versions} |" in card and "99.0" not in versions
+    # The same again is not uploaded twice; other parts, another repository, or another Hub, are another upload.
     assert make_run(**options, hub_include=["llm"]).run() == uploaded and len(uploads) == 1
     assert make_run(**options).run().uploaded_to == "me/x" and len(uploads) == 2
     assert make_run(max_steps=1, test_data=[data_file]).run().uploaded_to == "me/x" and len(uploads) == 2
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.example")
+    assert make_run(**options).run().uploaded_to == "me/x" and len(uploads) == 3
+    assert make_run(**options).run().uploaded_to == "me/x" and len(uploads) == 3
+    # Without a name, the repository has that of the folder, and belongs to the account.
+    assert make_run(**(options | {"hub_model_id": None})).run().uploaded_to == "me/run" and uploads[-1][0] == "run"
+    assert (result.model_dir / "README.md").read_text(encoding="utf-8") == card
 
 
-def test_an_upload_that_failed_is_tried_again(make_run, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise ConnectionError("The Hub cannot be reached.")
+def test_an_upload_that_failed_is_tried_again(make_run, uploads, monkeypatch):
+    def fail(*args, **kwargs):
+        with hub_connection("Save it."):
+            raise OfflineModeIsEnabled
 
     options = {"max_steps": 1, "push_to_hub": True, "hub_model_id": "me/x", "adapter": "none"}
     monkeypatch.setattr(training_run, "check_can_be_published", lambda *args: None)
-    monkeypatch.setattr(training_run, "publish", refuse)
-    with pytest.raises(ConnectionError):
-        make_run(**options).run()
-    uploads = []
-    monkeypatch.setattr(training_run, "publish", lambda *args, **kwargs: uploads.append(args[2]))
+    with monkeypatch.context() as context:
+        context.setattr(training_run, "publish", fail)
+        with pytest.raises(
+            ConnectionError, match="cannot be reached: .* the same command, run again, uploads it"
+        ) as error:
+            make_run(**options).run()
+    assert "Save it." not in str(error.value)
     result = make_run(**options).run()
-    assert uploads == ["me/x"] and result.uploaded_to == "me/x"
+    assert [name for name, _ in uploads] == ["me/x"] and result.uploaded_to == "me/x"
     card = (result.model_dir / "README.md").read_text(encoding="utf-8")
     assert "# me/x\n" in card and 'model="me/x"' in card
+
+
+def test_an_upload_that_is_refused_leaves_the_card_as_it_is(make_run, data_file):
+    options = {"max_steps": 1, "test_data": [data_file]}
+    result = make_run(**options).run()
+    files = [result.model_dir / "README.md", result.model_dir.parent / "result.json"]
+    before = [path.read_bytes() for path in files]
+    with pytest.raises(ValueError, match="include"):  # the parts of the base model are not on the Hub
+        make_run(**options, push_to_hub=True, hub_model_id="me/x").run()
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_the_card_keeps_its_name_if_the_upload_is_asked_for_after_the_training(
+    make_run, data_file, uploads, monkeypatch
+):
+    options = {"max_steps": 1, "test_data": [data_file]}
+    with monkeypatch.context() as context:
+        context.setattr(training_run, "score_predictions", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            make_run(**options).run()
+    result = make_run(**options, push_to_hub=True, hub_model_id="me/x").run()
+    assert result.uploaded_to == "me/x" and len(uploads) == 1
+    card = ModelCard.load(result.model_dir / "README.md")
+    assert card.text.lstrip().startswith("# run\n") and card.data.model_name == "run"
 
 
 def test_the_selections_of_the_trained_adapter_are_recorded(make_run, data_file, tmp_path, monkeypatch):

@@ -178,7 +178,7 @@ def _verdict(summary: SelectionSummary) -> Verdict:
     at_chance = [task for task, rating in ratings.items() if rating == "poor"]
     too_few = [task for task, answers in summary.answers.items() if _is_unrated_for_few_rows(answers)]
     if too_few:
-        told = f"There are too few answers of {_listed(too_few)} to tell whether they are above the chance level."
+        told = f"There are too few answers for {_listed(too_few)} to tell whether they are above the chance level."
         selection = replace(selection, detail=f"{selection.detail} {told}")
     if not at_chance:
         return selection

@@ -50,8 +50,8 @@ def find_records(model: str) -> str | None:
         model (`str`): folder or Hub name of the adapter.
 
     Returns:
-        `str`, *optional*: the file `selections.safetensors` in the folder, or beside a folder that `peft-listen train` has written;
-        `None` if there is none.
+        `str`, *optional*: the file `selections.safetensors` in the folder, or beside a folder that `peft-listen train` has
+        written; `None` if there is none.
     """
     run = find_run(model)
     candidates = [Path(model, SELECTIONS_NAME)]

@@ -28,7 +28,7 @@ _OF_THE_MACHINE = frozenset({"use_cpu", "device", "bf16_full_eval", "fp16_full_e
 _FOLDERS = frozenset({"output_dir", "feature_cache"})
 # Options that may be a folder or the name of a repository.
 _MODELS = frozenset({"model", "speech", "sound", "llm"})
-# Options that other lines of the table show.
+# Options that other lines of the table, or the command below it, show.
 _SHOWN = (
     _MODELS
     | _FOLDERS

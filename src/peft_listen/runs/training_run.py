@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 from torch import nn
 from transformers import EarlyStoppingCallback, Pipeline, PreTrainedModel, ProcessorMixin, TrainerCallback
 
@@ -21,6 +22,7 @@ from ..analysis import SelectionRecords
 from ..data import Example, read_examples
 from ..evaluation import predict, save_scores
 from ..files import atomic_path, is_temporary, write_errors
+from ..hub_connection import hub_connection
 from ..lora_beside import load_lora_beside
 from ..metrics import MetricChoice, TaskScore, score_predictions
 from ..metrics.scoring import check_metrics, compared_answers
@@ -70,7 +72,8 @@ class RunResult:
         was_finished (`bool`): whether the run had been finished before.
         num_skipped (`dict[str, int]`): number of rows that were left out because of their clips, by the split (`"train"`, `"eval"`,
             `"test"`).
-        uploaded_to (`str`, *optional*): repository on the Hub to which the run has uploaded the model, now or before.
+        uploaded_to (`str`, *optional*): repository on the Hub, with its owner, to which the run has uploaded the model, now or
+            before.
     """
 
     model_dir: Path
@@ -92,7 +95,7 @@ class TrainingRun:
     - `model`: the trained adapter, which refers to the base model, or the base model if the projector alone is trained; with a
       model card;
     - `skipped.json`: with `on_bad_clip="skip"`, the rows that are left out, and why;
-    - `training.json`: the trainer's log, when the training is finished;
+    - `training.json`: the trainer's log and the settings that the card shows, when the training is finished;
     - `eval` and `test`: answers and scores of these splits;
     - `selections.safetensors`: the prompts that the adapter selects for the first 64 rows of each task of the test data, or
       else of the evaluation or training data;
@@ -159,12 +162,11 @@ class TrainingRun:
         finished = self._result()
         if finished is not None:
             if in_main_process(self._is_to_be_uploaded):
-                kept = kept_rows(rows, skipped)
-                self._finish(finished.scores, kept, num_skipped, self._stored_selections())
+                in_main_process(lambda: self._upload(finished.scores, rows["train"], self._stored_selections()))
             return replace(finished, num_skipped=num_skipped, uploaded_to=self._uploaded_to())
         kept = kept_rows(rows, skipped)
         if self._log_history() is None:
-            self._train(kept, metrics, self._mixture(kept["train"]))
+            self._train(kept, metrics, self._mixture(kept["train"]), num_skipped)
             _free_memory()
         # Loaded once, when it is needed.
         load = functools.cache(
@@ -177,7 +179,7 @@ class TrainingRun:
         selections = self._selections(kept, load)
         del load
         _free_memory()
-        self._finish(scores, kept, num_skipped, selections)
+        in_main_process(lambda: self._finish(scores, kept, selections))
         return RunResult(
             self.model_dir,
             self._log_history() or [],
@@ -265,7 +267,11 @@ class TrainingRun:
         return (self._folder / "training.json").exists() or last_whole_checkpoint(self._checkpoints) is not None
 
     def _train(
-        self, rows: Mapping[str, list[Example]], metrics: dict[str, list[MetricChoice]], mixture: TaskMixture
+        self,
+        rows: Mapping[str, list[Example]],
+        metrics: dict[str, list[MetricChoice]],
+        mixture: TaskMixture,
+        num_skipped: Mapping[str, int],
     ) -> None:
         arguments = self.arguments
         in_main_process(lambda: save_base(self.model, self._folder / "base", arguments.seed))
@@ -315,7 +321,9 @@ class TrainingRun:
         def save() -> None:
             with write_errors(self.model_dir):
                 self._save(trainer.accelerator.unwrap_model(trainer.model), processor, state_dict)
-            _write_json(self._folder / "training.json", {**best, "log_history": history})
+            # Stored now: whoever uploads the run later may have other versions of the libraries.
+            card = {"title": self._card_title, "training": self._card_settings(rows, history, num_skipped)}
+            _write_json(self._folder / "training.json", {**best, "log_history": history, "card": card})
 
         in_main_process(save)
 
@@ -424,30 +432,40 @@ class TrainingRun:
         self,
         scores: Mapping[str, Mapping[str, TaskScore]],
         rows: Mapping[str, Sequence[Example]],
-        num_skipped: Mapping[str, int],
         selections: SelectionRecords | None,
     ) -> None:
-        shown = scores.get("test") or scores.get("eval") or {}
+        card, stored = self.model_dir / "README.md", self._stored_card()
+        add_training(card, stored.get("training", {}), hub_datasets(rows["train"]))
+        if selections is not None:
+            add_prompts(card, selections)
+        if shown := _shown(scores):
+            # The title that the card has, which is another one if the upload was asked for after the training.
+            add_scores(card, shown, stored.get("title", self._card_title))
+        if self.arguments.push_to_hub:
+            self._upload(scores, rows["train"], selections)
+        else:
+            self._write_result(scores)
 
-        def finish() -> None:
-            training, datasets = self._card_settings(rows, num_skipped), hub_datasets(rows["train"])
-            add_training(self.model_dir / "README.md", training, datasets)
-            if selections is not None:
-                add_prompts(self.model_dir / "README.md", selections)
-            if shown:
-                add_scores(self.model_dir / "README.md", shown, self._card_title)
-            if self.arguments.push_to_hub:
-                self._publish(shown, training, datasets, selections)
-            result = {split: {task: vars(score) for task, score in each.items()} for split, each in scores.items()}
-            uploaded = self._upload if self.arguments.push_to_hub else None
-            _write_json(self._folder / "result.json", {"scores": result, "uploaded": uploaded})
+    def _upload(
+        self,
+        scores: Mapping[str, Mapping[str, TaskScore]],
+        train_rows: Sequence[Example],
+        selections: SelectionRecords | None,
+    ) -> None:
+        """Uploads the model with a card of its own, and records it. The card of the run's folder stays as it is."""
+        training = self._stored_card().get("training", {})
+        uploaded_to = self._publish(_shown(scores), training, hub_datasets(train_rows), selections)
+        self._write_result(scores, uploaded=self._destination, uploaded_to=uploaded_to)
 
-        in_main_process(finish)
+    def _write_result(self, scores: Mapping[str, Mapping[str, TaskScore]], **uploaded: Any) -> None:
+        result = {split: {task: vars(score) for task, score in each.items()} for split, each in scores.items()}
+        _write_json(self._folder / "result.json", {"scores": result, **uploaded})
 
     @property
-    def _upload(self) -> dict[str, Any]:
+    def _destination(self) -> dict[str, Any]:
         """What is uploaded where."""
         return {
+            "endpoint": constants.ENDPOINT,
             "repo_id": self.arguments.hub_model_id or self._folder.resolve().name,
             "revision": self.arguments.hub_revision,
             "include": sorted(self.arguments.hub_include),
@@ -455,19 +473,24 @@ class TrainingRun:
 
     def _is_to_be_uploaded(self) -> bool:
         """Whether the options of a finished run ask for an upload that was not made."""
-        return self.arguments.push_to_hub and self._stored_result().get("uploaded") != self._upload
+        return self.arguments.push_to_hub and self._stored_result().get("uploaded") != self._destination
 
     def _uploaded_to(self) -> str | None:
-        uploaded = self._stored_result().get("uploaded") or {}
-        return uploaded.get("repo_id")
+        uploaded_to: str | None = self._stored_result().get("uploaded_to")
+        return uploaded_to
 
     def _stored_selections(self) -> SelectionRecords | None:
         path = self._folder / SELECTIONS_NAME
         return SelectionRecords.load(path) if path.is_file() else None
 
-    def _card_settings(self, rows: Mapping[str, Sequence[Example]], num_skipped: Mapping[str, int]) -> dict[str, Any]:
+    def _card_settings(
+        self,
+        rows: Mapping[str, Sequence[Example]],
+        log_history: Sequence[Mapping[str, Any]],
+        num_skipped: Mapping[str, int],
+    ) -> dict[str, Any]:
         options = (self.model, self.adapter, self.listen, self.data)
-        settings = card_settings(options, self.arguments, rows, self._log_history() or [], num_skipped)
+        settings = card_settings(options, self.arguments, rows, log_history, num_skipped)
         # Callbacks and the configuration of the sharding are not options of the command.
         if not self.callbacks and not is_sharded_run():
             settings["command"] = run_command(options, self.arguments)
@@ -479,7 +502,8 @@ class TrainingRun:
         training: Mapping[str, Any],
         datasets: Sequence[str],
         selections: SelectionRecords | None,
-    ) -> None:
+    ) -> str:
+        """Uploads the model, and returns the name of its repository, which has the owner even if the option has not."""
         from peft import PeftModel
 
         base, processor = load_base(self._base, self.model)
@@ -489,23 +513,35 @@ class TrainingRun:
         else:
             model = PeftModel.from_pretrained(base, str(self.model_dir))
             load_lora_beside(model, self.model_dir)
-        publish(
-            model,
-            processor,
-            self._upload["repo_id"],
-            include=self.arguments.hub_include,
-            private=self.arguments.hub_private_repo,
-            token=self.arguments.hub_token,
-            revision=self.arguments.hub_revision,
-            scores=scores,
-            training=training,
-            datasets=datasets,
-            selections=selections,
-        )
+        with hub_connection(
+            f"The trained model is in {self.model_dir}; the same command, run again, uploads it without another training."
+        ):
+            commit = publish(
+                model,
+                processor,
+                self._destination["repo_id"],
+                include=self.arguments.hub_include,
+                private=self.arguments.hub_private_repo,
+                token=self.arguments.hub_token,
+                revision=self.arguments.hub_revision,
+                scores=scores,
+                training=training,
+                datasets=datasets,
+                selections=selections,
+            )
+        return str(commit.repo_url.repo_id)
 
     def _log_history(self) -> list[dict[str, Any]] | None:
-        path = self._folder / "training.json"
-        return json.loads(path.read_text(encoding="utf-8"))["log_history"] if path.is_file() else None
+        history: list[dict[str, Any]] | None = self._stored_training().get("log_history")
+        return history
+
+    def _stored_card(self) -> dict[str, Any]:
+        """Title and settings of the training in the card; empty for a run of an earlier version."""
+        card: dict[str, Any] = self._stored_training().get("card", {})
+        return card
+
+    def _stored_training(self) -> dict[str, Any]:
+        return _read_json(self._folder / "training.json")
 
     def _result(self) -> RunResult | None:
         stored = self._stored_result()
@@ -518,9 +554,7 @@ class TrainingRun:
         return RunResult(self.model_dir, self._log_history() or [], scores, was_finished=True)
 
     def _stored_result(self) -> dict[str, Any]:
-        path = self._folder / "result.json"
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return content
+        return _read_json(self._folder / "result.json")
 
 
 def _check(adapter: AdapterOptions, data: DataOptions, arguments: RunArguments) -> None:
@@ -564,6 +598,17 @@ def _check_assigned(metrics: Mapping[str, Any], rows: Mapping[str, Sequence[Exam
 def _of_tasks(metrics: Mapping[str, list[MetricChoice]], rows: Sequence[Example]) -> dict[str, list[MetricChoice]]:
     tasks = {row["task"] for row in rows}
     return {task: choices for task, choices in metrics.items() if task in tasks}
+
+
+def _shown(scores: Mapping[str, Mapping[str, TaskScore]]) -> Mapping[str, TaskScore]:
+    """The scores that the card shows."""
+    return scores.get("test") or scores.get("eval") or {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The content of a file of the run; empty if there is none."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content
 
 
 def _write_json(path: Path, content: Any) -> None:
