@@ -159,13 +159,14 @@ class TrainingRun:
         self._check_settings(rows)
         skipped = self._skipped_rows(rows)
         num_skipped = {split: len(each) for split, each in skipped.items()}
-        finished = self._result()
+        # What is on disk is read by the main process alone, which may go on with the folder while the others return.
+        finished = in_main_process(self._result)
         if finished is not None:
             if in_main_process(self._is_to_be_uploaded):
                 in_main_process(lambda: self._upload(finished.scores, rows["train"], self._stored_selections()))
-            return replace(finished, num_skipped=num_skipped, uploaded_to=self._uploaded_to())
+            return replace(finished, num_skipped=num_skipped, uploaded_to=in_main_process(self._uploaded_to))
         kept = kept_rows(rows, skipped)
-        if self._log_history() is None:
+        if in_main_process(self._log_history) is None:
             self._train(kept, metrics, self._mixture(kept["train"]), num_skipped)
             _free_memory()
         # Loaded once, when it is needed.
@@ -180,13 +181,8 @@ class TrainingRun:
         del load
         _free_memory()
         in_main_process(lambda: self._finish(scores, kept, selections))
-        return RunResult(
-            self.model_dir,
-            self._log_history() or [],
-            scores,
-            num_skipped=num_skipped,
-            uploaded_to=self._uploaded_to(),
-        )
+        history, uploaded_to = in_main_process(lambda: (self._log_history() or [], self._uploaded_to()))
+        return RunResult(self.model_dir, history, scores, num_skipped=num_skipped, uploaded_to=uploaded_to)
 
     def _mixture(self, rows: Sequence[Example]) -> TaskMixture:
         return TaskMixture(
