@@ -299,6 +299,15 @@ def test_the_table_of_the_metrics_of_tasks_is_that_of_the_code() -> None:
     assert re.findall(r"^4\. (.*)\.$", text, flags=re.MULTILINE) == [tasks._DEFAULT[0].replace("_", " ")]
 
 
+def test_the_metrics_of_tasks_in_the_help_are_those_of_the_code() -> None:
+    from peft_listen.metrics import tasks
+    from peft_listen_cli import evaluate
+
+    # The help is a text, because it is shown without importing the package.
+    rows = re.findall(r"^  (\w+) +(\S+(?:, \S+)*)$", evaluate.EPILOG, re.MULTILINE)
+    assert {task: tuple(metrics.split(", ")) for task, metrics in rows} == tasks.named_task_metrics()
+
+
 def tracked_text_files() -> list[Path]:
     """The text files that readers see: pages, sources and settings, but not tests."""
     found = [

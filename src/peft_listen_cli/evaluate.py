@@ -32,7 +32,12 @@ The answers are generated as by `peft-listen predict`, or read from its output i
 The folder receives predictions.jsonl, scores.json and scores.md, a table; the table is also printed. A task is scored by
 the metrics that --metrics assigns to it, by the one that its rows name in the field `metric`, or by those of its name:
 
-{task_metrics}
+  asr    wer, cer
+  en2zh  bleu:tokenize=zh, chrf
+  er     accuracy
+  sv     accuracy
+  sqa    squad_f1, exact_match
+  acap   rouge_l, cider
 
 Other tasks are scored by exact_match. Of several metrics, the first is the main one.
 
@@ -62,11 +67,7 @@ class EvaluateOptions(AnswerOptions):
 
 
 def parse(prog: str, argv: Sequence[str]) -> argparse.Namespace:
-    # It needs torch, so it is imported when this command is selected.
-    from peft_listen.metrics.tasks import named_task_metrics
-
-    lines = [f"  {task:<7}{', '.join(metrics)}" for task, metrics in named_task_metrics().items()]
-    parser = make_parser([EvaluateOptions], prog, HELP, EPILOG.replace("{task_metrics}", "\n".join(lines)))
+    parser = make_parser([EvaluateOptions], prog, HELP, EPILOG)
     parser.add_argument(
         "source", help="folder or Hub name of a model with audio or of an adapter for one, or a file of predictions"
     )

@@ -21,15 +21,7 @@ from peft_listen.evaluation.collated_answers import answer_batches
 from peft_listen.evaluation.prediction import answer_rows
 from peft_listen.hub_connection import hub_connection
 from peft_listen.pipelines.loading import load_pipeline
-from peft_listen.runs import (
-    AdapterOptions,
-    DataOptions,
-    ListenOptions,
-    ModelOptions,
-    RunArguments,
-    card_settings,
-    training_run,
-)
+from peft_listen.runs import AdapterOptions, DataOptions, ListenOptions, ModelOptions, RunArguments, training_run
 from peft_listen.runs.building import add_adapter, load_base, lora_targets, prepare_projector
 from peft_listen.runs.card_settings import run_command
 from peft_listen.runs.checkpoints import last_whole_checkpoint
@@ -118,7 +110,7 @@ def test_a_finished_run_is_uploaded_when_it_is_asked_for(make_run, data_file, up
     result = make_run(**options).run()
     assert uploads == [] and result.uploaded_to is None
     card = (result.model_dir / "README.md").read_text(encoding="utf-8")
-    monkeypatch.setattr(card_settings, "__version__", "99.0")  # installed after the training
+    monkeypatch.setattr("peft_listen.runs.card_settings.__version__", "99.0")  # installed after the training
     options |= {"push_to_hub": True, "hub_model_id": "me/x"}
     uploaded = make_run(**options, hub_include=["llm"]).run()
     assert uploaded == replace(result, was_finished=True, uploaded_to="me/x")

@@ -70,8 +70,8 @@ class RunResult:
         log_history (`list[dict]`): the values that the trainer has logged.
         scores (`dict[str, dict[str, TaskScore]]`): scores of each task, by the split (`"eval"`, `"test"`).
         was_finished (`bool`): whether the run had been finished before.
-        num_skipped (`dict[str, int]`): number of rows that were left out because of their clips, by the split (`"train"`, `"eval"`,
-            `"test"`).
+        num_skipped (`dict[str, int]`): number of rows that were left out because of their clips, by the split (`"train"`,
+            `"eval"`, `"test"`).
         uploaded_to (`str`, *optional*): repository on the Hub, with its owner, to which the run has uploaded the model, now or
             before.
     """
