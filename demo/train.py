@@ -72,6 +72,7 @@ def train(
     if cache.build(model, processor, [example["audio"] for example in examples]) == 0:
         print(f"reusing {cache.folder} ({len(cache)} clips)")
 
+    model.init_projector_from(cache[example["audio"]] for example in examples[::4])
     config = ListenConfig(
         pool_size=POOL_SIZE,
         prompt_length=PROMPT_LENGTH,

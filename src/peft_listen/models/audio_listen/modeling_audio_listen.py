@@ -3,7 +3,7 @@
 import copy
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,7 @@ from .audio_tokens import (
 )
 from .chat_template import audio_chat_template, text_template
 from .configuration_audio_listen import AudioListenConfig
-from .forward_arguments import CACHE, AudioFeatures, LanguageModelKwargs
+from .forward_arguments import AUDIO_ARGUMENTS, CACHE, AudioFeatures, LanguageModelKwargs
 from .frozen_references import (
     is_referenced,
     load_config,
@@ -535,6 +535,20 @@ class AudioListenModel(AudioListenPreTrainedModel):
         # The sum over an empty slice is 0 even if a parameter is NaN.
         return self.multi_modal_projector(speech, sound)[:0].sum()
 
+    def _real_frames(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The encoders' frames of a batch without padding, of shape `(num_frames, speech_size)` and `(num_sound_frames,
+        sound_size)`; `None` if the batch has no audio or the model has no such encoder."""
+        given = {name: batch[name] for name in AUDIO_ARGUMENTS if batch.get(name) is not None}
+        if not given:
+            return None, None
+        if "speech_features" in given:
+            features = AudioFeatures(**{"sound_features": None, **given})
+        else:
+            device = next(self.speech_tower.parameters()).device
+            features = self.get_encoder_features(**{name: value.to(device) for name, value in given.items()})
+        speech, sound, mask = features
+        return speech[mask.bool()], None if sound is None else sound[(sound != 0).any(-1)]
+
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, audio_features: torch.Tensor
     ) -> torch.BoolTensor:
@@ -895,6 +909,34 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
             audio_hidden_states=outputs.audio_hidden_states,
             **{CACHE: getattr(outputs, CACHE)},
         )
+
+    @torch.no_grad()
+    def init_projector_from(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        """
+        Prepares a new projector for the audio that it will be trained on: its first layers are set so that over these clips
+        each channel of the encoders' frames has the mean 0 and the standard deviation 1 (not part of SALMONN). Call it
+        before an adapter is attached; a few hundred clips are enough.
+
+        In the demo, it raises the accuracy on voices that were not trained on; see `docs/method.md`.
+
+        Args:
+            batches (`Iterable[Mapping[str, Any]]`):
+                Outputs of the processor, of [`AudioListenCollator`] or of [`FeatureCache`], of which only the audio
+                arguments of `forward` are read. Batches without audio are skipped.
+
+        Raises:
+            `ValueError`: if the projector is already that of an adapter, there is no audio, or frames are not finite.
+
+        ```python
+        >>> model.init_projector_from(collator([row]) for row in rows[:256])
+        ```"""
+        projector = self.model.multi_modal_projector
+        if not isinstance(projector, WindowQFormerProjector):
+            raise ValueError(
+                f"The projector is a {type(projector).__name__}: an adapter has a copy of it already. Call "
+                "`init_projector_from` before `get_peft_model`."
+            )
+        projector.standardize(self.model._real_frames(batch) for batch in batches)
 
     @classmethod
     def from_sub_models_pretrained(

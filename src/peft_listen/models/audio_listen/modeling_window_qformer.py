@@ -1,5 +1,7 @@
 """Window-level Q-Former: maps frames of two audio encoders to embeddings of a language model."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 from transformers import Blip2QFormerModel
@@ -7,6 +9,10 @@ from transformers.modeling_utils import local_torch_dtype
 from transformers.utils.generic import maybe_autocast
 
 from .configuration_audio_listen import AudioListenConfig
+
+
+# Least standard deviation that `standardize` divides by: a channel that hardly varies is not amplified more than tenfold.
+_MIN_DEVIATION = 0.1
 
 
 class WindowQFormerProjector(nn.Module):
@@ -52,6 +58,32 @@ class WindowQFormerProjector(nn.Module):
         """
         # The Q-Former ends in a LayerNorm: its output has a root mean square of 1.
         self.linear.weight.mul_(scale / (self.linear.weight.std() * self.linear.in_features**0.5))
+
+    @torch.no_grad()
+    def standardize(self, frames: Iterable[tuple[torch.Tensor | None, torch.Tensor | None]]) -> None:
+        """
+        Sets the weights and biases of the first layer norms so that over the given frames each channel of each encoder has
+        the mean 0 and the standard deviation 1 (not part of SALMONN).
+
+        Without it, the few channels of a speech encoder that vary most hide the others, in which two voices differ.
+
+        Args:
+            frames (`Iterable[tuple[torch.Tensor | None, torch.Tensor | None]]`):
+                Frames of the speech encoder, of shape `(num_frames, speech_size)`, and of the sound encoder, of shape
+                `(num_sound_frames, sound_size)`, without padding, or `None`.
+
+        Raises:
+            `ValueError`: if there are fewer than two frames, or values that are not finite.
+        """
+        norms = [norm for norm in (self.speech_layer_norm, self.sound_layer_norm) if norm is not None]
+        moments = [_Moments(norm) for norm in norms]
+        for pair in frames:
+            for moment, part in zip(moments, pair, strict=False):
+                moment.add(part)
+        scales = [moment.result() for moment in moments]  # all of them before one is set
+        for norm, (mean, deviation) in zip(norms, scales, strict=True):
+            norm.weight.copy_(1 / deviation)
+            norm.bias.copy_(-mean / deviation)
 
     def forward(
         self,
@@ -129,6 +161,34 @@ class WindowQFormerProjector(nn.Module):
         queries = self.query_tokens.expand(len(windows), -1, -1)
         output = self.qformer(query_embeds=queries, encoder_hidden_states=windows, return_dict=True)
         return self.linear(output.last_hidden_state)  # [windows, num_queries, text_hidden]
+
+
+class _Moments:
+    """Mean and standard deviation of each channel that a layer norm normalizes, before its own weights and biases."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        self.norm = norm
+        self.count = 0
+        self.total = torch.zeros(norm.normalized_shape, dtype=torch.float64)
+        self.total_of_squares = torch.zeros_like(self.total)
+
+    def add(self, frames: torch.Tensor | None) -> None:
+        if frames is None:
+            return
+        normalized = nn.functional.layer_norm(frames.float(), self.norm.normalized_shape, eps=self.norm.eps)
+        normalized = normalized.cpu().double()
+        self.count += len(normalized)
+        self.total += normalized.sum(0)
+        self.total_of_squares += normalized.square().sum(0)
+
+    def result(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.count < 2:
+            raise ValueError(f"{self.count} frames were given, and at least 2 are needed. Pass clips with audio.")
+        mean = self.total / self.count
+        deviation = (self.total_of_squares / self.count - mean.square()).clamp_min(0).sqrt()
+        if not bool(deviation.isfinite().all()):
+            raise ValueError("The frames contain NaN or infinite values. Check the clips and the data type of the encoders.")
+        return mean, deviation.clamp_min(_MIN_DEVIATION)
 
 
 __all__ = ["WindowQFormerProjector"]
