@@ -46,9 +46,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if test_device().type == "cpu":
         return
+    skipped = {"cpu_only": "runs on the CPU only"}
+    if test_device().type == simulated_device.NAME:
+        skipped["not_simulated"] = "does not run on the simulated device"
     for item in items:
-        for mark in item.iter_markers("cpu_only"):
-            item.add_marker(pytest.mark.skip(reason=f"runs on the CPU only: {mark.args[0]}"))
+        for name, consequence in skipped.items():
+            for mark in item.iter_markers(name):
+                item.add_marker(pytest.mark.skip(reason=f"{consequence}: {mark.args[0]}"))
 
 
 @pytest.fixture(scope="session", autouse=True)

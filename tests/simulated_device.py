@@ -61,7 +61,8 @@ _BELOW_PYTHON = [_aten.copy_.default, _aten._local_scalar_dense.default]
 # Operators for which torch has a kernel of its own, which fills an empty tensor after changing its shape.
 _FACTORIES = [_aten.arange, _aten.eye, _aten.linspace, _aten.logspace, _aten.randperm, _aten.tril_indices]
 
-_FILES_OF_TORCH = (str(Path(torch.__file__).parent), __file__)
+# Files between an operator and its caller: torch's, this one, and that of the mode which places tensors.
+_FILES_BETWEEN = (str(Path(torch.__file__).parent), __file__, str(Path(__file__).with_name("device.py")))
 _FOLDERS_OF_THIS_REPOSITORY = tuple(str(Path(__file__).parents[1] / name) for name in ("src", "tests"))
 
 _libraries: list[torch.library.Library] = []
@@ -188,7 +189,7 @@ def _check_placement(operator: Any, tensors: Sequence[torch.Tensor]) -> None:
 
 def _is_called_by_another_library() -> bool:
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_FILES_OF_TORCH):
+    while frame is not None and frame.f_code.co_filename.startswith(_FILES_BETWEEN):
         frame = frame.f_back
     return frame is not None and not frame.f_code.co_filename.startswith(_FOLDERS_OF_THIS_REPOSITORY)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .argument_types import add_address, add_placement, allowed_hosts, positive_integer, positive_number
 
@@ -27,16 +30,20 @@ adapter, with another number of prompts, or of another adapter of the same base 
 
   peft-listen demo dogs=runs/dogs/model cats=runs/cats/model
 
-With recorded selections, the page shows which tasks usually select a prompt. They are read from the file
-selections.safetensors in the folder of the adapter, or from --records:
+With recorded selections, the page shows which tasks usually select a prompt. It finds those of a run of `peft-listen train`,
+and the file selections.safetensors in the folder of another adapter, or reads the file of --records:
 
   peft-listen report my-adapter test.jsonl --save-records my-adapter/selections.safetensors
 
 The page listens on this machine only, asks no other server for anything, and has no password: whoever reaches the address
 that --host names can ask the model. It is reached by an IP address, localhost, or a name given with --host or --allowed-host.
 
-The exit code is 0 if the page was stopped by Ctrl-C, and 2 after an error, such as an address that is in use.
+The exit code is 0 if the page was stopped by Ctrl-C, 143 after SIGTERM, and 2 after an error, such as an address that is in
+use.
 """
+
+# Signals that would end the process before its temporary folder is removed. Windows has no SIGHUP.
+_ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,8 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from peft_listen.page import Answering, PageSettings, create_page, read_tasks
-    from peft_listen.serving import AppServer, address_of, bind, load_models, name_models
+    from peft_listen.page import Answering, PageSettings, create_page, find_words, read_tasks
+    from peft_listen.serving import AppServer, QuietProtocol, address_of, bind, host_names, load_models, name_models
 
     settings = PageSettings(
         max_new_tokens=arguments.max_new_tokens,
@@ -93,31 +100,50 @@ def run(arguments: argparse.Namespace) -> int:
         max_upload_bytes=int(arguments.max_upload_mb * (1 << 20)),
         timeout=arguments.timeout,
     )
-    # Files and address are checked first, since loading the model may take minutes.
+    # Names, files and address are checked first, since loading the model may take minutes.
+    hosts = host_names(allowed_hosts(arguments))
     paths = name_models(arguments.model)
     files = _record_files(paths, arguments.records)
     tasks = None if arguments.data is None else read_tasks(arguments.data)
     sock = bind(arguments.host, arguments.port)
-    with sock, tempfile.TemporaryDirectory(prefix="peft-listen-") as folder:
+    with sock, _cleans_up(), tempfile.TemporaryDirectory(prefix="peft-listen-") as folder:
         models = load_models(arguments.model, arguments.dtype, arguments.device, accepts_text_models=True)
-        answering = Answering(models, settings, _shares(models, files))
+        shares = _shares(models, files)
+        words = {name: found for name in paths if (found := find_words(models, name)) is not None}
+        answering = Answering(models, settings, shares, words)
         app = create_page(answering, folder, tasks)
 
         def announce() -> None:
             print(f"Open {address_of(sock)} in a browser. Ctrl-C stops the page.", flush=True)
 
         try:
-            AppServer(app, sock, announce, logs_requests=False, allowed_hosts=allowed_hosts(arguments)).run()
+            AppServer(app, sock, announce, allowed_hosts=hosts, protocol=QuietProtocol).run()
         except KeyboardInterrupt:
             print("peft-listen: stopped", file=sys.stderr)
     return 0
 
 
+@contextmanager
+def _cleans_up() -> Iterator[None]:
+    """Turns signals that would end the process at once into an exit, which removes temporary folders before."""
+    with ExitStack() as stack:
+        if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
+            for number in _ENDING_SIGNALS:
+                # `nohup` ignores SIGHUP, which then must not end the page.
+                if signal.getsignal(number) is signal.SIG_DFL:
+                    stack.callback(signal.signal, number, signal.signal(number, _exit))
+        yield
+
+
+def _exit(number: int, frame: Any) -> NoReturn:
+    raise SystemExit(128 + number)  # the exit code that shells give to a process that a signal has ended
+
+
 def _record_files(paths: Mapping[str, str], given: Sequence[str]) -> dict[str, str]:
     """The file with the recorded selections of each model that has one."""
-    from peft_listen.page import records_in_folder
+    from peft_listen.page import find_records
 
-    files = {name: file for name, path in paths.items() if (file := records_in_folder(path)) is not None}
+    files = {name: file for name, path in paths.items() if (file := find_records(path)) is not None}
     for argument in given:
         name, separator, file = argument.partition("=")
         if not separator and len(paths) == 1:

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 _MAX_BYTES = 1 << 20
 
 
-def make_parser(dataclass_types: Sequence[Any], prog: str, description: str, epilog: str | None = None) -> TrlParser:
+def make_parser(
+    dataclass_types: Sequence[Any],
+    prog: str,
+    description: str,
+    epilog: str | None = None,
+    usage: str | None = None,
+) -> TrlParser:
     """
     A parser with one option for each field of some dataclasses; its help shows all defaults.
 
@@ -28,6 +34,7 @@ def make_parser(dataclass_types: Sequence[Any], prog: str, description: str, epi
         prog (`str`): name of the command.
         description (`str`): what it does.
         epilog (`str`, *optional*): text after the options, which is shown as it is.
+        usage (`str`, *optional*): what takes the place of the list of all options at the beginning.
 
     Returns:
         [`~trl.TrlParser`]
@@ -45,8 +52,33 @@ def make_parser(dataclass_types: Sequence[Any], prog: str, description: str, epi
         prog=prog,
         description=description,
         epilog=epilog,
+        usage=usage,
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
+    )
+
+
+def split_group(parser: argparse.ArgumentParser, title: str, first: Sequence[str], title_of_others: str) -> None:
+    """
+    Divides a group of options in the help, where one dataclass has too many to read.
+
+    Args:
+        parser (`argparse.ArgumentParser`): the parser.
+        title (`str`): heading of the group.
+        first (`Sequence[str]`): names of the options that stay in it, in their order.
+        title_of_others (`str`): heading of a new group at the end, for the others.
+
+    Raises:
+        ValueError: if one of the names is not an option of the group.
+    """
+    (group,) = (each for each in parser._action_groups if each.title == title)
+    actions = group._group_actions
+    if unknown := set(first) - {action.dest for action in actions}:
+        raise ValueError(f"The group {title!r} has no options {sorted(unknown)}.")
+    others = parser.add_argument_group(title_of_others)
+    others._group_actions = [action for action in actions if action.dest not in first]
+    group._group_actions = sorted(
+        (action for action in actions if action.dest in first), key=lambda action: first.index(action.dest)
     )
 
 

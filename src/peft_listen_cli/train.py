@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .options import make_parser, parse_options
+from .options import make_parser, parse_options, split_group
 
 
 if TYPE_CHECKING:
@@ -42,18 +42,23 @@ checkpoint. A finished run is shown and not repeated, and other options for the 
 
 The exit code is 0 if the run is finished, and 2 after an error. The launchers exit with 1 if a process fails.
 """
+# Heading of the options that few runs need.
+_OTHER_ARGUMENTS = "other training arguments, those of transformers.TrainingArguments"
 
 
 def parse(prog: str, argv: Sequence[str]) -> argparse.Namespace:
     # These need torch, so they are imported when this command is selected.
     from peft_listen.runs import AdapterOptions, DataOptions, ListenOptions, ModelOptions, RunArguments
 
-    options = (ModelOptions, AdapterOptions, ListenOptions, DataOptions, RunArguments)
-    parser = make_parser(options, prog, HELP, EPILOG)
+    # In the order in which the help shows them: what every run needs first.
+    options = (ModelOptions, DataOptions, RunArguments, AdapterOptions, ListenOptions)
+    # Without the names of all options, whose list is longer than a screen, also above each error.
+    parser = make_parser(options, prog, HELP, EPILOG, usage="%(prog)s [config] [--json] [--option VALUE ...]")
+    split_group(parser, RunArguments._argument_group_name, RunArguments._first_options, _OTHER_ARGUMENTS)
     parser.add_argument("config", nargs="?", help="YAML file with options")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
-    *instances, rest = parse_options(parser, argv)
-    return argparse.Namespace(run=run, options=instances, json=rest.json)
+    model, data, training, adapter, listen, rest = parse_options(parser, argv)
+    return argparse.Namespace(run=run, options=[model, adapter, listen, data, training], json=rest.json)
 
 
 def run(arguments: Any) -> int:

@@ -138,3 +138,13 @@ def test_invalid_arguments_raise(make_text_adapter, tokenizer, make_llm, make_re
         nearest_words(make_llm("llama"), tokenizer=tokenizer)
     with pytest.raises(ValueError, match="for a pool of 48 prompts, but the active adapter has 6"):
         nearest_words(model, make_records(), tokenizer=tokenizer)
+
+
+def test_a_model_without_an_embedding_matrix_is_refused(make_text_adapter, tokenizer) -> None:
+    model, _ = make_text_adapter()
+    backbone = find_listen_layer(model).hooks.backbone
+    backbone.set_input_embeddings(torch.nn.Identity())
+    with pytest.raises(
+        ValueError, match="The input embedding of the language model, Identity, has no matrix `weight`"
+    ):
+        nearest_words(model, tokenizer=tokenizer)

@@ -1,12 +1,16 @@
 import json
+import os
+import signal
 import socket
 import sys
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
 
+from peft_listen import serving
 from peft_listen.analysis import record_dataset
 from peft_listen.pipelines.loading import load_pipeline
 from peft_listen_cli import main
@@ -56,12 +60,27 @@ def test_the_page_is_opened_at_the_printed_address(adapter, data, records, capsy
     assert captured.out == "" and "Traceback" not in captured.err
 
 
+def test_the_page_gets_the_words_near_the_prompts(adapter, monkeypatch):
+    page = pytest.importorskip("peft_listen.page")
+    found = {}
+
+    class Recorded(page.Answering):
+        def __init__(self, models, settings, shares, words):
+            super().__init__(models, settings, shares, words)
+            found.update(words)
+
+    monkeypatch.setattr(page, "Answering", Recorded)
+    with running_command(["demo", f"one={adapter}"]):
+        assert list(found) == ["one"] and all(found["one"].prompts.values())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["./no-model"], "no file or folder './no-model'"),
         (["a=./one", "a=./two"], "would both be served as 'a'"),
         (["m", "--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
+        (["m", "--allowed-host", "http://a.example"], "(`--allowed-host`) must be a list of names"),
         (["m", "--data", "missing.jsonl"], "missing.jsonl"),
         (["m", "--records", "other=x"], "--records other=x: expected NAME=FILE with one of the names m"),
         (["m", "n", "--records", "file"], "--records file: expected NAME=FILE with one of the names m, n"),
@@ -118,3 +137,40 @@ def test_no_folder_is_left(adapter, tmp_path, monkeypatch):
     with running_command(["demo", adapter]):
         assert [path.name.startswith("peft-listen-") for path in tmp_path.iterdir()].count(True) == 1
     assert not list(Path(tmp_path).glob("peft-listen-*"))
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """The folder of temporary folders."""
+    pytest.importorskip("gradio")
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("handlers of signals run in the main thread")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_no_folder_is_left_if_a_signal_ends_the_page(number, adapter, temporary, monkeypatch):
+    before, make, found = signal.getsignal(number), serving.AppServer.__init__, []
+
+    def stop():
+        found.extend(temporary.glob("peft-listen-*"))
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(
+        serving.AppServer, "__init__", lambda self, app, sock, _, **settings: make(self, app, sock, stop, **settings)
+    )
+    with pytest.raises(SystemExit) as exit_info:
+        main(["demo", adapter, "--port", "0"])
+    assert exit_info.value.code == 128 + number
+    assert len(found) == 1
+    assert not list(temporary.glob("peft-listen-*")) and signal.getsignal(number) is before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_no_folder_is_left_if_a_signal_ends_the_loading(temporary, monkeypatch):
+    monkeypatch.setattr(serving, "load_models", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as exit_info:
+        main(["demo", "org/no-such-model", "--port", "0"])
+    assert exit_info.value.code == 143 and not list(temporary.glob("peft-listen-*"))

@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from peft_listen_cli.options import make_parser, parse_options, read_yaml
+from peft_listen_cli.options import make_parser, parse_options, read_yaml, split_group
 
 
 @dataclass
@@ -102,3 +102,14 @@ def test_help_shows_every_default(capsys):
     shown = capsys.readouterr().out
     for default in ("10", "0.5", "first", "False"):
         assert f"(default: {default})" in shown
+
+
+def test_a_group_of_the_help_is_divided():
+    parser = make_parser([Options], "test", "A test.")
+    with pytest.raises(ValueError, match=r"The group 'options' has no options \['pace'\]"):
+        split_group(parser, "options", ["rate", "pace"], "others")
+    split_group(parser, "options", ["rate", "help"], "others")
+    shown = parser.format_help()
+    places = [shown.index(f"\n  {name} ") for name in ("--rate", "-h", "--steps", "--kind")]
+    assert places == sorted(places) and places[1] < shown.index("others:") < places[2]
+    assert parse_options(parser, ["--steps", "3"])[0].steps == 3

@@ -1,7 +1,9 @@
 """`peft-listen train`: options of a file, exit codes, and several processes."""
 
+import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import peft_listen_cli
+from peft_listen.runs import AdapterOptions, DataOptions, ListenOptions, ModelOptions, RunArguments
 from peft_listen_cli import main
 from tests import small_models
 
@@ -115,6 +118,24 @@ def test_without_a_model_or_a_file_the_exit_code_is_2(capsys):
     assert "There is no base model" in capsys.readouterr().err
     assert main(["train", "none.yaml"]) == 2
     assert "none.yaml: no such file" in capsys.readouterr().err
+
+
+def test_help_begins_with_what_every_run_needs(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    help_text, _, epilog = capsys.readouterr().out.partition("\nEvery option is a name in the YAML file")
+    assert epilog and help_text.startswith("usage: peft-listen train [config] [--json] [--option VALUE ...]\n")
+    headings = [line for line in help_text.splitlines() if re.fullmatch(r"[a-z].*:", line)]
+    expected = ["positional", "options", "base model", "data", "training", "adapter", "pool", "other training"]
+    assert len(headings) == len(expected) and all(map(str.startswith, headings, expected)), headings
+    parts = re.split(f"^(?:{'|'.join(map(re.escape, headings))})$", help_text, flags=re.MULTILINE)
+    shown = [re.findall(r"^  (--[\w-]+)", part, flags=re.MULTILINE) for part in parts]
+    assert shown[5][:2] == ["--output-dir", "--max-steps"] and "--do-train" in shown[8]
+    names = [name for part in shown for name in part]
+    assert len(set(names)) == len(names)
+    for options in (ModelOptions, AdapterOptions, ListenOptions, DataOptions, RunArguments):
+        for field in dataclasses.fields(options):
+            assert f"--{field.name.replace('_', '-')}" in names or not field.init
 
 
 def test_help_explains_every_option_with_its_default(capsys):

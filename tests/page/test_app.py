@@ -17,7 +17,7 @@ import pytest
 
 from peft_listen.page import Clip, Tasks, create_page
 from peft_listen.page.app import without_other_servers
-from peft_listen.serving import AppServer, address_of, bind
+from peft_listen.serving import AppServer, QuietProtocol, address_of, bind
 from tests.served import running_server
 from tests.small_models import write_wav
 
@@ -31,7 +31,7 @@ def running(app: Any) -> Iterator[str]:
     """The address of an application that runs in a thread."""
     sock, started = bind("127.0.0.1", 0), threading.Event()
     url = address_of(sock)
-    server = AppServer(app, sock, started.set, logs_requests=False)
+    server = AppServer(app, sock, started.set, protocol=QuietProtocol)
     with running_server(server, started):
         yield url
 

@@ -7,10 +7,21 @@ import torch
 import torch.nn.functional as F
 
 from peft_listen import ListenConfig
-from peft_listen.analysis import SelectionRecords
-from peft_listen.page import TaskShares, Variant, html, load_task_shares, records_in_folder
+from peft_listen.analysis import NearestWords, NearWord, SelectionRecords
+from peft_listen.page import (
+    Answering,
+    PageSettings,
+    TaskShares,
+    Variant,
+    find_records,
+    find_words,
+    html,
+    load_task_shares,
+    prompt_words,
+)
 from peft_listen.page.selected_prompts import SelectedPrompt, SelectedPrompts
-from peft_listen.page.task_shares import RECORDS_NAME
+from peft_listen.run_folder import MODEL_NAME, SELECTIONS_NAME, SETTINGS_NAME
+from peft_listen.serving import load_models
 
 
 def make_records(tasks, indices, keys=None) -> SelectionRecords:
@@ -42,9 +53,23 @@ def test_the_cosines_are_those_of_the_centered_query_and_the_keys(answering, cli
 
 class TestFiles:
     def test_the_file_in_the_folder_of_the_adapter_is_found(self, tmp_path):
-        assert records_in_folder(str(tmp_path)) is None
-        make_records(["asr"], [[0]]).save(tmp_path / RECORDS_NAME)
-        assert records_in_folder(str(tmp_path)) == str(tmp_path / RECORDS_NAME)
+        assert find_records(str(tmp_path)) is None
+        make_records(["asr"], [[0]]).save(tmp_path / SELECTIONS_NAME)
+        assert find_records(str(tmp_path)) == str(tmp_path / SELECTIONS_NAME)
+        assert find_records("org/no-folder") is None
+
+    def test_the_file_that_a_training_run_has_written_is_found(self, tmp_path, monkeypatch):
+        folder = tmp_path / "run" / MODEL_NAME
+        folder.mkdir(parents=True)
+        make_records(["asr"], [[0]]).save(folder.parent / SELECTIONS_NAME)
+        assert find_records(str(folder)) is None, "it may be that of something else than a run"
+        (folder.parent / SETTINGS_NAME).write_text("{}")
+        monkeypatch.chdir(folder)
+        (tmp_path / "link").symlink_to(folder)
+        for name in (str(folder), ".", "../model", "../../link"):
+            assert find_records(name) == str(folder.parent / SELECTIONS_NAME)
+        (folder.parent / "other").mkdir()
+        assert find_records("../other") is None
 
     def test_the_selections_of_an_adapter_are_loaded(self, models, records, tmp_path):
         records.save(tmp_path / "own.safetensors")
@@ -59,8 +84,6 @@ class TestFiles:
             load_task_shares(str(tmp_path / "cats.safetensors"), models, "dogs")
 
     def test_selections_for_a_model_without_a_pool_are_refused(self, records, composite_folder, tmp_path):
-        from peft_listen.serving import load_models
-
         records.save(tmp_path / "own.safetensors")
         with pytest.raises(ValueError, match="'plain' has no LISTEN adapter"):
             load_task_shares(str(tmp_path / "own.safetensors"), load_models([f"plain={composite_folder}"]), "plain")
@@ -71,12 +94,38 @@ class TestFiles:
             load_task_shares(str(tmp_path / "other.safetensors"), models, "dogs")
 
 
+class TestWords:
+    def test_those_of_the_selected_prompts_are_shown(self, models, clips):
+        words = find_words(models, "dogs")
+        assert list(words.prompts) == list(range(8)) and {len(near) for near in words.prompts.values()} == {3}
+        answering = Answering(models, PageSettings(max_new_tokens=1), words={"dogs": words})
+        for name in ("dogs", "cats"):
+            *_, answer = answering.answer(Variant(name), "What is said?", answering.read_clip(clips[0]))
+            for prompt in answer.selected.prompts:
+                shown = [word.text for word in words.prompts[prompt.index]] if name == "dogs" else []
+                assert prompt.words == shown
+                assert prompt.is_near_words == (name == "dogs" and words.is_near(prompt.index))
+
+    def test_a_model_without_a_pool_has_none(self, composite_folder):
+        assert find_words(load_models([f"plain={composite_folder}"]), "plain") is None
+
+    def test_a_model_without_embeddings_has_none(self, models, monkeypatch, caplog):
+        def refuse(*_, **__):
+            raise ValueError("It has no matrix.")
+
+        monkeypatch.setattr(prompt_words, "nearest_words", refuse)
+        assert find_words(models, "dogs") is None
+        assert "no words near the prompts of 'dogs'. It has no matrix." in caplog.text
+
+
 class TestTable:
-    def make(self, with_shares=True) -> SelectedPrompts:
+    def make(self, with_shares=True, with_words=False) -> SelectedPrompts:
         shares = TaskShares({}, 12, 2) if with_shares else None
         tasks = [("<script>", 0.914), ("b", 0.2), ("c", 0.1), ("d", 0.001)]
-        prompts = [SelectedPrompt(2, 0.5, tasks), SelectedPrompt(0, -0.25, [])]
-        return SelectedPrompts(prompts, [-0.25, -0.5, 0.5], shares)
+        prompts = [SelectedPrompt(2, 0.5, tasks, ["<b>", " dog"], True), SelectedPrompt(0, -0.25, [], ["cat"], False)]
+        near = {0: [NearWord(1, "cat", 0.1)], 2: [NearWord(2, "<b>", 0.9)]}
+        words = NearestWords(near, chance_similarity=0.25, word_similarity=0.5) if with_words else None
+        return SelectedPrompts(prompts, [-0.25, -0.5, 0.5], shares, words)
 
     def test_rows_in_order_with_cosines_and_bars(self):
         table = html.selection(self.make())
@@ -94,6 +143,13 @@ class TestTable:
     def test_without_records_the_page_says_so(self):
         table = html.selection(self.make(with_shares=False))
         assert "usual tasks" not in table and "There are no recorded selections" in table
+
+    def test_words_escaped_with_those_that_are_near_none(self):
+        table = html.selection(self.make(with_words=True))
+        assert "<q>&lt;b&gt;</q> <q> dog</q></td>" in table and "<b>" not in table.partition("<table>")[2]
+        assert "<small>none near; <q>cat</q></small>" in table
+        assert "95 % of random directions are (0.25), as 1 of 2 prompts" in table
+        assert "words" not in html.selection(self.make())
 
     def test_equal_cosines(self):
         table = html.selection(SelectedPrompts([SelectedPrompt(0, 1.0, [])], [1.0, 1.0]))

@@ -41,6 +41,19 @@ def test_the_first_five_clips_of_each_task_that_are_files(tmp_path):
     assert [clip.answer for clip in tasks.clips] == list("01234")
 
 
+def test_clips_with_the_same_name_are_told_apart_by_their_folders(tmp_path):
+    paths = ["a/1.wav", "b/1.wav", "b/2.wav", "x/a/1.wav", "1.wav"]
+    for path in paths:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        write_wav(tmp_path / path, 0.1)
+    rows = [{"audio": path} for path in [*paths, "b/../a/1.wav"]]
+    tasks = read_tasks(write(tmp_path / "data.jsonl", rows))
+    assert [clip.path for clip in tasks.clips] == [str(tmp_path / path) for path in paths]
+    folder = tmp_path.name
+    names = [f"{folder}/a/1.wav", "b/1.wav", "2.wav", "x/a/1.wav", f"{folder}/1.wav"]
+    assert [clip.name for clip in tasks.clips] == [f"t · {name}" for name in names]
+
+
 def test_at_most_twelve_tasks(tmp_path):
     tasks = read_tasks(write(tmp_path / "data.jsonl", [{"task": f"task-{number}"} for number in range(20)]))
     assert len(tasks.instructions) == 12

@@ -5,8 +5,10 @@ from http.client import HTTPConnection
 from urllib.parse import urlsplit
 
 import pytest
+from starlette.applications import Starlette
 
 from peft_listen.serving import ServerSettings
+from peft_listen.serving.host_check import HostCheck
 from tests.serving.conftest import MODEL, running
 
 
@@ -63,6 +65,15 @@ def test_further_names_can_be_allowed(models):
         assert ask(url, "localhost")[0] == 200
 
 
+def test_names_that_are_not_ascii_are_sent_in_ascii(models):
+    with running(
+        models, allowed_hosts=["Stra\N{LATIN SMALL LETTER SHARP S}e.example", "xn--mnchen-3ya.example."]
+    ) as url:
+        assert ask(url, "xn--strae-oqa.example")[0] == 200
+        assert ask(url, "XN--MNCHEN-3YA.example:8000")[0] == 200
+        assert ask(url, "strasse.example")[0] == 403
+
+
 def test_a_server_with_a_key_may_have_any_name(models):
     with running(models, api_key="secret") as url:
         assert ask(url, "evil.example")[0] == 401
@@ -77,7 +88,13 @@ def test_other_sites_may_not_read_answers(url):
     assert ask(url, "127.0.0.1", "OPTIONS", headers)[0] == 405
 
 
-@pytest.mark.parametrize("hosts", ["a.example", ["http://a.example"], ["a.example:80"], ["*"], [""]])
+@pytest.mark.parametrize(
+    "hosts",
+    ["a.example", ["http://a.example"], ["a.example:80"], ["*"], [""], ["\N{SNOWMAN}.example"], ["\N{EURO SIGN}:80"]],
+)
 def test_what_is_not_a_name_is_refused(hosts):
-    with pytest.raises(ValueError, match="`allowed_hosts` must be a list of names without scheme and port"):
-        ServerSettings(allowed_hosts=hosts)
+    for make in (lambda: ServerSettings(allowed_hosts=hosts), lambda: HostCheck(Starlette(), hosts)):
+        with pytest.raises(
+            ValueError, match=r"`allowed_hosts` \(.*\) must be a list of names without scheme and port"
+        ):
+            make()

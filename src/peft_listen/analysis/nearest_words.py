@@ -107,7 +107,8 @@ def nearest_words(
 
     Raises:
         ValueError: if `top` or `block_size` is below 1, there is no active LISTEN adapter or no tokenizer, the records are for
-            a pool of another size, or the embedding has no values (meta device) or no ordinary tokens.
+            a pool of another size, or the language model has no embedding matrix, or one without values (meta device) or without
+            ordinary tokens.
     """
     for name, value in (("top", top), ("block_size", block_size)):
         if value < 1:
@@ -194,7 +195,12 @@ class _Vocabulary:
     def __init__(self, layer: ListenLayer, tokenizer: Any, block_size: int) -> None:
         assert layer.hooks is not None
         self._embedding: nn.Module = layer.hooks.backbone.get_input_embeddings()  # type: ignore[operator]
-        weight: torch.Tensor = self._embedding.weight
+        weight = getattr(self._embedding, "weight", None)
+        if not isinstance(weight, torch.Tensor):
+            raise ValueError(
+                f"The input embedding of the language model, {type(self._embedding).__name__}, has no matrix `weight`, so there "
+                "are no embeddings to compare the prompts with."
+            )
         is_offloaded = hasattr(self._embedding, "_hf_hook")  # accelerate loads the weight for each call
         if weight.device.type == "meta" and not is_offloaded:
             raise ValueError(

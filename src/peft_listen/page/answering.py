@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from ..analysis import NearestWords
 from ..audio import AudioLimits, LimitError, load_audio
 from ..pipelines import AudioTextToTextPipeline
 from ..pipelines.asking import ask, make_streamer
@@ -66,18 +67,24 @@ class Answering:
         models ([`~peft_listen.serving.ServedModels`]): The models, which nothing else may use.
         settings ([`PageSettings`]): The limits.
         shares (`Mapping[str, TaskShares]`, *optional*): For models by name, how often each task selects each prompt.
+        words (`Mapping[str, NearestWords]`, *optional*): For models by name, the words that are nearest to each prompt.
 
     Attributes:
         descriptions (`dict[str, Description]`): What the models have, by name.
     """
 
     def __init__(
-        self, models: ServedModels, settings: PageSettings, shares: Mapping[str, TaskShares] | None = None
+        self,
+        models: ServedModels,
+        settings: PageSettings,
+        shares: Mapping[str, TaskShares] | None = None,
+        words: Mapping[str, NearestWords] | None = None,
     ) -> None:
         self.settings = settings
         self.descriptions = {name: describe(models, name) for name in models.names}
         self._models = models
         self._shares = dict(shares or {})
+        self._words = dict(words or {})
         self._lock = threading.Lock()
 
     @property
@@ -154,9 +161,8 @@ class Answering:
             PageError: The model does not take the question, or fails; the log then has the reason.
         """
         events: queue.Queue[Any] = queue.Queue()
-        is_given_up = threading.Event()
-        arguments = (variant, instruction, waveform, events.put, is_given_up)
-        threading.Thread(target=self._run, args=arguments, name="peft-listen-answer", daemon=True).start()
+        call = _Call(variant, instruction, waveform, events.put)
+        threading.Thread(target=self._run, args=(call,), name="peft-listen-answer", daemon=True).start()
         answer, begin = Answer(), None
         try:
             while not answer.is_finished:
@@ -185,59 +191,57 @@ class Answering:
                     )
             yield answer
         finally:
-            is_given_up.set()
+            call.is_given_up.set()
 
-    def _run(
-        self,
-        variant: Variant,
-        instruction: str | None,
-        waveform: np.ndarray | None,
-        send: Callable[[Any], None],
-        is_given_up: threading.Event,
-    ) -> None:
+    def _run(self, call: _Call) -> None:
         while not self._lock.acquire(timeout=_CHECK_SECONDS):
-            if is_given_up.is_set():
+            if call.is_given_up.is_set():
                 return
         try:
-            send(_Begun())
+            call.send(_Begun())
             start = time.monotonic()
-            text = self._generate(variant, instruction, waveform, send, is_given_up)
-            send(_Finished(text, time.monotonic() - start))
+            text = self._generate(call)
+            call.send(_Finished(text, time.monotonic() - start))
         except Exception as error:
-            send(error)
+            call.send(error)
         finally:
             self._lock.release()
 
-    def _generate(
-        self,
-        variant: Variant,
-        instruction: str | None,
-        waveform: np.ndarray | None,
-        send: Callable[[Any], None],
-        is_given_up: threading.Event,
-    ) -> str:
+    def _generate(self, call: _Call) -> str:
         pipe = self._models.pipe
-        with active(self._models, variant) as layer, ExitStack() as stack:
+        with active(self._models, call.variant) as layer, ExitStack() as stack:
             if layer is not None:
-                pool, shares = layer.pool_of(), self._shares.get(variant.model)
+                pool, name = layer.pool_of(), call.variant.model
+                shares, words = self._shares.get(name), self._words.get(name)
                 has_sent = False
 
                 def record(selection: SelectionRecord) -> None:
                     nonlocal has_sent
                     if not has_sent:  # further ones are of other inputs, such as those of classifier-free guidance
                         has_sent = True
-                        send(selected_prompts(selection, pool, shares))
+                        call.send(selected_prompts(selection, pool, shares, words))
 
                 stack.enter_context(layer.recording(record))
             return ask(
                 pipe,
-                instruction,
-                waveform,
-                streamer=make_streamer(pipe, send),
+                call.instruction,
+                call.waveform,
+                streamer=make_streamer(pipe, call.send),
                 max_new_tokens=self.settings.max_new_tokens,
                 max_time=self.settings.timeout,
-                stopping_criteria=StoppingCriteriaList([_GivenUp(is_given_up)]),
+                stopping_criteria=StoppingCriteriaList([_GivenUp(call.is_given_up)]),
             )
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A question for the thread that answers it, which sends what it has; it ends early if the question is given up."""
+
+    variant: Variant
+    instruction: str | None
+    waveform: np.ndarray | None
+    send: Callable[[Any], None]
+    is_given_up: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True)

@@ -30,19 +30,19 @@ def selection(selected: SelectedPrompts) -> str:
     """A table of the selected prompts, below a scale with the cosines of all keys of the pool."""
     low, high = min(selected.pool_cosines), max(selected.pool_cosines)
     span = max(high - low, 1e-6)
-    has_tasks = selected.shares is not None
-    tasks_header = "<th>usual tasks</th>" if has_tasks else ""
-    rows = "".join(_row(prompt, (prompt.cosine - low) / span, has_tasks) for prompt in selected.prompts)
+    has_tasks, has_words = selected.shares is not None, selected.words is not None
+    headers = "<th>usual tasks</th>" * has_tasks + "<th>nearest words</th>" * has_words
+    rows = "".join(_row(prompt, (prompt.cosine - low) / span, has_tasks, has_words) for prompt in selected.prompts)
     return (
         '<div class="listen-selection">'
         f"{_scale(selected, low, span)}"
         '<div class="listen-table" tabindex="0" role="region" aria-label="selected prompts"><table>'
-        f'<thead><tr><th>prompt</th><th class="listen-near">cosine</th>{tasks_header}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>{_source(selected)}</div>"
+        f'<thead><tr><th>prompt</th><th class="listen-near">cosine</th>{headers}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>{_source(selected)}{_words_source(selected)}</div>"
     )
 
 
-def _row(prompt: SelectedPrompt, position: float, has_tasks: bool) -> str:
+def _row(prompt: SelectedPrompt, position: float, has_tasks: bool, has_words: bool) -> str:
     cells = f"<td>{prompt.index}</td>"
     cells += (
         f'<td class="listen-near"><span class="listen-bar"><i style="width:{100 * position:.1f}%"></i></span>'
@@ -56,6 +56,10 @@ def _row(prompt: SelectedPrompt, position: float, has_tasks: bool) -> str:
         more = len(prompt.tasks) - _SHOWN_TASKS
         shown += f" <small>and {more} more</small>" if more > 0 else ""
         cells += f'<td class="listen-tasks">{shown or "<small>none</small>"}</td>'
+    if has_words:
+        words = " ".join(f"<q>{escape(word)}</q>" for word in prompt.words)
+        shown = words if prompt.is_near_words else f"<small>none near{f'; {words}' if words else ''}</small>"
+        cells += f'<td class="listen-words">{shown}</td>'
     return f"<tr>{cells}</tr>"
 
 
@@ -90,6 +94,17 @@ def _source(selected: SelectedPrompts) -> str:
     length = f"k\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{shares.prompt_length}"
     return note(
         f"Usual tasks: the share of each task's rows that select the prompt, in {shares.num_rows} recorded rows with {length}."
+    )
+
+
+def _words_source(selected: SelectedPrompts) -> str:
+    words = selected.words
+    if words is None:
+        return ""
+    return note(
+        "Nearest words: the tokens whose embeddings are nearest to the prompt. A prompt is near one if it is nearer than 95 % of "
+        f"random directions are ({_number(words.chance_similarity)}), as {words.num_near} of {len(words.prompts)} prompts. Being "
+        "near a token does not show what a prompt does."
     )
 
 
@@ -140,6 +155,8 @@ td.listen-near { width: 1%; white-space: nowrap; font-variant-numeric: tabular-n
 }
 .listen-bar i { display: block; height: 100%; background: var(--listen-accent); }
 td.listen-tasks > span { display: inline-block; margin-right: 0.6rem; white-space: nowrap; }
+td.listen-words { overflow-wrap: anywhere; }
+td.listen-words q { white-space: pre-wrap; quotes: "\\201c" "\\201d"; }
 @media (max-width: 480px) {
   .listen-bar { width: 2.6rem; }
   .listen-table th, .listen-table td { padding-left: 0.4rem !important; padding-right: 0.4rem !important; }

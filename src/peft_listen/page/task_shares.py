@@ -10,12 +10,9 @@ from pathlib import Path
 import torch
 
 from ..analysis import SelectionRecords
+from ..run_folder import MODEL_NAME, SELECTIONS_NAME, SETTINGS_NAME
 from ..serving import ServedModels
 from .variants import Variant, active
-
-
-# Name of the file that is looked for in the folder of an adapter.
-RECORDS_NAME = "selections.safetensors"
 
 
 @dataclass(frozen=True)
@@ -45,10 +42,22 @@ class TaskShares:
         return sorted(found, key=lambda item: (-item[1], item[0]))
 
 
-def records_in_folder(model: str) -> str | None:
-    """The file of selections in the folder of an adapter, if there is one."""
-    path = Path(model, RECORDS_NAME)
-    return os.fspath(path) if path.is_file() else None
+def find_records(model: str) -> str | None:
+    """
+    The file of selections of an adapter.
+
+    Args:
+        model (`str`): folder or Hub name of the adapter.
+
+    Returns:
+        `str`, *optional*: the file `selections.safetensors` in the folder, or beside a folder that `peft-listen train` has written;
+        `None` if there is none.
+    """
+    folder = Path(model).resolve()
+    candidates = [Path(model, SELECTIONS_NAME)]
+    if folder.name == MODEL_NAME and (folder.parent / SETTINGS_NAME).is_file():
+        candidates.append(folder.parent / SELECTIONS_NAME)
+    return next((os.fspath(path) for path in candidates if path.is_file()), None)
 
 
 def load_task_shares(path: str, models: ServedModels, name: str) -> TaskShares:

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..audio import is_url
 from ..data import Example, read_examples
@@ -31,7 +32,8 @@ class Clip:
     A clip of the data file.
 
     Attributes:
-        name (`str`): what the list of clips shows: its task and the name of its file.
+        name (`str`): what the list of clips shows: its task and the name of its file, with as many folders as tell it from
+            the other clips of the task.
         path (`str`): its file.
         instruction (`str`): its instruction.
         answer (`str`): its correct answer.
@@ -83,14 +85,25 @@ def read_tasks(path: str | os.PathLike[str]) -> Tasks:
 
 
 def _clips_of(task: str, rows: Sequence[Example]) -> list[Clip]:
-    clips: list[Clip] = []
+    found: dict[str, Example] = {}
     for row in rows:
         path = row["audio"]
         if isinstance(path, list) or path is None or is_url(path) or not os.path.isfile(path):
             continue
-        name = f"{task} · {os.path.basename(path)}"
-        if name not in (clip.name for clip in clips):
-            clips.append(Clip(name, os.path.abspath(path), row["instruction"], row["answer"]))
-        if len(clips) == _CLIPS_PER_TASK:
+        found.setdefault(os.path.abspath(path), row)
+        if len(found) == _CLIPS_PER_TASK:
             break
-    return clips
+    return [
+        Clip(f"{task} · {name}", path, row["instruction"], row["answer"])
+        for name, (path, row) in zip(_shortest_names(list(found)), found.items(), strict=True)
+    ]
+
+
+def _shortest_names(paths: Sequence[str]) -> list[str]:
+    """The names of some files, with as many of their folders as tell them apart."""
+    parts = [Path(path).parts for path in paths]
+    names = []
+    for own in parts:
+        length = next(n for n in range(1, len(own) + 1) if sum(other[-n:] == own[-n:] for other in parts) == 1)
+        names.append(os.path.join(*own[-length:]))
+    return names

@@ -13,11 +13,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from ..data import Example
 from ..folder_saving import replaced_checkpoint
 from ..models.audio_listen import AudioListenConfig, AudioListenForCausalLM, AudioListenProcessor
 from ..models.audio_listen.parts import PARTS
 from ..pipelines.loading import find_auto_class
-from ..training import chat_template_token_ids
+from ..rows import clips_of
+from ..training import AudioListenCollator, chat_template_token_ids
 from ..tuners.listen import ListenConfig
 from ..tuners.listen.backbone import find_backbone
 from ..with_lora import add_lora
@@ -26,6 +28,9 @@ from .sharding import is_sharded_run
 
 
 PROJECTOR = "multi_modal_projector"
+
+# Rows whose clips a new projector is prepared with. Whisper's 384 channels need no more for two digits.
+_PREPARING_ROWS = 256
 
 
 def save_base(options: ModelOptions, folder: Path, seed: int) -> None:
@@ -139,6 +144,28 @@ def check_other_base(base: PreTrainedModel, adapter: AdapterOptions, data: DataO
         problems.append("do not use FSDP, which was tried with AudioListenForCausalLM only")
     if problems:
         raise ValueError(f"The base model is a {name}. For such a model, {'; '.join(problems)}.")
+
+
+def prepare_projector(
+    base: PreTrainedModel, collator: AudioListenCollator, rows: Sequence[Example], device: torch.device
+) -> None:
+    """
+    Prepares a new projector for the clips that it will be trained on. One that was trained is left as it is.
+
+    Args:
+        base (`PreTrainedModel`): the base model, without an adapter.
+        collator ([`AudioListenCollator`]): makes the batches.
+        rows (`Sequence[Example]`): the training rows; at most 256 of them are used, evenly spaced.
+        device (`torch.device`): where the encoders run.
+    """
+    if not isinstance(base, AudioListenForCausalLM) or base.model.multi_modal_projector.is_standardized:
+        return
+    module: nn.Module = base
+    module.to(device)
+    step = -(-len(rows) // _PREPARING_ROWS)
+    with_audio = [row for row in rows[::step] if clips_of([row])]
+    if with_audio:
+        base.init_projector_from(collator([row]) for row in with_audio)
 
 
 def add_adapter(

@@ -34,6 +34,8 @@ class ModelOptions:
         speech, sound, llm (`str`, *optional*): the parts, see [`AudioListenForCausalLM.from_sub_models_pretrained`].
         dtype (`str`, *optional*): data type of the frozen parts.
         speech_chunk_multiple (`int`, *optional*): see [`AudioListenConfig`]; for a model from parts.
+        standardize_frames (`bool`): whether a new projector is prepared for the clips, see
+            [`AudioListenForCausalLM.init_projector_from`].
 
     Raises:
         ValueError: unless either `model` or both `speech` and `llm` are given.
@@ -63,6 +65,13 @@ class ModelOptions:
     speech_chunk_multiple: int | None = field(
         default=None,
         metadata={"help": "For parts: multiple of seconds to which clips are padded, instead of Whisper's 30."},
+    )
+    standardize_frames: bool = field(
+        default=True,
+        metadata={
+            "help": "Before the training of a new projector, set its first layers so that each channel of the encoders' frames "
+            "has the mean 0 and the deviation 1 over 256 of the clips. It is not part of the paper."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -304,7 +313,36 @@ class RunArguments(TrainingArguments):
         ValueError: for values that do not fit together.
     """
 
-    _argument_group_name = "training: transformers.TrainingArguments, with some other defaults"
+    _argument_group_name = "training"
+    # Those that the help shows under this heading, in this order; the others follow at its end.
+    _first_options = (
+        "output_dir",
+        "max_steps",
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "learning_rate",
+        "value_learning_rate",
+        "shared_value_learning_rate",
+        "key_learning_rate",
+        "lr_scheduler_type",
+        "warmup_steps",
+        "bf16",
+        "eval_strategy",
+        "eval_steps",
+        "per_device_eval_batch_size",
+        "metric_for_best_model",
+        "early_stopping_patience",
+        "early_stopping_threshold",
+        "save_steps",
+        "save_total_limit",
+        "logging_steps",
+        "report_to",
+        "seed",
+        "push_to_hub",
+        "hub_model_id",
+        "hub_include",
+    )
 
     output_dir: str | None = field(
         default="output",

@@ -31,10 +31,18 @@ from ..pipelines.loading import load_pipeline, model_fingerprints
 from ..processes import in_main_process
 from ..publishing import check_can_be_published, publish
 from ..rows import clips_of
+from ..run_folder import MODEL_NAME, SELECTIONS_NAME, SETTINGS_NAME
 from ..settings_record import SettingsRecord
 from ..training import AudioListenCollator, FeatureCache, ListenCallback, TaskMixture, create_listen_optimizer
 from ..training.mixture import parse_weights
-from .building import add_adapter, check_other_base, load_base, save_base, save_trained_base
+from .building import (
+    add_adapter,
+    check_other_base,
+    load_base,
+    prepare_projector,
+    save_base,
+    save_trained_base,
+)
 from .card_settings import card_settings, hub_datasets, run_command
 from .checkpoints import LogAtCheckpoints, final_state, last_whole_checkpoint
 from .loading_errors import loading_errors
@@ -197,7 +205,7 @@ class TrainingRun:
     @property
     def model_dir(self) -> Path:
         """Folder of the trained model."""
-        return self._folder / "model"
+        return self._folder / MODEL_NAME
 
     @property
     def _base(self) -> str:
@@ -219,7 +227,7 @@ class TrainingRun:
 
         def check() -> None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            record = SettingsRecord(self._folder / "settings.json")
+            record = SettingsRecord(self._folder / SETTINGS_NAME)
             changes = record.changes(settings)
             if changes and not self._has_begun():
                 # For example, the name of a model was wrong.
@@ -253,13 +261,16 @@ class TrainingRun:
         check_other_base(base, self.adapter, self.data)
         cache = self._feature_cache(base, processor, rows)
         variables = self.data.template_variables
-        model: Any = add_adapter(base, processor, self.adapter, self.listen, arguments.seed, variables)
         collator = AudioListenCollator(
             processor,
             feature_cache=cache,
             chat_template_kwargs=variables,
             trained_answers=self.data.trained_answers,
         )
+        checkpoint = in_main_process(lambda: last_whole_checkpoint(self._checkpoints))
+        if self.model.standardize_frames and checkpoint is None:
+            prepare_projector(base, collator, rows["train"], arguments.device)
+        model: Any = add_adapter(base, processor, self.adapter, self.listen, arguments.seed, variables)
         collator.check_generation(model)
         if arguments.push_to_hub:
             check_can_be_published(model, arguments.hub_include)
@@ -277,7 +288,6 @@ class TrainingRun:
             callbacks=self._callbacks(),
         )
         shard_decoder_layers(trainer.accelerator, base)
-        checkpoint = in_main_process(lambda: last_whole_checkpoint(self._checkpoints))
         end = None if checkpoint is None else final_state(checkpoint)
         if checkpoint is not None and end is not None:
             trainer.restore(end, checkpoint)
@@ -376,7 +386,7 @@ class TrainingRun:
             lambda: save_selections(
                 load(),
                 recorded,
-                self._folder / "selections.safetensors",
+                self._folder / SELECTIONS_NAME,
                 batch_size=self.arguments.per_device_eval_batch_size,
                 template_variables=self.data.template_variables,
             )

@@ -14,6 +14,8 @@ except ImportError as error:
     raise ImportError('The server needs starlette, pydantic and uvicorn: pip install "peft-listen[serve]"') from error
 
 from .app import create_app
+from .connections import QuietProtocol
+from .host_check import host_names
 from .models import ServedModels, load_models, name_models
 from .server import AppServer, Server, address_of, bind, url_of
 from .settings import ServerSettings
@@ -21,12 +23,14 @@ from .settings import ServerSettings
 
 __all__ = [
     "AppServer",
+    "QuietProtocol",
     "ServedModels",
     "Server",
     "ServerSettings",
     "address_of",
     "bind",
     "create_app",
+    "host_names",
     "load_models",
     "name_models",
     "url_of",

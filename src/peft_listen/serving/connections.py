@@ -1,4 +1,4 @@
-"""Connections of the server: how many there are, and how long each may last."""
+"""Connections of a server: how many there are, how long each may last, and whether its requests are logged."""
 
 from __future__ import annotations
 
@@ -60,3 +60,17 @@ class LimitedProtocol(H11Protocol):
             self._end.cancel()
         # `close` would wait until the client has read what was sent to it.
         self._end = self.loop.call_later(seconds, self.transport.abort)
+
+
+class QuietProtocol(H11Protocol):
+    """
+    uvicorn's protocol, which logs no requests. uvicorn's own setting, `access_log`, changes the logger of all servers of the
+    process.
+
+    Args:
+        args, kwargs: Those of uvicorn.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.access_log = False

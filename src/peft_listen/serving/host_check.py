@@ -3,14 +3,52 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
+import idna
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .errors import RequestError
+
+
+_HOST_NAME = re.compile(r"[\w.-]+", re.ASCII)
+
+
+def host_names(names: Collection[str]) -> frozenset[str]:
+    """
+    Names of hosts in the form in which browsers send them: in lower case, and internationalized ones in ASCII (`xn--...`).
+
+    Args:
+        names (`Collection[str]`): The names.
+
+    Returns:
+        `frozenset[str]`
+
+    Raises:
+        ValueError: One is not a name of a host, or `names` is one string.
+    """
+    try:
+        if isinstance(names, str):
+            raise ValueError
+        return frozenset(map(_as_sent, names))
+    except ValueError as error:  # IDNAError is one
+        raise ValueError(
+            "`allowed_hosts` (`--allowed-host`) must be a list of names without scheme and port, such as "
+            f"['my-server.example'], got {names!r}."
+        ) from error
+
+
+def _as_sent(name: str) -> str:
+    if not name.isascii():
+        # As browsers do it. The codec "idna" of Python is for an earlier standard, with another form of some names.
+        name = idna.encode(name, uts46=True).decode("ascii")
+    if not _HOST_NAME.fullmatch(name):
+        raise ValueError
+    return name.lower().rstrip(".")
 
 
 class HostCheck:
@@ -24,11 +62,14 @@ class HostCheck:
     Args:
         app (`ASGIApp`): The application whose requests are checked.
         names (`Collection[str]`): Further names of the server.
+
+    Raises:
+        ValueError: One of them is not a name of a host.
     """
 
     def __init__(self, app: ASGIApp, names: Collection[str] = ()) -> None:
         self._app = app
-        self._names = {"localhost", *(name.lower().rstrip(".") for name in names)}
+        self._names = {"localhost", *host_names(names)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or passes it on."""

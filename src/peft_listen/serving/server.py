@@ -4,7 +4,7 @@ import functools
 import logging
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TextIO
 
@@ -36,7 +36,8 @@ _FORMATTERS = {
 
 def bind(host: str, port: int) -> socket.socket:
     """
-    Reserves an address before a model is loaded. Nobody can connect yet.
+    Reserves an address before a model is loaded. Nobody can connect yet, and another server that starts at the same time may
+    reserve it too; then the one that runs first has it.
 
     Args:
         host (`str`): Name or address of a network interface.
@@ -57,8 +58,21 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         if sock is not None:
             sock.close()
-        raise OSError(f"The server cannot listen on {host}, port {port}: {error.strerror or error}.") from error
+        raise _cannot_listen(host, port, error) from error
     return sock
+
+
+def _listen(sock: socket.socket) -> None:
+    """Opens a socket of [`bind`] for connections."""
+    try:
+        sock.listen()
+    except OSError as error:
+        host, port = sock.getsockname()[:2]
+        raise _cannot_listen(host, port, error) from error
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> OSError:
+    return OSError(f"The server cannot listen on {host}, port {port}: {error.strerror or error}.")
 
 
 def address_of(sock: socket.socket) -> str:
@@ -80,10 +94,13 @@ class AppServer:
         app (`ASGIApp`): The application.
         sock (`socket.socket`): From [`bind`].
         on_start (`Callable`, *optional*): Called when clients can connect.
-        logs_requests (`bool`, *optional*, defaults to `True`): Whether each request is logged, and not only errors.
-        allowed_hosts (`Sequence[str]`, *optional*): Names by which clients may reach the application, in addition to `localhost`
+        allowed_hosts (`Collection[str]`, *optional*): Names by which clients may reach the application, in addition to `localhost`
             and IP addresses. If not given, requests for every host are answered.
-        protocol (`Any`, *optional*): The protocol, as uvicorn's `http` takes it; uvicorn's own if not given.
+        protocol (`Any`, *optional*): The protocol, as uvicorn's `http` takes it. By default uvicorn's own, which logs each
+            request; with [`QuietProtocol`] only errors are logged.
+
+    Raises:
+        ValueError: An allowed host is not a name.
     """
 
     def __init__(
@@ -91,13 +108,12 @@ class AppServer:
         app: ASGIApp,
         sock: socket.socket,
         on_start: Callable[[], None] | None = None,
-        logs_requests: bool = True,
-        allowed_hosts: Sequence[str] | None = None,
-        protocol: Any = None,
+        allowed_hosts: Collection[str] | None = None,
+        protocol: Any = H11Protocol,
     ) -> None:
         config = uvicorn.Config(
             app if allowed_hosts is None else HostCheck(app, allowed_hosts),
-            http=protocol or (H11Protocol if logs_requests else _QuietProtocol),
+            http=protocol,
             log_config=None,
             timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
             server_header=False,
@@ -112,8 +128,13 @@ class AppServer:
         Runs until `stop` is called or, in the main thread, until the process gets a signal to stop (Ctrl-C,
         SIGTERM). The socket is closed at the end. Requests and errors are logged to stderr, unless the application
         has given one of the loggers `uvicorn`, `uvicorn.access`, `peft_listen.serving` and `peft_listen.page` a handler.
+
+        Raises:
+            OSError: Another server listens on the address since [`bind`].
         """
         with self._sock, _logged_to_stderr():
+            # uvicorn would do it after it has started the application, and raise an error that does not name the address.
+            _listen(self._sock)
             self._server.run(sockets=[self._sock])
 
     def stop(self) -> None:
@@ -165,14 +186,6 @@ def _logged_to_stderr() -> Iterator[None]:
                 logger.setLevel(logging.INFO)
                 logger.propagate = False
         yield
-
-
-class _QuietProtocol(H11Protocol):
-    """Logs no requests. The logger of the requests is that of all servers of the process."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.access_log = False
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):

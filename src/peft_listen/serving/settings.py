@@ -1,12 +1,10 @@
 """Settings of the server."""
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-
-_HOST_NAME = re.compile(r"[\w.-]+", re.ASCII)
+from .host_check import host_names
 
 
 @dataclass(frozen=True)
@@ -63,10 +61,6 @@ class ServerSettings:
                 if value is not None and not value.strip():
                     raise ValueError("ServerSettings: `api_key` is empty. Leave it out, or choose a key.")
             elif field.name == "allowed_hosts":
-                if isinstance(value, str) or not all(_HOST_NAME.fullmatch(name) for name in value):
-                    raise ValueError(
-                        "ServerSettings: `allowed_hosts` must be a list of names without scheme and port, such as "
-                        f"['my-server.example'], got {value!r}."
-                    )
+                host_names(value)
             elif not value > 0 or math.isinf(value):  # NaN fails the comparison too
                 raise ValueError(f"ServerSettings: `{field.name}` must be a positive number, got {value!r}.")

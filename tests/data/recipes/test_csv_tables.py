@@ -71,6 +71,27 @@ def test_rows_that_cannot_be_used_are_counted(tmp_path, capsys):
     assert any("column answer is empty" in reason for reason in reports["train"]["skipped"])
 
 
+def test_the_ending_of_a_table_may_be_in_capitals(tmp_path):
+    for name, ending in (("train", "CSV"), ("test", "Csv")):
+        write_text(tmp_path / f"clips/{name}.{ending}", f"{HEADER}\na.wav,What is it?,{name},own\n")
+    write_clip(tmp_path / "clips/a.wav")
+    reports = prepare("csv", tmp_path / "clips", tmp_path / "data")
+    assert [(report.split, report.num_rows) for report in reports] == [("test", 1), ("train", 1)]
+
+
+def test_the_form_of_the_path_is_named(tmp_path):
+    clip = write_clip(tmp_path / "clips/dogs/a.wav")
+    paths = [str(clip), r"C:\clips\a.wav", "C:/clips/a.wav", r"\\server\clips\a.wav", r"dogs\a.wav", "dogs/a.wav"]
+    rows = [f"{path},What is it?,dog,own" for path in paths]
+    write_text(tmp_path / "clips/train.csv", "\n".join([HEADER, *rows]))
+    (report,) = prepare("csv", tmp_path / "clips", tmp_path / "data")
+    assert {reason: skipped.count for reason, skipped in report.skipped.items()} == {
+        "the path is absolute; write it relative to the source folder, such as clips/1.wav": 4,
+        "the path has a backslash; write it with /, such as clips/1.wav": 1,
+    }
+    assert report.num_rows == 1
+
+
 @pytest.mark.parametrize(
     ("name", "header", "message"),
     [

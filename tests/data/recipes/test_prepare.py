@@ -258,7 +258,8 @@ def test_an_invalid_number_of_rows_is_refused(max_rows, tmp_path):
         ("a/../../../../secret.wav", "the path leaves the source folder"),
         ("..\\secret.wav", "the path leaves the source folder"),
         ("/etc/hostname", "the clip is missing"),  # it is taken as relative to the folder of the clips
-        ("a\0b", "the path leaves the source folder"),
+        ("a\\b.wav", "the path has a backslash; write it with /, such as clips/1.wav"),
+        ("a\0b", "the path has a NUL character"),
         ("x" * 300, "the clip cannot be opened (File name too long)"),
     ],
 )

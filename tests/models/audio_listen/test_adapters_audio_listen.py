@@ -4,6 +4,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from transformers import AutoModelForMultimodalLM, pipeline
 
 from peft_listen import AudioListenForCausalLM, ListenConfig
+from tests.device import test_device
 
 
 QFORMER = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
@@ -75,7 +76,7 @@ def test_an_adapter_on_a_base_without_its_frozen_parts_loads_from_its_folder(
     for load in (
         AudioListenForCausalLM.from_pretrained,
         AutoModelForMultimodalLM.from_pretrained,
-        lambda folder: pipeline("audio-text-to-text", model=str(folder), device="cpu").model,
+        lambda folder: pipeline("audio-text-to-text", model=str(folder), device=test_device()).model,
     ):
         loaded = load(tmp_path / "adapter").eval()
         with torch.no_grad():

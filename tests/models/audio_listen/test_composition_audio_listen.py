@@ -77,7 +77,7 @@ def test_the_embeddings_of_a_new_projector_have_the_scale_that_is_asked_for(publ
     sound = torch.randn(64, 51, model.config.sound_config.hidden_size, generator=torch.Generator().manual_seed(1))
     embeddings = model.model.multi_modal_projector(frames, sound)
     text = model.get_input_embeddings().weight.detach()
-    assert embeddings.detach().pow(2).mean() / text.pow(2).mean() == pytest.approx(audio_scale**2, rel=0.5)
+    assert float(embeddings.detach().pow(2).mean() / text.pow(2).mean()) == pytest.approx(audio_scale**2, rel=0.5)
 
 
 @pytest.mark.parametrize("audio_scale", [0, -1.0, float("nan"), float("inf")])

@@ -43,7 +43,7 @@ def test_features_equal_the_original(feature_extractor, golden_batches, golden_f
     assert golden_batches.keys() == golden_fbank.keys()
     for name, golden in golden_fbank.items():
         features = feature_extractor(golden_batches[name], sampling_rate=16000, return_tensors="pt").input_values
-        difference = np.abs(features.numpy() - golden)
+        difference = np.abs(features.cpu().numpy() - golden)
         assert features.shape[-2:] == golden.shape[-2:], name
         assert difference.max() < 2e-3, name
         assert difference.mean() < 1e-5, name
@@ -59,7 +59,7 @@ def test_the_frame_mask_equals_the_original(feature_extractor, golden_case, wave
     clips = [waveforms[name] for name in golden_case.clips]
     mask = feature_extractor(clips, sampling_rate=16000, return_tensors="pt").attention_mask
     padding = golden_case.arrays.get("frame_padding_mask", np.zeros(golden_case.fbank.shape[:2]))
-    assert np.array_equal(mask.numpy() == 0, padding)
+    assert np.array_equal(mask.cpu().numpy() == 0, padding)
 
 
 @settings(deadline=None, max_examples=30)

@@ -14,7 +14,7 @@ from peft_listen import (
     BeatsModel,
 )
 from peft_listen.models.beats import relative_position_bucket
-from tests.device import place
+from tests.device import place, test_device
 
 
 VARIANTS = ["iter3plus", "finetuned", "postnorm_nogate", "prenorm"]
@@ -218,7 +218,7 @@ def test_attention_probabilities_of_padded_keys_are_zero():
 @torch.no_grad()
 def test_the_position_bias_of_a_query_and_a_key_depends_on_their_distance():
     encoder = tiny_model().encoder
-    bias = encoder._position_bias(50, torch.device("cpu"))[0]
+    bias = encoder._position_bias(50, test_device())[0]
     query, key = torch.meshgrid(torch.arange(50), torch.arange(50), indexing="ij")
     buckets = relative_position_bucket(key - query, 16, 40)
     assert torch.equal(bias, encoder.relative_attention_bias(buckets).permute(2, 0, 1))

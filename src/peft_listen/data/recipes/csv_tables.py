@@ -12,6 +12,7 @@ from .wordings import QUESTION
 
 COLUMNS = ("audio", "instruction", "answer", "task")
 SPLIT = "split"
+_ENDING = ".csv"
 
 # A split is a part of the name of its data file.
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -53,13 +54,14 @@ recordings/dog-1.wav             (the path in the column audio is recordings/dog
 
 
 def _tables(source: SourceFolder) -> list[str]:
-    return source.files("", ".csv")
+    # Some programs write the ending in capitals.
+    return [name for name in source.files("") if name.lower().endswith(_ENDING)]
 
 
 def _rows_of(source: SourceFolder, table: str) -> Iterator[tuple[str, str | None, dict[str, str] | Skipped]]:
     """The rows of a table with their names and their splits, which damaged rows of a table with several do not have."""
     has_splits = SPLIT in source.columns(table, ",")
-    file_split = None if has_splits else table.removesuffix(".csv")
+    file_split = None if has_splits else table[: -len(_ENDING)]
     if file_split is not None and not _SPLIT_NAME.fullmatch(file_split):
         raise ValueError(
             f"{source.path(table)} has no column {SPLIT!r}, so its name is that of a split, which has at most 64 letters, digits, "

@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO
 
 
@@ -275,9 +275,8 @@ class SourceFolder:
         """
         Raises an `OSError` for a path that does not exist or is not allowed.
         """
-        parts = PurePosixPath(relative).parts
-        if "\0" in relative or "\\" in relative or ".." in parts or PurePosixPath(relative).is_absolute():
-            raise PermissionError(errno.EPERM, "the path leaves the source folder", relative)
+        if problem := _path_problem(relative):
+            raise PermissionError(errno.EPERM, problem, relative)
         try:
             resolved = (self.root / relative).resolve(strict=True)
         except RuntimeError:  # a loop, before Python 3.13
@@ -286,6 +285,19 @@ class SourceFolder:
             self.refused_links.append(relative)
             raise PermissionError(errno.EPERM, "a symbolic link leads out of the source folder", relative)
         return resolved
+
+
+def _path_problem(relative: str) -> str | None:
+    """Why a path in a list is not one inside the source folder, whatever the files are; `None` if it may be one."""
+    if PurePosixPath(relative).is_absolute() or PureWindowsPath(relative).is_absolute():
+        return "the path is absolute; write it relative to the source folder, such as clips/1.wav"
+    if ".." in PurePosixPath(relative.replace("\\", "/")).parts:
+        return "the path leaves the source folder"
+    if "\\" in relative:
+        return "the path has a backslash; write it with /, such as clips/1.wav"
+    if "\0" in relative:
+        return "the path has a NUL character"
+    return None
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool | None:
@@ -302,5 +314,5 @@ def _describe(error: OSError) -> str:
     if error.errno == errno.ENOTDIR:
         return "the clip is missing"
     if error.errno == errno.EPERM:
-        return error.strerror or "the path leaves the source folder"
+        return error.strerror or "the path is not one inside the source folder"
     return f"the clip cannot be opened ({error.strerror})"

@@ -59,6 +59,12 @@ class WindowQFormerProjector(nn.Module):
         # The Q-Former ends in a LayerNorm: its output has a root mean square of 1.
         self.linear.weight.mul_(scale / (self.linear.weight.std() * self.linear.in_features**0.5))
 
+    @property
+    def is_standardized(self) -> bool:
+        """Whether the first layer norms have other weights than a new projector's, by [`standardize`] or by training."""
+        norms = [norm for norm in (self.speech_layer_norm, self.sound_layer_norm) if norm is not None]
+        return any(bool((norm.weight != 1).any() or (norm.bias != 0).any()) for norm in norms)
+
     @torch.no_grad()
     def standardize(self, frames: Iterable[tuple[torch.Tensor | None, torch.Tensor | None]]) -> None:
         """
@@ -187,7 +193,9 @@ class _Moments:
         mean = self.total / self.count
         deviation = (self.total_of_squares / self.count - mean.square()).clamp_min(0).sqrt()
         if not bool(deviation.isfinite().all()):
-            raise ValueError("The frames contain NaN or infinite values. Check the clips and the data type of the encoders.")
+            raise ValueError(
+                "The frames contain NaN or infinite values. Check the clips and the data type of the encoders."
+            )
         return mean, deviation.clamp_min(_MIN_DEVIATION)
 
 
