@@ -1,6 +1,6 @@
 """What several stages of the demo share: the default settings of the training, and names of files."""
 
-STEPS = 500
+STEPS = 400
 BATCH_SIZE = 8
 LEARNING_RATE = 1e-3
 SEED = 0

@@ -1,6 +1,7 @@
 """An adapter on an audio language model of transformers is published with the processor, and names its base model on the Hub."""
 
 import json
+from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
@@ -130,7 +131,7 @@ print(json.dumps(pipe("clip.wav", text="What is it?", max_new_tokens=8)))
 
 @pytest.mark.slow  # two processes import torch
 def test_an_adapter_is_published_and_loaded_by_its_name(hub, base_folder, clips, tmp_path):
-    hub.add_folder(NAME, base_folder)
+    hub.add_folder(NAME, Path(base_folder))
     (tmp_path / "clip.wav").write_bytes(open(clips[0], "rb").read())
     published = hub.run(PUBLISH, tmp_path)
     assert {"adapter_model.safetensors", "lora/adapter_model.safetensors", "README.md"} <= set(

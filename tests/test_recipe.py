@@ -23,8 +23,8 @@ MEASURES = ("query_cosine", "key_cosine", "top_prompt_share")
 
 
 def recipe(trainer: str) -> list[str]:
-    """The blocks of the page up to the one that trains with `trainer`, without other trainings before it."""
-    found = [block for _, block in blocks(PAGE, "python")]
+    """The blocks of the page up to the one that trains with `trainer`, without other trainings and mixtures before it."""
+    found = [block for _, block in blocks(PAGE, "python") if "TaskMixture(" not in block]
     last = next(index for index, block in enumerate(found) if f"{trainer}(" in block and "trainer.train()" in block)
     if trainer == "Trainer":
         return found[: last + 1]
