@@ -21,10 +21,11 @@ from typing import Any, TypeVar
 import pytest
 import torch
 import torch.utils.data
+from peft.auto import _BaseAutoPeftModel
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_map_only
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import Pipeline, PreTrainedModel, TrainingArguments
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from tests import simulated_device
@@ -71,12 +72,14 @@ def on_device(device: torch.device) -> Iterator[None]:
 
 
 def place(found: _Placeable) -> _Placeable:
-    """Moves a model, a tensor or a batch to the device of the tests. Anything else is returned as it is, and so is what the
-    worker of a data loader makes."""
+    """Moves a model, a tensor or a batch to the device of the tests. Anything else is returned as it is, and so are a model
+    without values (on the meta device) and what the worker of a data loader makes."""
     if _device.type == "cpu" or torch.utils.data.get_worker_info() is not None:
         return found
     if type(found) is dict:
         return {name: place(value) for name, value in found.items()}
+    if isinstance(found, torch.nn.Module) and any(parameter.is_meta for parameter in found.parameters()):
+        return found
     return found.to(_device) if hasattr(found, "to") else found
 
 
@@ -104,6 +107,7 @@ def placing() -> Iterator[None]:
         patch.setattr(torch, "from_numpy", _placed(torch.from_numpy))  # which modes do not see
         patch.setattr(torch.testing, "assert_close", _compared_on_the_cpu(torch.testing.assert_close))
         patch.setattr(TrainingArguments, "__post_init__", _training_on_device(TrainingArguments.__post_init__))
+        patch.setattr(Pipeline, "__init__", _answering_on_device(Pipeline.__init__))
         yield
 
 
@@ -117,6 +121,7 @@ def _makers() -> dict[type, tuple[str, ...]]:
     return {
         PreTrainedModel: ("from_pretrained", "_from_config"),
         _BaseAutoModelClass: ("from_pretrained", "from_config"),
+        _BaseAutoPeftModel: ("from_pretrained",),
         AudioListenForCausalLM: ("from_sub_models_pretrained",),
         BeatsPreTrainedModel: ("from_original_checkpoint", "from_original"),
         AudioListenProcessor: ("__call__", "apply_chat_template"),
@@ -175,6 +180,19 @@ def _training_on_device(function: Callable[[TrainingArguments], None]) -> Callab
         function(self)
 
     return post_init
+
+
+def _answering_on_device(function: Callable[..., None]) -> Callable[..., None]:
+    """`Pipeline.__init__`, which moves the model to the device of the tests by default, as to a GPU. Otherwise it would move a
+    model from a device that transformers does not know to the CPU."""
+
+    @functools.wraps(function)
+    def init(self: Pipeline, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        if _device.type != "cpu" and kwargs.get("device") is None and not hasattr(model, "hf_device_map"):
+            kwargs["device"] = _device
+        function(self, model, *args, **kwargs)
+
+    return init
 
 
 class _TensorPlacement(TorchFunctionMode):

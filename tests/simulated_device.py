@@ -82,15 +82,17 @@ class SimulatedTensor(torch.Tensor):
     def __new__(cls, source: torch.Tensor, requires_grad: bool = False, **kwargs: Any) -> Any:
         if source.device.type != "cpu":  # PEFT makes a parameter on the meta device in this way
             return torch.nn.Parameter(source, requires_grad)
-        tensor: SimulatedTensor = torch.Tensor._make_wrapper_subclass(
-            cls,
-            source.size(),
-            strides=source.stride(),
-            storage_offset=source.storage_offset(),
-            dtype=source.dtype,
-            layout=source.layout,
-            device=torch.device(NAME, 0),
-        )
+        # In inference mode, a view of a tensor that was made outside of it is not an inference tensor.
+        with torch.inference_mode(source.is_inference()) if torch.is_inference_mode_enabled() else nullcontext():
+            tensor: SimulatedTensor = torch.Tensor._make_wrapper_subclass(
+                cls,
+                source.size(),
+                strides=source.stride(),
+                storage_offset=source.storage_offset(),
+                dtype=source.dtype,
+                layout=source.layout,
+                device=torch.device(NAME, 0),
+            )
         tensor.values = source
         return tensor
 

@@ -6,8 +6,10 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, TrainingArguments
+from peft import AutoPeftModelForCausalLM, get_peft_model
+from transformers import AutoModelForCausalLM, TrainingArguments, pipeline
 
+from peft_listen import ListenConfig
 from peft_listen.tuners.listen.selectors.clustering import cluster_centers
 from tests.device import named_device, on_device, placing
 from tests.simulated_device import SIMULATED
@@ -112,6 +114,13 @@ def test_modules_move_with_their_optimizer_and_are_copied_and_pickled():
     assert module.to("cpu").weight.device.type == "cpu"
 
 
+def test_a_view_in_inference_mode_is_as_on_the_cpu():
+    for x in pair(2, 3):
+        with torch.inference_mode():
+            view, new = x.view(-1), x + 1
+        assert new.is_inference() and not view.is_inference()
+
+
 def test_autocast_computes_in_half_precision():
     module = torch.nn.Linear(3, 2).to(SIMULATED)
     with torch.autocast("simulated", dtype=torch.bfloat16):
@@ -130,6 +139,13 @@ def test_what_a_test_makes_is_placed_and_what_the_library_makes_is_not(composite
         assert cluster_centers(torch.ones(2, 2), 2, seed=0).device.type == "cpu"
         assert torch.ones(2, device="cpu").device.type == "cpu"
         assert TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]).device == device
+        pipe = pipeline("audio-text-to-text", model=str(composite_folder))
+        assert pipe.device == pipe.model.device == device
+        llm.save_pretrained(tmp_path / "llm")
+        llm = AutoModelForCausalLM.from_pretrained(tmp_path / "llm")
+        get_peft_model(llm, ListenConfig(task_type="CAUSAL_LM")).save_pretrained(tmp_path / "adapter")
+        adapted = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+        assert {parameter.device for parameter in adapted.parameters()} == {device}
         torch.testing.assert_close(made[0], torch.ones(2, device="cpu"))
     assert torch.ones(2).device.type == make_llm("llama").device.type == "cpu"
     assert TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]).device.type == "cpu"

@@ -27,6 +27,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 from peft_listen import AudioListenForCausalLM, AudioListenProcessor, ListenConfig
 from peft_listen.models.audio_listen import audio_chat_template
 from peft_listen.pipelines import DEFAULT_INSTRUCTION, AudioTextToTextPipeline
+from tests.device import test_device
 from tests.small_models import LLM_CONFIGS, QFORMER
 
 
@@ -184,7 +185,9 @@ class TestInputForms:
         assert pipe(paths[0], text="")[0]["input_text"] == ""
 
     def test_a_question_for_all_calls(self, composite_folder, paths, answers):
-        pipe = pipeline("audio-text-to-text", model=str(composite_folder), device="cpu", text=QUESTION, **LENGTH)
+        pipe = pipeline(
+            "audio-text-to-text", model=str(composite_folder), device=test_device(), text=QUESTION, **LENGTH
+        )
         assert pipe(paths[0]) == answers[0]
         assert pipe(paths[0], text="Who?")[0]["input_text"] == "Who?"
 
@@ -309,7 +312,9 @@ class TestGeneration:
         assert pipe(paths[0], text=QUESTION, generation_config=GenerationConfig(max_new_tokens=2)) == short
 
     def test_generation_arguments_of_the_pipeline(self, composite_folder, paths, answers):
-        pipe = pipeline("audio-text-to-text", model=str(composite_folder), device="cpu", generate_kwargs=LENGTH)
+        pipe = pipeline(
+            "audio-text-to-text", model=str(composite_folder), device=test_device(), generate_kwargs=LENGTH
+        )
         assert pipe(paths[0], text=QUESTION) == answers[0]
 
     def test_an_argument_given_twice_is_refused(self, pipe, paths):
@@ -317,13 +322,13 @@ class TestGeneration:
             pipe(paths[0], max_new_tokens=2, generate_kwargs={"max_new_tokens": 3})
 
     def test_at_most_256_tokens_by_default(self, composite_folder):
-        pipe = pipeline("audio-text-to-text", model=str(composite_folder), device="cpu")
+        pipe = pipeline("audio-text-to-text", model=str(composite_folder), device=test_device())
         assert pipe._prepare_generate_kwargs({})["max_new_tokens"] == 256
         pipe.model.generation_config.max_new_tokens = 3
         assert "max_new_tokens" not in pipe._prepare_generate_kwargs({})
 
     def test_the_padding_token_defaults_to_the_tokenizers(self, composite_folder):
-        pipe = pipeline("audio-text-to-text", model=str(composite_folder), device="cpu")
+        pipe = pipeline("audio-text-to-text", model=str(composite_folder), device=test_device())
         pipe.model.generation_config.pad_token_id = None
         assert pipe._prepare_generate_kwargs({})["pad_token_id"] == pipe.tokenizer.pad_token_id
 
@@ -356,7 +361,7 @@ class TestGeneration:
     def test_tokens_of_an_adapter_are_streamed(self, make_adapted, composite_folder, paths, capsys):
         processor = AutoProcessor.from_pretrained(composite_folder)
         model = make_adapted("listen")
-        adapted = pipeline("audio-text-to-text", model=model, processor=processor, device="cpu", **LENGTH)
+        adapted = pipeline("audio-text-to-text", model=model, processor=processor, device=test_device(), **LENGTH)
         streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         outputs = adapted(paths[0], text=QUESTION, streamer=streamer)
         assert capsys.readouterr().out.strip("\n") == answer_of(outputs).strip("\n")
@@ -391,7 +396,7 @@ class TestFullText:
         assert fresh["generated_text"][:-1] == chat
 
     def test_variables_reach_the_chat_template(self, composite_folder, paths, answers):
-        pipe = pipeline("audio-text-to-text", model=str(composite_folder), device="cpu", **LENGTH)
+        pipe = pipeline("audio-text-to-text", model=str(composite_folder), device=test_device(), **LENGTH)
         pipe.processor.chat_template += "{% if formal %}Sir,{% endif %}"
         assert pipe(paths[0], text=QUESTION) == answers[0]
         assert pipe(paths[0], text=QUESTION, chat_template_kwargs={"formal": True}) != answers[0]
@@ -401,7 +406,7 @@ class TestModelForms:
     def test_a_model_object_with_its_processor(self, composite_folder, paths, answers):
         model = AutoModelForMultimodalLM.from_pretrained(composite_folder)
         for processor in (AutoProcessor.from_pretrained(composite_folder), str(composite_folder)):
-            pipe = pipeline("audio-text-to-text", model=model, processor=processor, device="cpu", **LENGTH)
+            pipe = pipeline("audio-text-to-text", model=model, processor=processor, device=test_device(), **LENGTH)
             assert isinstance(pipe, AudioTextToTextPipeline)
             assert pipe(paths[0], text=QUESTION) == answers[0]
 
@@ -412,18 +417,18 @@ class TestModelForms:
         model = make_adapted(method)
         model.save_pretrained(tmp_path)
         processor = AutoProcessor.from_pretrained(composite_folder)
-        pipe = pipeline("audio-text-to-text", model=model, processor=processor, device="cpu", **LENGTH)
+        pipe = pipeline("audio-text-to-text", model=model, processor=processor, device=test_device(), **LENGTH)
         expected = pipe(paths, text=QUESTION)
         assert expected != answers, "the test needs an adapter that changes the answers"
         assert pipe(paths, text=QUESTION, batch_size=3) == expected
 
-        from_folder = pipeline("audio-text-to-text", model=str(tmp_path), device="cpu", **LENGTH)
+        from_folder = pipeline("audio-text-to-text", model=str(tmp_path), device=test_device(), **LENGTH)
         assert from_folder(paths, text=QUESTION) == expected
         assert from_folder(paths, text=QUESTION, batch_size=3) == expected
 
         base = AutoModelForMultimodalLM.from_pretrained(composite_folder)
         loaded = PeftModel.from_pretrained(base, tmp_path).eval()
-        pipe = pipeline("audio-text-to-text", model=loaded, processor=processor, device="cpu", **LENGTH)
+        pipe = pipeline("audio-text-to-text", model=loaded, processor=processor, device=test_device(), **LENGTH)
         assert pipe(paths, text=QUESTION) == expected
 
     def test_the_base_of_an_adapter_may_lack_its_frozen_parts(self, published_parts, tmp_path, paths):
@@ -435,8 +440,8 @@ class TestModelForms:
         config = ListenConfig(pool_size=12, prompt_length=3, init_weights=False)
         adapted = get_peft_model(base, config).eval()
         adapted.save_pretrained(tmp_path / "adapter")
-        pipe = pipeline("audio-text-to-text", model=adapted, processor=processor, device="cpu", **LENGTH)
-        from_folder = pipeline("audio-text-to-text", model=str(tmp_path / "adapter"), device="cpu", **LENGTH)
+        pipe = pipeline("audio-text-to-text", model=adapted, processor=processor, device=test_device(), **LENGTH)
+        from_folder = pipeline("audio-text-to-text", model=str(tmp_path / "adapter"), device=test_device(), **LENGTH)
         assert from_folder(paths, text=QUESTION) == pipe(paths, text=QUESTION)
 
     def test_an_audio_model_of_transformers_itself(self, make_tokenizer, whisper_config, paths, tmp_path):
@@ -456,7 +461,7 @@ class TestModelForms:
         Qwen2AudioForConditionalGeneration(config).save_pretrained(tmp_path)
         template = audio_chat_template("<|audio_bos|><|AUDIO|><|audio_eos|>")
         Qwen2AudioProcessor(WhisperFeatureExtractor(), tokenizer, chat_template=template).save_pretrained(tmp_path)
-        pipe = pipeline("audio-text-to-text", model=str(tmp_path), device="cpu", **LENGTH)
+        pipe = pipeline("audio-text-to-text", model=str(tmp_path), device=test_device(), **LENGTH)
         alone = [pipe(path, text=QUESTION) for path in paths]
         assert [len(answer) for answer in alone] == [1, 1, 1]
         assert pipe(paths, text=QUESTION, batch_size=3) == alone
@@ -465,20 +470,22 @@ class TestModelForms:
         model = make_adapted("listen")
         model.save_pretrained(tmp_path)
         processor = AutoProcessor.from_pretrained(composite_folder)
-        with_object = pipeline("audio-text-to-text", model=model, processor=processor, device="cpu", **LENGTH)
-        from_folder = pipeline("audio-text-to-text", model=str(tmp_path), device="cpu", **LENGTH)
+        with_object = pipeline("audio-text-to-text", model=model, processor=processor, device=test_device(), **LENGTH)
+        from_folder = pipeline("audio-text-to-text", model=str(tmp_path), device=test_device(), **LENGTH)
         for arguments in ({"num_beams": 3}, {"cache_implementation": "static"}, {"use_cache": False}):
             expected = with_object(paths, text=QUESTION, batch_size=3, **arguments)
             assert from_folder(paths, text=QUESTION, batch_size=3, **arguments) == expected
 
     def test_half_precision(self, composite_folder, paths):
-        pipe = pipeline("audio-text-to-text", model=str(composite_folder), device="cpu", dtype="bfloat16", **LENGTH)
+        pipe = pipeline(
+            "audio-text-to-text", model=str(composite_folder), device=test_device(), dtype="bfloat16", **LENGTH
+        )
         assert pipe.dtype == torch.bfloat16
         assert isinstance(answer_of(pipe(paths[0], text=QUESTION)), str)
 
     def test_a_saved_pipeline_can_be_loaded(self, pipe, paths, answers, tmp_path):
         pipe.save_pretrained(tmp_path)
-        again = pipeline("audio-text-to-text", model=str(tmp_path), device="cpu", **LENGTH)
+        again = pipeline("audio-text-to-text", model=str(tmp_path), device=test_device(), **LENGTH)
         assert again(paths[0], text=QUESTION) == answers[0]
 
 

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from peft_listen import ListenConfig
 from peft_listen.training import ListenCallback
 from peft_listen.tuners.listen.prompt_length import train_prompt_length
+from tests.device import place
 
 
 trl = pytest.importorskip("trl")
@@ -36,7 +37,7 @@ FORMS = {
 
 def make_model(**settings):
     torch.manual_seed(0)
-    base = LlamaForCausalLM(LlamaConfig(**SIZES, **HEADS, pad_token_id=0, bos_token_id=None, eos_token_id=1))
+    base = place(LlamaForCausalLM(LlamaConfig(**SIZES, **HEADS, pad_token_id=0, bos_token_id=None, eos_token_id=1)))
     settings = {"pool_size": 12, "prompt_length": 3, "selector": "similarity", "center_queries": True} | settings
     if settings.get("stochastic_prompt_length") is not False:
         settings.setdefault("max_train_prompt_length", 6)

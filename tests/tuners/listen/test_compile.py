@@ -6,6 +6,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import CompileConfig
 
 
+pytestmark = pytest.mark.not_simulated("the compiler traces the functions of that device too")
+
+
 @pytest.fixture(autouse=True)
 def _fresh_compiler():
     torch.compiler.reset()

@@ -11,6 +11,7 @@ from peft import get_peft_model
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from peft_listen import ListenConfig
+from tests.device import place, test_device
 
 
 GREEDY = {"max_new_tokens": 5, "do_sample": False}
@@ -108,7 +109,7 @@ def test_a_classification_head_uses_the_whole_input_as_the_query(head, build, to
     config = build().config
     config.num_labels, config.pad_token_id, config.classifier_dropout = 2, 0, 0.0
     torch.manual_seed(0)
-    base = cls(config).eval()
+    base = place(cls(config).eval())
     settings = {"pool_size": 12, "prompt_length": 4, "init_weights": False, "center_queries": False}
     model = get_peft_model(base, ListenConfig(**settings, stochastic_prompt_length=False, key_loss_weight=0.3))
     input_ids = tokens()
@@ -195,9 +196,9 @@ def test_an_adapted_model_can_be_offloaded(where, build, attach, tokens, tmp_pat
     sequences = model.generate(tokens(), **GREEDY)
     offloaded = copy.deepcopy(model)
     if where == "cpu":
-        cpu_offload(offloaded, execution_device="cpu")
+        cpu_offload(offloaded, execution_device=test_device())
     else:
-        disk_offload(offloaded, str(tmp_path), execution_device="cpu")
+        disk_offload(offloaded, str(tmp_path), execution_device=test_device())
     assert all(parameter.is_meta for parameter in offloaded.base_model.layer.pool_of().parameters())
     assert torch.equal(offloaded(tokens()).logits, expected)
     assert torch.equal(offloaded.generate(tokens(), **GREEDY), sequences)

@@ -6,9 +6,10 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from peft_listen import ListenConfig, record_selections, set_prompt_length, use_prompt_length
+from tests.device import place
 
 
-IDS = torch.tensor([[5, 6, 7, 8]])
+IDS = place(torch.tensor([[5, 6, 7, 8]]))  # no test function makes it
 
 
 @pytest.fixture(scope="module")

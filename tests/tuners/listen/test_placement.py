@@ -5,9 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peft_listen.tuners.listen.placement import PromptPlacement, positions_from_mask
+from tests.device import place
 
 
-MASK = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0]])
+MASK = place(torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0]]))  # no test function makes it
 
 
 def test_embeddings_are_inserted_before_the_first_real_token():

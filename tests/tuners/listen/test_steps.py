@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
-from tests.device import place
+from tests.device import place, test_device
 
 
 STEPS = 4
@@ -157,7 +157,7 @@ def test_a_step_before_the_keys_are_initialized_counts(name, model, tokens):
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_step_that_gradient_scaling_skips_does_not_count(fused, model, tokens):
     optimizer = torch.optim.AdamW(trained(model), lr=1e-3, fused=fused)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    scaler = torch.amp.GradScaler(test_device().type, init_scale=1.0)
     pool = model.base_model.layer.pool_of()
     counts = []
     for number in range(4):

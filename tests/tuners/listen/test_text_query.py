@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from peft_listen import ListenConfig
 from tests.call_by_hand import ByHand, DeepByHand
+from tests.device import place
 from tests.tuners.listen.test_synchronization import count_reads
 
 
@@ -267,7 +268,7 @@ def test_keys_can_be_initialized_from_these_queries(build, attach_text, tokens):
     with model.record_selections() as records:
         for seed in range(12):
             model(tokens(1, 4 + seed % 3, seed=seed))
-    queries = torch.cat([record.query for record in records])
+    queries = place(torch.cat([record.query for record in records]))  # records are on the CPU
     model.init_keys_from(queries)
     pool = model.layer.pool_of()
     torch.testing.assert_close(pool.query_mean, queries.mean(dim=0), **CLOSE)

@@ -10,9 +10,12 @@ import transformers
 from packaging.version import Version
 
 from peft_listen import ListenConfig
+from tests import simulated_device
+from tests.device import test_device
 
 
-THREADS, CALLS = 8, 20
+THREADS = 8
+CALLS = 4 if test_device().type == simulated_device.NAME else 20  # there, each operation takes longer
 GREEDY = {"max_new_tokens": 4, "do_sample": False}
 STATIC = {"cache_implementation": "static", "disable_compile": True}
 
