@@ -115,7 +115,7 @@ class StreamTrainer(Trainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
-def _rate_of_the_last_layer(model: torch.nn.Module, learning_rate: float) -> dict[str, float]:
+def rates_of_the_last_layer(model: torch.nn.Module, learning_rate: float) -> dict[str, float]:
     """A lower rate for the projector's last layer, whose weights are smaller than those of the others; for all methods."""
     names = [name for name, weight in model.named_parameters() if weight.requires_grad and _LAST_LAYER.search(name)]
     return dict.fromkeys(names, _LAST_LAYER_RATE * learning_rate)
@@ -168,7 +168,7 @@ def make_trainer(
         settings.learning_rate,
         value_learning_rate=adapted.value_rate * settings.value_learning_rate,
         shared_value_learning_rate=settings.value_learning_rate,
-        other_learning_rates=_rate_of_the_last_layer(adapted.model, settings.learning_rate),
+        other_learning_rates=rates_of_the_last_layer(adapted.model, settings.learning_rate),
     )
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     schedule = get_cosine_schedule_with_warmup(optimizer, round(WARM_UP_SHARE * settings.steps), settings.steps)
