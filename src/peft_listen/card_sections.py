@@ -28,6 +28,9 @@ _PARTS = {"language_model": "language model", "speech_tower": "speech encoder", 
 # Item of the settings of a training that is shown below the table.
 _COMMAND = "command"
 
+# What a command in a card has in place of the folders of the machine on which it was run.
+PLACE = "path/to/"
+
 
 def put_section(card: ModelCard, heading: str, body: str) -> None:
     """
@@ -69,7 +72,7 @@ def parts_table(base: Any) -> str | None:
             continue
         on_hub = is_hub_name(name)
         # The path of a folder is of no use to others.
-        shown = f"[{name}](https://huggingface.co/{name})" if on_hub else f"`{_cell(Path(name).name)}` (a local copy)"
+        shown = f"[{name}](https://huggingface.co/{name})" if on_hub else f"`{Path(name).name}` (a local copy)"
         license_name = _license(name, reference.get("revision"))
         if license_name is None:
             license_name = (
@@ -90,7 +93,15 @@ def training_text(settings: Mapping[str, Any]) -> str:
     """
     table = _table(("setting", "value"), [(name, value) for name, value in settings.items() if name != _COMMAND])
     command = settings.get(_COMMAND)
-    return f"{table}\n\nThe same training again:\n\n```bash\n{command}\n```" if command else table
+    if not command:
+        return table
+    places = (
+        f"\n\n`{PLACE}` stands for the folder on your machine that contains what is named after it: data, or a model that was "
+        "loaded from a local folder."
+        if PLACE in command
+        else ""
+    )
+    return f"{table}\n\nThe same training again:\n\n```bash\n{command}\n```{places}"
 
 
 def scores_table(scores: Mapping[str, TaskScore]) -> str:
@@ -116,7 +127,7 @@ def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return " ".join(str(value).split()).replace("|", " ")
+    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def _license(name: str, revision: str | None) -> str | None:

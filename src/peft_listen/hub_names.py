@@ -56,5 +56,5 @@ def warn_of_local_base(name: str | None, is_audio_model: bool) -> None:
         else "Upload the base model too, and set `model.peft_config[adapter_name].base_model_name_or_path` to its name"
     )
     warnings.warn(
-        f"The adapter that is pushed {found}, so nobody else can load it. {remedy}.", UserWarning, stacklevel=4
+        f"The adapter that is pushed {found}, so nobody else can load it. {remedy}.", UserWarning, stacklevel=3
     )

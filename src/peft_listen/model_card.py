@@ -6,8 +6,8 @@ loading requires.
 from __future__ import annotations
 
 import functools
-import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from peft.utils import CONFIG_NAME
 from transformers import GenerationMixin
 
 from . import __version__
 from .card_picture import save_prompt_picture
 from .card_sections import parts_table, put_section, scores_table, training_text
 from .files import atomic_path, check_output_file
+from .hub_connection import hub_connection
 from .hub_names import base_names, warn_of_local_base
 
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 # Sentence in the cards that transformers generates for repositories without one.
 GENERATED_MARK = "This model card has been automatically generated."
 _SNIPPET_MARK = "import peft_listen"
+# Advice of `push_to_hub` where the Hub cannot be reached.
+WITHOUT_HUB = "`save_pretrained` writes the same files to a folder, which can be uploaded later with `hf upload`."
 
 _TEMPLATE = """\
 ---
@@ -68,9 +70,11 @@ _TEMPLATE = """\
 - peft-listen {{ version }}
 """
 
+_REPOSITORY = "git+https://github.com/peft-listen/peft-listen"
+
 _AUDIO_SNIPPET = """\
 ```bash
-pip install "peft-listen[audio]"
+pip install {package}
 ```
 
 ```python
@@ -83,7 +87,7 @@ pipe("clip.wav", text="What do you hear?")
 
 _TEXT_SNIPPET = """\
 ```bash
-pip install peft-listen
+pip install {package}
 ```
 
 ```python
@@ -97,7 +101,8 @@ model = AutoPeftModelForCausalLM.from_pretrained("{name}")
 def install(peft_model_class: type[PeftModel]) -> None:
     """
     Makes `save_pretrained` and `push_to_hub` of a PEFT model write the cards of this module, for LISTEN adapters and for
-    any adapter on a model of this package. Other adapters keep PEFT's cards.
+    any adapter on a model of this package. `push_to_hub` also warns of a base model that others cannot load, before the Hub
+    is asked, and says what to do if the Hub cannot be reached. Other adapters keep PEFT's cards and errors.
 
     The methods of the class are replaced because PEFT has no hook for a method-specific card, and because `push_to_hub`
     replaces PEFT's card by one that transformers generates. Calling this function again has no effect.
@@ -106,6 +111,7 @@ def install(peft_model_class: type[PeftModel]) -> None:
         peft_model_class (`type[PeftModel]`): class whose methods are replaced.
     """
     write, upload = peft_model_class.create_or_update_model_card, peft_model_class._upload_modified_files
+    push = peft_model_class.push_to_hub
     if write.__module__ == __name__:
         return
 
@@ -123,13 +129,22 @@ def install(peft_model_class: type[PeftModel]) -> None:
         if _is_own(self):
             path = Path(working_dir) / "README.md"
             _write_card(self, path, repo_id, functools.partial(write, self), for_hub=True)
-            for config in Path(working_dir).rglob(CONFIG_NAME):
-                base_name = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-                warn_of_local_base(base_name, _has_own_base(self))
         return upload(self, working_dir, repo_id, *args, **kwargs)
+
+    @functools.wraps(push)
+    def push_to_hub(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
+        if not _is_own(self):
+            return push(self, *args, **kwargs)
+        for config in _configs(self):
+            # What PEFT writes into the configuration of an adapter that names no base model.
+            base_name = config.base_model_name_or_path or _base_of(self).__dict__.get("name_or_path")
+            warn_of_local_base(base_name, _has_own_base(self))
+        with hub_connection(WITHOUT_HUB):
+            return push(self, *args, **kwargs)
 
     peft_model_class.create_or_update_model_card = create_or_update_model_card  # type: ignore[method-assign]
     peft_model_class._upload_modified_files = _upload_modified_files  # type: ignore[method-assign, assignment]
+    peft_model_class.push_to_hub = push_to_hub  # type: ignore[method-assign, assignment]
 
 
 def write_model_card(
@@ -140,6 +155,7 @@ def write_model_card(
     training: Mapping[str, Any] | None = None,
     datasets: Sequence[str] = (),
     selections: SelectionRecords | None = None,
+    title: str | None = None,
 ) -> None:
     """
     Writes the card of a repository that contains an audio model, and its adapter if it has one, or completes an existing
@@ -149,11 +165,12 @@ def write_model_card(
         model ([`AudioListenForCausalLM`] or `PeftModel`): The model; if the base model is not of this package, the repository has
             its adapter alone.
         path (`pathlib.Path`): The file to write.
-        name (`str`): Name of the repository, for the code snippet.
+        name (`str`): Name of the repository or its folder, for the code snippet.
         scores (`Mapping[str, TaskScore]`, *optional*): Scores, which replace those of an older card.
         training (`Mapping[str, Any]`, *optional*): Settings of the training, see [`add_training`].
         datasets (`Sequence[str]`): Names on the Hub of the data sets, see [`add_training`].
         selections ([`SelectionRecords`], *optional*): Selections of the adapter, see [`add_prompts`].
+        title (`str`, *optional*): Title of a new card; by default the name.
 
     Raises:
         OSError: `path` is a symbolic link, a device, a folder or another special file.
@@ -161,7 +178,7 @@ def write_model_card(
     # A repository with an adapter alone has the metadata that PEFT writes.
     is_alone = bool(_configs(model)) and not _has_own_base(model)
     write: Any = type(model).create_or_update_model_card.__wrapped__ if is_alone else None
-    _write_card(model, path, name, functools.partial(write, model) if is_alone else None, for_hub=True)
+    _write_card(model, path, name, functools.partial(write, model) if is_alone else None, True, title)
     if training or datasets:
         add_training(path, training or {}, datasets)
     if selections is not None:
@@ -269,11 +286,18 @@ def _is_listen(model: Any) -> bool:
     return any(config.peft_type == "LISTEN" for config in _configs(model))
 
 
-def _write_card(model: Any, path: Path, name: str, write: Callable[[str], None] | None, for_hub: bool = False) -> None:
+def _write_card(
+    model: Any,
+    path: Path,
+    name: str,
+    write: Callable[[str], None] | None,
+    for_hub: bool = False,
+    title: str | None = None,
+) -> None:
     """
     Creates a card, or adds the missing parts to an existing one. `write` is PEFT's own method, which takes a folder, for a
     folder that contains an adapter alone. `name` is the model name in the code snippet. With `for_hub`, a `base_model` that
-    is a local folder, as PEFT writes it, is removed.
+    is a local folder, as PEFT writes it, is removed. `title` is that of a new card, by default the name.
 
     Raises:
         OSError: `path` is a symbolic link, a device, a folder or another special file.
@@ -285,20 +309,22 @@ def _write_card(model: Any, path: Path, name: str, write: Callable[[str], None] 
         copy = Path(folder) / path.name
         if path.exists():
             shutil.copy(path, copy)
-        _complete_card(model, copy, name, write, for_hub)
+        _complete_card(model, copy, name, write, for_hub, title or name)
         shutil.copyfile(copy, temporary)
 
 
-def _complete_card(model: Any, path: Path, name: str, write: Callable[[str], None] | None, for_hub: bool) -> None:
+def _complete_card(
+    model: Any, path: Path, name: str, write: Callable[[str], None] | None, for_hub: bool, title: str
+) -> None:
     card = ModelCard.load(path) if path.exists() else None
     if card is None or GENERATED_MARK in card.text:
         # The only information in a generated card is the tags that were passed to `push_to_hub`.
         card = ModelCard.from_template(
             ModelCardData(tags=card and card.data.tags),
             template_str=_TEMPLATE,
-            title=name,
+            title=title,
             description=_describe(model),
-            snippet=_snippet(model).format(name=name),
+            snippet=_snippet(model, name),
             limits=_limits(model),
             version=__version__,
         )
@@ -319,7 +345,7 @@ def _complete_card(model: Any, path: Path, name: str, write: Callable[[str], Non
     if card.data.pipeline_tag in (None, "text-generation") and isinstance(_base_of(model), GenerationMixin):
         card.data.pipeline_tag = "audio-text-to-text" if _accepts_audio(model) else "text-generation"
     if _SNIPPET_MARK not in card.text:
-        card.text = f"{card.text.rstrip()}\n\n## How to use it\n\n{_snippet(model).format(name=name)}\n"
+        card.text = f"{card.text.rstrip()}\n\n## How to use it\n\n{_snippet(model, name)}\n"
     if (parts := parts_table(_base_of(model))) is not None:
         put_section(card, "Parts", parts)
     card.save(path)
@@ -329,8 +355,13 @@ def _accepts_audio(model: Any) -> bool:
     return "audio" in getattr(_base_of(model), "input_modalities", ())
 
 
-def _snippet(model: Any) -> str:
-    return _AUDIO_SNIPPET if _accepts_audio(model) else _TEXT_SNIPPET
+def _snippet(model: Any, name: str) -> str:
+    snippet, package = (
+        (_AUDIO_SNIPPET, "peft-listen[audio]") if _accepts_audio(model) else (_TEXT_SNIPPET, "peft-listen")
+    )
+    # A version under development is not on PyPI.
+    source = f" @ {_REPOSITORY}" if ".dev" in __version__ else ""
+    return snippet.format(name=name, package=shlex.quote(package + source).replace("'", '"'))
 
 
 def _limits(model: Any) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.utils import CONFIG_NAME
@@ -27,6 +27,7 @@ from transformers import initialization as init
 
 from .adapter_folder import hub_base_name, save_adapters
 from .folder_saving import replaced_checkpoint
+from .hub_connection import hub_connection
 from .hub_names import is_hub_name
 from .lora_beside import LORA_NAME
 from .model_card import GENERATED_MARK, write_model_card
@@ -55,6 +56,7 @@ _MODEL_CONFIG = "config.json"
 _LORA_FILES = [f"{LORA_NAME}/{CONFIG_NAME}", f"{LORA_NAME}/adapter_model.safetensors"]
 # Components of the names of modules that PEFT puts around a module of the base model.
 _WRAPPERS = ("base_layer", "original_module")
+_WITHOUT_HUB = "`save_complete_model` writes the same files to a folder, which can be uploaded later."
 
 
 def save_complete_model(
@@ -196,16 +198,19 @@ def publish(
             than one, or one LISTEN adapter and a LoRA adapter of the name "lora", or another base model was not loaded by its
             name on the Hub.
         `huggingface_hub.errors.HfHubHTTPError`: if the Hub refuses the upload.
+        `ConnectionError`: if the Hub cannot be reached.
     """
     check_can_be_published(model, include)  # before a repository is created
     api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if revision is not None and not create_pr:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    with hub_connection(_WITHOUT_HUB):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not create_pr:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        card = _load_card(repo_id, tags or [], token)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         folder.mkdir()
-        _load_card(repo_id, tags or [], token).save(folder / "README.md")
+        card.save(folder / "README.md")
         save_complete_model(
             model,
             processor,
@@ -217,17 +222,16 @@ def publish(
             datasets=datasets,
             selections=selections,
         )
-        return api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            commit_message=commit_message,
-            revision=revision,
-            create_pr=create_pr,
-            delete_patterns=[
-                *_REPLACED_FILES,
-                *(name for name in (CONFIG_NAME, _MODEL_CONFIG, *_LORA_FILES) if not (folder / name).exists()),
-            ],
-        )
+        replaced = [name for name in (CONFIG_NAME, _MODEL_CONFIG, *_LORA_FILES) if not (folder / name).exists()]
+        with hub_connection(_WITHOUT_HUB):
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+                delete_patterns=[*_REPLACED_FILES, *replaced],
+            )
 
 
 def check_can_be_published(model: PeftModel | AudioListenForCausalLM, include: Collection[str] = ()) -> None:
@@ -373,6 +377,8 @@ def _load_card(repo_id: str, tags: list[str], token: bool | str | None) -> Model
     """The card of a repository, or a card that counts as generated, with these tags."""
     try:
         card = ModelCard.load(repo_id, token=token)  # type: ignore[arg-type]
+    except LocalEntryNotFoundError:
+        raise  # the Hub cannot be reached; a new card would replace the one that is there
     except EntryNotFoundError:
         return ModelCard.from_template(
             ModelCardData(tags=tags), template_str="---\n{{ card_data }}\n---\n\n" + GENERATED_MARK

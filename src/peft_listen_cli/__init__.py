@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import ask, cache_features, compare, convert_beats, data, demo, evaluate, predict, prepare, report, serve, train
+from .library_messages import hide_missing_kernel
 
 
 COMMANDS = {
@@ -89,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # Characters that the console's encoding lacks are escaped instead of ending the output.
             stream.reconfigure(errors="backslashreplace")
+    hide_missing_kernel()
     arguments = None
     try:
         arguments = build_parser().parse_args(argv)

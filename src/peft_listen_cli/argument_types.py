@@ -54,5 +54,21 @@ def add_address(parser: argparse.ArgumentParser, port: int, what: str) -> None:
 
 
 def allowed_hosts(arguments: argparse.Namespace) -> list[str]:
-    """The names of a server with the arguments of `add_address`."""
-    return [*arguments.allowed_host, *([] if ":" in arguments.host else [arguments.host])]
+    """
+    The names of a server with the arguments of `add_address`.
+
+    Raises:
+        ValueError: The address to listen on cannot be one.
+    """
+    from peft_listen.serving import host_names
+
+    if ":" in arguments.host:  # an address of IPv6, or what cannot be listened on
+        return list(arguments.allowed_host)
+    try:
+        host_names([arguments.host])
+    except ValueError:
+        raise ValueError(
+            f"`--host` must be an address or a name of this machine, such as 127.0.0.1, got {arguments.host!r}. Names by which "
+            "others reach it are for `--allowed-host`, and the port is for `--port`."
+        ) from None
+    return [*arguments.allowed_host, arguments.host]

@@ -38,8 +38,8 @@ and the file selections.safetensors in the folder of another adapter, or reads t
 The page listens on this machine only, asks no other server for anything, and has no password: whoever reaches the address
 that --host names can ask the model. It is reached by an IP address, localhost, or a name given with --host or --allowed-host.
 
-The exit code is 0 if the page was stopped by Ctrl-C, 143 after SIGTERM, and 2 after an error, such as an address that is in
-use.
+The exit code is 0 if the page was stopped by Ctrl-C, 143 after SIGTERM, 129 after SIGHUP (the terminal was closed), and 2 after
+an error, such as an address that is in use.
 """
 
 # Signals that would end the process before its temporary folder is removed. Windows has no SIGHUP.
@@ -53,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="+",
         metavar="[NAME=]MODEL",
-        help="folder or Hub name of a model, with audio or without, or of an adapter (default for NAME: that of the folder)",
+        help="folder or Hub name of a model, with audio or without, or of an adapter (default for NAME: that of the folder, or "
+        "of the run's folder)",
     )
     parser.add_argument(
         "--records",

@@ -30,8 +30,11 @@ The answers are generated as by `peft-listen predict`, or read from its output i
   peft-listen evaluate predictions.jsonl
 
 The folder receives predictions.jsonl, scores.json and scores.md, a table; the table is also printed. A task is scored by
-the metric that --metrics assigns to it, that its rows name in the field `metric`, or that is known for its name: asr by
-WER and CER, en2zh by BLEU and chrF, er and sv by accuracy, sqa by exact match, acap by ROUGE-L; others by exact match.
+the metrics that --metrics assigns to it, by the one that its rows name in the field `metric`, or by those of its name:
+
+{task_metrics}
+
+Other tasks are scored by exact_match. Of several metrics, the first is the main one.
 
   peft-listen evaluate my-adapter test.jsonl --metrics speech=wer speech=cer "mood=accuracy:labels=happy|sad"
 
@@ -41,8 +44,7 @@ are computed for the rows of its task, beside the generated answers:
   peft-listen evaluate my-adapter test.jsonl --metrics sv=eer sv=accuracy
 
 Interruptions, several processes, YAML files and --on-bad-clip are as in `peft-listen predict`; scores leave skipped rows
-out, and count them. The exit code is 0 if all tasks are
-scored, and 2 after an error.
+out, and count them. The exit code is 0 if all tasks are scored, and 2 after an error.
 """
 
 
@@ -60,7 +62,11 @@ class EvaluateOptions(AnswerOptions):
 
 
 def parse(prog: str, argv: Sequence[str]) -> argparse.Namespace:
-    parser = make_parser([EvaluateOptions], prog, HELP, EPILOG)
+    # It needs torch, so it is imported when this command is selected.
+    from peft_listen.metrics.tasks import named_task_metrics
+
+    lines = [f"  {task:<7}{', '.join(metrics)}" for task, metrics in named_task_metrics().items()]
+    parser = make_parser([EvaluateOptions], prog, HELP, EPILOG.replace("{task_metrics}", "\n".join(lines)))
     parser.add_argument(
         "source", help="folder or Hub name of a model with audio or of an adapter for one, or a file of predictions"
     )

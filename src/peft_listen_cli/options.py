@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import enum
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ def make_parser(
         from trl.scripts.utils import TrlParser
     except ImportError as error:
         raise ImportError(f'{prog} needs trl: pip install "peft-listen[train]"') from error
-    return TrlParser(
+    parser = TrlParser(
         list(dataclass_types),
         prog=prog,
         description=description,
@@ -56,6 +57,10 @@ def make_parser(
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
+    for action in parser._actions:
+        # The usage and messages show the first spelling, the help of an option the one with hyphens.
+        action.option_strings = sorted(action.option_strings, key=lambda name: "_" in name)
+    return parser
 
 
 def split_group(parser: argparse.ArgumentParser, title: str, first: Sequence[str], title_of_others: str) -> None:
@@ -242,12 +247,12 @@ def _convert(action: argparse.Action, value: Any, takes_mapping: bool) -> Any:
         raise ValueError("expected a value, got null. Leave the line out for the default.")
     if isinstance(value, dict):
         if not takes_mapping:
-            raise ValueError(f"expected {_expected(action)}, got a mapping.")
+            several = " or a list of such values" if action.nargs in ("+", "*") else ""
+            raise ValueError(f"expected {_expected(action)}{several}, got a mapping.")
         return value
     if action.nargs in ("+", "*"):
-        if not isinstance(value, list):
-            raise ValueError(f"expected a list of {_expected(action)} values, got {value!r}.")
-        return [_convert_one(action, item) for item in value]
+        # A single value is a list of one, as on the command line.
+        return [_convert_one(action, item) for item in (value if isinstance(value, list) else [value])]
     if isinstance(value, list):
         raise ValueError(f"expected {_expected(action)}, got a list.")
     return _convert_one(action, value)
@@ -275,8 +280,11 @@ def _convert_one(action: argparse.Action, value: Any) -> Any:
 
 
 def _expected(action: argparse.Action) -> str:
+    """What a value has to be; for an option that takes several, each of them."""
     if action.choices is not None:
         return f"one of {', '.join(map(str, action.choices))}"
+    if isinstance(action.type, enum.EnumMeta):
+        return f"one of {', '.join(str(member.value) for member in action.type)}"  # type: ignore[var-annotated]
     name = getattr(action.type, "__name__", "str")
     return {"string_to_bool": "true or false", "int": "an integer", "float": "a number", "str": "a text"}.get(
         name, name

@@ -155,7 +155,8 @@ def _show_recipes() -> None:
         recipe = get_recipe(name)
         scored = f", task {recipe.task!r}, scored by {', '.join(recipe.metrics)}" if recipe.metrics else ""
         print(f"{name}: {recipe.title}{scored}")
-        print(f"  license: {recipe.license}")
+        if recipe.license is not None:
+            print(f"  license: {recipe.license}")
         if recipe.hub is not None:
             print(f"  on the Hub (--hub): {recipe.hub}")
         print("  folder:")
@@ -176,4 +177,6 @@ def _show(reports: list[PreparedSplit], as_json: bool) -> None:
             action = "left out by the recipe's rule" if reason.by_rule else "skipped"
             more = ", ..." if reason.count > len(reason.rows) else ""
             print(f"  {reason.count} {action}: {text} ({', '.join(reason.rows)}{more})")
-    print(f"License of the data: {get_recipe(reports[0].recipe).license}")
+    data_license = get_recipe(reports[0].recipe).license
+    if data_license is not None:
+        print(f"License of the data: {data_license}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     records, words = _records(arguments, predictions)
     if arguments.save_records:
         records.save(arguments.save_records)
-    title = arguments.title or f"Prompts of {os.path.basename(os.path.normpath(arguments.source))}"
+    title = arguments.title or f"Prompts of {_name(arguments.source)}"
     summary = save_report(
         records,
         arguments.output,
@@ -73,12 +74,19 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _name(source: str) -> str:
+    from peft_listen.run_folder import display_name
+
+    return os.path.basename(display_name(source))
+
+
 def _records(
     arguments: argparse.Namespace, predictions: list[Prediction]
 ) -> tuple[SelectionRecords, NearestWords | None]:
     """The selections, and the words near the prompts if the source is an adapter: their file has no vocabulary."""
     from peft_listen.analysis import SelectionRecords, nearest_words, record_dataset, score_answers
     from peft_listen.data import read_examples
+    from peft_listen.run_folder import read_run_settings
 
     if os.path.isfile(arguments.source):
         if arguments.data is not None:
@@ -101,4 +109,9 @@ def _records(
     score_answers(predictions, {example["task"] for example in examples})
     pipe = load_pipeline(arguments.source, accepts_text_models=True)
     records = record_dataset(pipe, examples, batch_size=arguments.batch_size, show_progress=True)
+    settings = read_run_settings(arguments.source)
+    if "init_keys_at_steps" in settings:
+        # What the training did is not in the adapter's configuration, and is not to be advised.
+        config = {**records.config, "init_keys_at_steps": settings["init_keys_at_steps"]}
+        records = dataclasses.replace(records, config=config)
     return records, nearest_words(pipe, records)

@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="+",
         metavar="[NAME=]MODEL",
-        help="folder or Hub name of a model with audio, or of an adapter for one (default for NAME: that of the folder)",
+        help="folder or Hub name of a model with audio, or of an adapter for one (default for NAME: that of the folder, or of "
+        "the run's folder)",
     )
     add_address(
         parser, 8000, "without a key, another name by which clients reach the server; may be given several times"

@@ -82,6 +82,7 @@ def _as_json(result: RunResult) -> dict[str, Any]:
         "model": str(result.model_dir),
         "was_finished": result.was_finished,
         "num_skipped": result.num_skipped,
+        "uploaded_to": result.uploaded_to,
         "scores": scores,
     }
 
@@ -97,4 +98,5 @@ def _as_text(result: RunResult) -> str:
     for split, scores in result.scores.items():
         lines += [f"Scores on {split}_data:", "", format_scores(scores), ""]
     state = "The run was finished before." if result.was_finished else "The run is finished."
-    return "\n".join([*lines, f"{state} The model is in {result.model_dir}"])
+    uploaded = f", and was uploaded to {result.uploaded_to}" if result.uploaded_to else ""
+    return "\n".join([*lines, f"{state} The model is in {result.model_dir}{uploaded}"])

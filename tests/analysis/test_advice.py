@@ -44,6 +44,12 @@ def test_remedies_outside_the_configuration_are_always_advised(name) -> None:
     assert advise(ListenConfig().to_dict(), name) == REMEDIES[name].text
 
 
+def test_keys_that_the_training_has_initialized_are_not_advised() -> None:
+    known = {**ListenConfig().to_dict(), "init_keys_at_steps": [2]}
+    assert advise(known, "init_keys_at_steps") is None
+    assert "unless the training did" in str(advise({**known, "init_keys_at_steps": []}, "init_keys_at_steps"))
+
+
 def test_standardization_is_advised_after_centering_only() -> None:
     # The configuration refuses it without centering.
     assert advise(ListenConfig(center_queries=False).to_dict(), "standardize_queries") is None

@@ -33,7 +33,7 @@ def test_accuracy_and_chance_level_equal_counts_by_hand() -> None:
     assert (asr.most_frequent_answer, asr.num_references) == ("cat", 2)
     # At least two of four, each with probability 3/4.
     assert asr.p_value == pytest.approx(sum(math.comb(4, k) * 0.75**k * 0.25 ** (4 - k) for k in (2, 3, 4)))
-    assert asr.smallest_p_value == pytest.approx(0.75**4)
+    assert asr.one_error_p_value == pytest.approx(0.75**4 + 4 * 0.75**3 * 0.25)
     assert (answers["voice"].accuracy, answers["voice"].chance_level) == (0.5, 0.5)
     assert score_answers([]) == {}
 
@@ -50,8 +50,14 @@ def test_accuracy_and_chance_level_equal_counts_by_hand() -> None:
         (partly_correct(140, num_rows=400), "fair", "above chance"),  # the same 35 %, of more rows
         # A constant answer is right as often as the most frequent reference occurs.
         (rows(["a"] * 30 + ["b"] * 10, ["a"] * 40), "poor", "at chance level"),
-        (partly_correct(4, num_rows=4, num_labels=2), "unknown", "not rated: too few answers"),
+        (partly_correct(4, num_rows=4, num_labels=2), "unknown", "too few answers to tell"),
         (partly_correct(6, num_rows=6, num_labels=2), "good", "above chance"),
+        # 6 of 6 would be above chance, but not 5 of 6.
+        (partly_correct(4, num_rows=6, num_labels=2), "unknown", "too few answers to tell"),
+        (partly_correct(6, num_rows=7, num_labels=2), "unknown", "too few answers to tell"),
+        (partly_correct(0, num_rows=1), "unknown", "not rated: a single reference"),
+        (partly_correct(5, num_rows=8, num_labels=2), "poor", "at chance level"),
+        (partly_correct(7, num_rows=8, num_labels=2), "good", "above chance"),
         (rows(["a"] * 40, ["a"] * 40), "unknown", "not rated: a single reference"),
         (partly_correct(0, num_labels=40), "unknown", "not rated: free text"),
         (partly_correct(1, num_labels=21), "unknown", "not rated: free text"),
@@ -133,6 +139,18 @@ def test_answers_at_chance_level_are_not_green(make_records, overlap, num_correc
     assert verdict.rating == rating
     assert headline in verdict.headline
     assert ("not significantly above" in verdict.detail) == (10 in num_correct.values())
+
+
+def test_too_few_answers_are_no_verdict_about_chance(make_records) -> None:
+    predictions = partly_correct(4, num_rows=6, num_labels=2)
+    alone, findings = rate(summarize(make_records(), predictions=predictions))
+    assert (alone.rating, alone.headline) == ("good", "The tasks select different prompts.")
+    assert alone.detail.endswith("There are too few answers for asr to tell whether they are above the chance level.")
+    assert "Tasks answered above chance" not in [finding.title for finding in findings]
+    predictions += partly_correct(10, task="emotion")
+    verdict, _ = rate(summarize(make_records(), predictions=predictions))
+    assert verdict.headline.endswith("but the answers are at chance level.")
+    assert "too few answers for asr" in verdict.detail
 
 
 def test_free_text_does_not_count_as_chance_level(make_records) -> None:

@@ -80,6 +80,10 @@ def test_the_page_gets_the_words_near_the_prompts(adapter, monkeypatch):
         (["./no-model"], "no file or folder './no-model'"),
         (["a=./one", "a=./two"], "would both be served as 'a'"),
         (["m", "--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
+        (
+            ["m", "--host", "a/b"],
+            "`--host` must be an address or a name of this machine, such as 127.0.0.1, got 'a/b'",
+        ),
         (["m", "--allowed-host", "http://a.example"], "(`--allowed-host`) must be a list of names"),
         (["m", "--data", "missing.jsonl"], "missing.jsonl"),
         (["m", "--records", "other=x"], "--records other=x: expected NAME=FILE with one of the names m"),

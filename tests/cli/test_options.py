@@ -1,11 +1,17 @@
 """Options of dataclasses: a YAML file gives values, arguments replace them, and everything else is refused by name."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
 
-from peft_listen_cli.options import make_parser, parse_options, read_yaml, split_group
+from peft_listen.metrics import tasks
+from peft_listen.runs import AdapterOptions, DataOptions, ListenOptions, RunArguments
+from peft_listen_cli import evaluate
+from peft_listen_cli.evaluate import EvaluateOptions
+from peft_listen_cli.options import convert_values, make_parser, parse_options, read_yaml, split_group
+from peft_listen_cli.predict import PredictOptions
 
 
 @dataclass
@@ -16,6 +22,7 @@ class Options:
     kind: Literal["first", "no"] = field(default="first", metadata={"help": "Kind."})
     fast: bool = field(default=False, metadata={"help": "Fast."})
     tasks: list[str] = field(default_factory=list, metadata={"help": "Tasks."})
+    counts: list[int] = field(default_factory=list, metadata={"help": "Counts."})
 
 
 def parse(*argv, yaml=None, folder=None):
@@ -35,6 +42,24 @@ def test_values_of_the_file_are_converted_and_arguments_replace_them(tmp_path):
     assert parse(yaml="name: null", folder=tmp_path) == Options()
 
 
+def test_a_single_value_of_a_list_is_a_list_of_one(tmp_path):
+    given = parse(yaml="tasks: a.jsonl\ncounts: 2", folder=tmp_path)
+    assert given == parse("--tasks", "a.jsonl", "--counts", "2") == Options(tasks=["a.jsonl"], counts=[2])
+
+
+def test_every_list_of_a_run_may_be_a_single_value(tmp_path):
+    parser = make_parser([DataOptions, AdapterOptions, ListenOptions, RunArguments], "test", "A test.")
+    lists = [action for action in parser._actions if action.nargs in ("+", "*")]
+    names = {"train_data", "eval_data", "test_data", "metrics", "task_weights", "hub_include", "init_keys_at_steps"}
+    assert names < {action.dest for action in lists}
+    for action in lists:
+        # Of an enumeration, the value of a member.
+        value = 1 if action.type is int else "underflow_overflow" if action.dest == "debug" else "a"
+        assert convert_values(parser, {action.dest: value}, "c.yaml") == {action.dest: [value]}
+    with pytest.raises(ValueError, match="`debug`: expected one of underflow_overflow, tpu_metrics_debug, got 'a'"):
+        convert_values(parser, {"debug": "a"}, "c.yaml")
+
+
 @pytest.mark.parametrize(
     ("yaml", "message"),
     [
@@ -48,7 +73,9 @@ def test_values_of_the_file_are_converted_and_arguments_replace_them(tmp_path):
         ("kind: second", "`kind`: expected one of first, no, got 'second'"),
         ("kind: no", "YAML reads yes, no, on and off as true and false"),
         ("fast: 3.5", "`fast`: expected true or false"),
-        ("tasks: a", "`tasks`: expected a list"),
+        ("tasks: true", "`tasks`: expected a text, got true"),
+        ("tasks: {a: 1}", "`tasks`: expected a text or a list of such values, got a mapping"),
+        ("counts: a", "`counts`: expected an integer, got 'a'"),
         ("tasks: [[a]]", "`tasks`: expected a text"),
         ("steps: x\nrate: y", "(?s)`steps`.*`rate`"),
         ("steps: 1\nsteps: 2", "the key 'steps' occurs more than once"),
@@ -102,6 +129,24 @@ def test_help_shows_every_default(capsys):
     shown = capsys.readouterr().out
     for default in ("10", "0.5", "first", "False"):
         assert f"(default: {default})" in shown
+
+
+def test_the_usage_and_the_messages_spell_options_as_the_help_does(capsys):
+    for arguments in ([EvaluateOptions], [PredictOptions]):
+        parser = make_parser(arguments, "test", "A test.")
+        assert not re.findall(r"--\w*_", parser.format_help() + parser.format_usage())
+    with pytest.raises(SystemExit):
+        parse_options(parser, ["--max_new_tokens", "x"])
+    assert "argument --max-new-tokens/--max_new_tokens: invalid int value" in capsys.readouterr().err
+
+
+def test_the_help_of_evaluate_has_the_metrics_of_each_task(capsys, monkeypatch):
+    monkeypatch.setitem(tasks._TASK_METRICS, "barks", ("wer", "cer"))
+    with pytest.raises(SystemExit):
+        evaluate.parse("peft-listen evaluate", ["--help"])
+    shown = capsys.readouterr().out
+    assert "  barks  wer, cer\n" in shown and "  sqa    squad_f1, exact_match\n" in shown
+    assert f"Other tasks are scored by {tasks._DEFAULT[0]}." in shown and "{" not in shown.partition("answers are")[2]
 
 
 def test_a_group_of_the_help_is_divided():

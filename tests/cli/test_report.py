@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,11 +48,36 @@ def test_an_adapter_is_run_over_a_data_file_and_its_selections_kept(adapter, dat
     records = SelectionRecords.load(selections)
     assert records.tasks == ["pitch", "voice"] * 2
     assert records.pool_size == 12
+    assert "init_keys_at_steps" not in records.config
 
     again = tmp_path / "again.html"
     arguments = ["report", str(selections), "-o", str(again), "--title", "Prompts of my-adapter", "--top", "2"]
     assert main(arguments) == 0
     assert "Fraction of the 2 most selected prompts" in again.read_text(encoding="utf-8")
+
+
+def test_a_report_on_the_adapter_of_a_run_knows_what_the_training_did(
+    make_adapted, data_file, tmp_path, capsys
+) -> None:
+    run = tmp_path / "my-run"
+    make_adapted("listen").save_pretrained(run / "model")
+    Path(data_file).write_text("\n".join(Path(data_file).read_text().splitlines()[:3]))
+    (run / "settings.json").write_text(json.dumps({"init_keys_at_steps": [2]}))
+    page, selections = tmp_path / "page.html", tmp_path / "selections.safetensors"
+    arguments = ["report", str(run / "model"), data_file, "-o", str(page), "--save-records", str(selections)]
+    assert main(arguments) == 0
+    html = page.read_text(encoding="utf-8")
+    assert "init_keys_at_steps" not in html and "<h1>Prompts of my-run</h1>" in html
+    assert SelectionRecords.load(selections).config["init_keys_at_steps"] == [2]
+    # Three rows, each with three prompts, select at most nine.
+    output = capsys.readouterr().out
+    assert re.search(r"Prompts in use +\d+ of 12 +\w+ \(at least 80% of the 9 that 3 inputs can select\)", output)
+    # The file of selections of a run or of an adapter has the name of these.
+    for folder in (run, run / "model"):
+        records = SelectionRecords.load(selections)
+        records.save(folder / "selections.safetensors")
+        assert main(["report", str(folder / "selections.safetensors"), "-o", str(page)]) == 0
+        assert "<h1>Prompts of my-run</h1>" in page.read_text(encoding="utf-8")
 
 
 def test_a_text_adapter_is_reported_in_one_command(make_llm, make_tokenizer, tmp_path, capsys) -> None:

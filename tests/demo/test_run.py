@@ -316,9 +316,11 @@ def test_a_run_with_small_models(
         executed.clear()
         monkeypatch.setattr(sys, "argv", ["run", *map(str, [*options, *more])])
         run.main()
-        return capsys.readouterr().out
+        captured = capsys.readouterr()
+        return captured.out + captured.err
 
     output = start()
+    assert output.count("Answering: 100%") == 2
     assert executed == ["demo.make_dataset", "offline.build_base", "demo.evaluate", "demo.train", "demo.evaluate"]
     for task, guessing in zip(TASKS, ["25%", "50%", "25%", "25%"], strict=True):
         (row,) = (line.split() for line in output.splitlines() if line.startswith(f"{task} ") and "%" in line)

@@ -149,13 +149,20 @@ class TestClips:
         with pytest.raises(PageError, match=r"larger than 0.19\d* MB"):
             answering.read_clip(str(path))
 
-    @pytest.mark.parametrize("content", [b"", b"not audio", b"RIFF\x00\x00"])
-    def test_a_file_that_is_not_audio(self, answering, tmp_path, content):
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            (b"", r"The file is empty \(0 bytes\)"),
+            (b"not audio", "The file is not an audio file .*: its container is text"),
+            (b"RIFF\x00\x00", "The file is a damaged or truncated WAV file"),
+        ],
+    )
+    def test_a_file_that_is_not_audio(self, answering, tmp_path, content, reason):
         path = Path(tmp_path / "secret-name.wav")
         path.write_bytes(content)
-        with pytest.raises(PageError, match="The clip cannot be read") as raised:
+        with pytest.raises(PageError, match=rf"The clip cannot be read\. {reason}") as raised:
             answering.read_clip(str(path))
-        assert "secret-name" not in str(raised.value)
+        assert "secret-name" not in str(raised.value) and str(tmp_path) not in str(raised.value)
 
     def test_a_clip_that_is_read(self, answering, clips):
         waveform = answering.read_clip(clips[0])

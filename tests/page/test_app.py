@@ -122,6 +122,19 @@ def test_fonts_and_scripts_of_other_servers_are_left_out() -> None:
     assert without_other_servers(kept + b"".join(elsewhere) + kept) == kept + kept
 
 
+def test_every_input_and_answer_has_a_label_of_its_own(url: str) -> None:
+    config = json.loads(get(f"{url}/config")[1])
+    labels = [
+        each["props"]["label"]
+        for each in config["components"]
+        if each["type"] in ("audio", "dropdown", "radio", "slider", "textbox")
+    ]
+    assert all(labels) and len(set(labels)) == len(labels)
+    assert {"Answer", "Answer to compare with"} <= set(labels) and "Textbox" not in labels
+    (length,) = (each for each in config["components"] if each["props"].get("label") == "Prompts (k)")
+    assert "prompts are selected for a question" in length["props"]["info"]
+
+
 def test_no_statistics_are_collected_and_no_calls_are_kept(url: str) -> None:
     config = json.loads(get(f"{url}/config")[1])
     assert config["analytics_enabled"] is False and not config.get("run_history") and config["footer_links"] == []

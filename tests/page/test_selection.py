@@ -146,9 +146,9 @@ class TestTable:
 
     def test_words_escaped_with_those_that_are_near_none(self):
         table = html.selection(self.make(with_words=True))
-        assert "<q>&lt;b&gt;</q> <q> dog</q></td>" in table and "<b>" not in table.partition("<table>")[2]
-        assert "<small>none near; <q>cat</q></small>" in table
-        assert "95 % of random directions are (0.25), as 1 of 2 prompts" in table
+        assert "near <q>&lt;b&gt;</q> <q> dog</q></td>" in table and "<b>" not in table.partition("<table>")[2]
+        assert "near no word; <q>cat</q></td>" in table
+        assert "95 % of random directions are (0.25); 1 of 2 prompts is. Being near" in table
         assert "words" not in html.selection(self.make())
 
     def test_equal_cosines(self):

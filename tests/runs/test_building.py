@@ -25,20 +25,22 @@ def norm_of(base) -> torch.nn.LayerNorm:
 
 
 def test_a_new_projector_is_prepared_for_the_clips_and_a_trained_one_is_left(base, collator, examples) -> None:
-    assert not base.model.multi_modal_projector.is_standardized
+    assert base.model.multi_modal_projector.is_new
     prepare_projector(base, collator, examples, CPU)
     prepared = norm_of(base).weight.clone()
-    assert base.model.multi_modal_projector.is_standardized
+    assert not base.model.multi_modal_projector.is_new
     assert (prepared != 1).all()
     prepare_projector(base, collator, examples[:1], CPU)
     assert torch.equal(norm_of(base).weight, prepared)
 
 
-def test_rows_without_audio_are_not_used(base, collator, examples) -> None:
+def test_rows_without_audio_are_not_used(base, collator, examples, monkeypatch) -> None:
     text = {"instruction": "What is said?", "answer": "fox", "task": "text"}
+    prepare_projector(base, collator, [], CPU)
     prepare_projector(base, collator, [text], CPU)
-    assert not base.model.multi_modal_projector.is_standardized
-    prepare_projector(base, collator, [text, *examples], CPU)
+    assert base.model.multi_modal_projector.is_new
+    monkeypatch.setattr(building, "_PREPARING_ROWS", 4)
+    prepare_projector(base, collator, [row for example in examples for row in (text, example)], CPU)
     with_text = norm_of(base).weight.clone()
     norm_of(base).reset_parameters()
     prepare_projector(base, collator, examples, CPU)
@@ -49,6 +51,8 @@ def test_evenly_spaced_rows_are_read(base, collator, examples, monkeypatch) -> N
     monkeypatch.setattr(building, "_PREPARING_ROWS", 3)
 
     class Counting:
+        feature_cache = None
+
         def __init__(self) -> None:
             self.read: list[int] = []
 

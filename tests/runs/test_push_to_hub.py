@@ -1,4 +1,4 @@
-"""A run with `push_to_hub` uploads the model once, at its end, with its scores."""
+"""A run with `push_to_hub` uploads the model once, at its end or when it is finished, with its scores."""
 
 import shutil
 
@@ -20,7 +20,10 @@ command = ["train", "--speech", "openai/whisper", "--llm", "some/llama", "--trai
 command += ["--test-data", "rows.jsonl", "--max-steps", "2", "--save-steps", "1", "--listen-pool-size", "6"]
 command += ["--listen-prompt-length", "2", "--listen-ignore-template", "false", "--max-new-tokens", "3"]
 command += ["--adapter", "{adapter}"]
+if {is_finished}:
+    assert main(command) == 0
 assert main([*command, "--push-to-hub", "--hub-model-id", "me/trained"]) == 0
+assert json.load(open("output/result.json"))["uploaded_to"] == "me/trained"
 """
 ASK = """
 from peft_listen_cli import main
@@ -35,12 +38,12 @@ assert any(".lora_A.lora." in name for name in names) == ({adapter!r} == "listen
 
 
 @pytest.mark.slow  # two processes import torch
-@pytest.mark.parametrize("adapter", ["listen", "listen+lora"])
-def test_the_model_is_uploaded_with_its_scores(hub, published_parts, clips, tmp_path, adapter):
+@pytest.mark.parametrize(("adapter", "is_finished"), [("listen", True), ("listen+lora", False)])
+def test_the_model_is_uploaded_with_its_scores(hub, published_parts, clips, tmp_path, adapter, is_finished):
     hub.add_folder("openai/whisper", published_parts["speech"])
     hub.add_folder("some/llama", published_parts["llm"])
     shutil.copy(clips[0], tmp_path / "clip.wav")
-    hub.run(RUN.format(qformer=small_models.QFORMER, adapter=adapter), tmp_path)
+    hub.run(RUN.format(qformer=small_models.QFORMER, adapter=adapter, is_finished=is_finished), tmp_path)
     files = hub.files("me/trained")
     assert {"adapter_model.safetensors", "adapter_config.json", "config.json", "README.md"} <= files.keys()
     card = files["README.md"].decode()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import CommitInfo, ModelCard, constants
+from huggingface_hub.errors import OfflineModeIsEnabled
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -18,9 +19,18 @@ from peft_listen.analysis import SelectionRecords, record_dataset
 from peft_listen.data import read_examples
 from peft_listen.evaluation.collated_answers import answer_batches
 from peft_listen.evaluation.prediction import answer_rows
+from peft_listen.hub_connection import hub_connection
 from peft_listen.pipelines.loading import load_pipeline
-from peft_listen.runs import AdapterOptions, DataOptions, ListenOptions, ModelOptions, RunArguments, training_run
-from peft_listen.runs.building import add_adapter, load_base, lora_targets
+from peft_listen.runs import (
+    AdapterOptions,
+    DataOptions,
+    ListenOptions,
+    ModelOptions,
+    RunArguments,
+    card_settings,
+    training_run,
+)
+from peft_listen.runs.building import add_adapter, load_base, lora_targets, prepare_projector
 from peft_listen.runs.card_settings import run_command
 from peft_listen.runs.checkpoints import last_whole_checkpoint
 from peft_listen.runs.settings import run_settings
@@ -69,17 +79,109 @@ def test_a_run_trains_scores_and_saves(make_run, data_file, tmp_path):
         "learning rate | 0.0003, cosine",
         "steps | 4",
         "batch size | 2 (2 per device, 1 accumulated, 1 processes)",
+        "warm-up | 5 % of the steps",
         "seed | 42",
         "train data | 4 rows of rows.jsonl; tasks asr, sounds",
     ):
         assert f"| {row} |" in card.text, row
     assert "| prompts | pool_size=6, prompt_length=2, selector=" in card.text
+    (others,) = re.findall(r"\| other options \| (.*) \|", card.text)
+    assert "metrics=sounds=exact_match sounds=eer:answers=dog\\|no" in others and "eval_steps=2" in others
+    assert "listen_pool_size" not in others and "learning_rate" not in others and "output_dir" not in others
+    assert card.text.lstrip().startswith("# run\n") and 'model="run/model"' in card.text
+    assert card.data.model_name == "run" and card.data.base_model is None  # it is a local folder
+    assert str(tmp_path) not in str(card)
     assert f"torch {torch.__version__}" in card.text and str(tmp_path) not in card.text
     headings = [card.text.index(f"## {name}") for name in ("Training", "Prompts by task", "Scores", "Citation")]
     assert headings == sorted(headings)
     assert (result.model_dir / "prompts_by_task.png").read_bytes().startswith(b"\x89PNG")
     assert card.data.datasets is None  # the rows name none
     assert make_run(**options).run() == replace(result, was_finished=True)
+
+
+@pytest.fixture
+def uploads(monkeypatch):
+    """Names and other arguments of the uploads, which go nowhere; the account is `me`."""
+    found = []
+
+    def publish(model, processor, repo_id, **passed):
+        found.append((repo_id, passed))
+        owned = repo_id if "/" in repo_id else f"me/{repo_id}"
+        return CommitInfo(f"{constants.ENDPOINT}/{owned}/commit/{'0' * 40}", "", "", "0" * 40)
+
+    monkeypatch.setattr(training_run, "publish", publish)
+    return found
+
+
+def test_a_finished_run_is_uploaded_when_it_is_asked_for(make_run, data_file, uploads, monkeypatch):
+    options = {"max_steps": 1, "test_data": [data_file]}
+    result = make_run(**options).run()
+    assert uploads == [] and result.uploaded_to is None
+    card = (result.model_dir / "README.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(card_settings, "__version__", "99.0")  # installed after the training
+    options |= {"push_to_hub": True, "hub_model_id": "me/x"}
+    uploaded = make_run(**options, hub_include=["llm"]).run()
+    assert uploaded == replace(result, was_finished=True, uploaded_to="me/x")
+    ((name, passed),) = uploads
+    assert name == "me/x" and passed["include"] == ["llm"] and passed["scores"] == result.scores["test"]
+    assert passed["training"]["steps"] == 1 and passed["selections"].task_names == ["asr", "sounds"]
+    assert train._as_text(uploaded).endswith("and was uploaded to me/x")
+    versions = passed["training"]["versions"]
+    assert f"| versions | {versions} |" in card and "99.0" not in versions
+    # The same again is not uploaded twice; other parts, another repository, or another Hub, are another upload.
+    assert make_run(**options, hub_include=["llm"]).run() == uploaded and len(uploads) == 1
+    assert make_run(**options).run().uploaded_to == "me/x" and len(uploads) == 2
+    assert make_run(max_steps=1, test_data=[data_file]).run().uploaded_to == "me/x" and len(uploads) == 2
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.example")
+    assert make_run(**options).run().uploaded_to == "me/x" and len(uploads) == 3
+    assert make_run(**options).run().uploaded_to == "me/x" and len(uploads) == 3
+    # Without a name, the repository has that of the folder, and belongs to the account.
+    assert make_run(**(options | {"hub_model_id": None})).run().uploaded_to == "me/run" and uploads[-1][0] == "run"
+    assert (result.model_dir / "README.md").read_text(encoding="utf-8") == card
+
+
+def test_an_upload_that_failed_is_tried_again(make_run, uploads, monkeypatch):
+    def fail(*args, **kwargs):
+        with hub_connection("Save it."):
+            raise OfflineModeIsEnabled
+
+    options = {"max_steps": 1, "push_to_hub": True, "hub_model_id": "me/x", "adapter": "none"}
+    monkeypatch.setattr(training_run, "check_can_be_published", lambda *args: None)
+    with monkeypatch.context() as context:
+        context.setattr(training_run, "publish", fail)
+        with pytest.raises(
+            ConnectionError, match="cannot be reached: .* the same command, run again, uploads it"
+        ) as error:
+            make_run(**options).run()
+    assert "Save it." not in str(error.value)
+    result = make_run(**options).run()
+    assert [name for name, _ in uploads] == ["me/x"] and result.uploaded_to == "me/x"
+    card = (result.model_dir / "README.md").read_text(encoding="utf-8")
+    assert "# me/x\n" in card and 'model="me/x"' in card
+
+
+def test_an_upload_that_is_refused_leaves_the_card_as_it_is(make_run, data_file):
+    options = {"max_steps": 1, "test_data": [data_file]}
+    result = make_run(**options).run()
+    files = [result.model_dir / "README.md", result.model_dir.parent / "result.json"]
+    before = [path.read_bytes() for path in files]
+    with pytest.raises(ValueError, match="include"):  # the parts of the base model are not on the Hub
+        make_run(**options, push_to_hub=True, hub_model_id="me/x").run()
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_the_card_keeps_its_name_if_the_upload_is_asked_for_after_the_training(
+    make_run, data_file, uploads, monkeypatch
+):
+    options = {"max_steps": 1, "test_data": [data_file]}
+    with monkeypatch.context() as context:
+        context.setattr(training_run, "score_predictions", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            make_run(**options).run()
+    result = make_run(**options, push_to_hub=True, hub_model_id="me/x").run()
+    assert result.uploaded_to == "me/x" and len(uploads) == 1
+    card = ModelCard.load(result.model_dir / "README.md")
+    assert card.text.lstrip().startswith("# run\n") and card.data.model_name == "run"
 
 
 def test_the_selections_of_the_trained_adapter_are_recorded(make_run, data_file, tmp_path, monkeypatch):
@@ -106,7 +208,10 @@ def test_the_card_names_the_data_sets_of_the_rows(make_run, examples, tmp_path):
     assert "| adapter | none |" in card.text and "| steps | 1 |" in card.text and "| seed | 7 |" in card.text
     assert "prompts |" not in card.text and "| LoRA |" not in card.text
     (command,) = re.findall("```bash\n(peft-listen train .*)\n```", card.text)
-    assert "--adapter none" in command and "--train-data rows.jsonl" in command and str(tmp_path) not in command
+    assert "--adapter none" in command and "--train-data path/to/rows.jsonl" in command
+    assert "--model path/to/" in command and "--output-dir run" in command and str(tmp_path) not in command
+    assert "`path/to/` stands for the folder on your machine" in card.text
+    assert 'model="run/model"' in card.text
 
 
 @pytest.mark.parametrize(
@@ -115,6 +220,7 @@ def test_the_card_names_the_data_sets_of_the_rows(make_run, examples, tmp_path):
         {},
         {"adapter": "lora", "lora_r": 4, "lora_target_modules": ["all-linear"], "learning_rate": 1e-4},
         {"listen_selector": "residual", "listen_form": "paper", "listen_ignore_template": False, "seed": 3},
+        {"feature_cache": "features", "init_keys_at_steps": [2], "warmup_steps": 3},
         {"task_weights": ["asr=2", "sounds=0.5"], "chat_template_kwargs": {"thinking": False}, "bf16": True},
         {"eval_strategy": "steps", "early_stopping_patience": 2, "metric_for_best_model": "mean_quality"},
     ],
@@ -130,7 +236,9 @@ def test_the_command_in_the_card_has_the_settings_of_the_run(
     options = (given.model, given.adapter, given.listen, given.data)
     command = run_command(options, given.arguments)
     assert "secret" not in command and str(tmp_path) not in command
-    words = shlex.split(command)
+    assert "--model path/to/base " in command and command.endswith(" --output-dir run")
+    assert ("--feature-cache features" in command) == ("feature_cache" in changes)
+    words = shlex.split(command.replace("path/to/", ""))
     assert words[:2] == ["peft-listen", "train"]
     *again, arguments = train.parse("peft-listen train", [*words[2:], "--use-cpu"]).options
     assert run_settings(again, arguments, {}) == run_settings(options, given.arguments, {})
@@ -145,12 +253,14 @@ def test_the_command_in_the_card_has_the_settings_of_the_run(
         "none",
     ],
 )
-def test_each_adapter_is_trained_saved_and_resumed(make_run, tmp_path, adapter, data_file):
+def test_each_adapter_is_trained_saved_and_resumed(make_run, tmp_path, adapter, data_file, capsys):
     options = {"adapter": adapter, "lora_dropout": 0.0, "weight_decay": 0.1, "test_data": [data_file]}
     whole = make_run(output_dir=str(tmp_path / "whole"), **options).run()
     with pytest.raises(KeyboardInterrupt):
         make_run([Interrupt(3)], **options).run()
+    assert "Continuing from" not in capsys.readouterr().out
     resumed = make_run(**options).run()
+    assert "Continuing from checkpoint-2 (step 2 of 4).\n" in capsys.readouterr().out
     assert losses(resumed) == pytest.approx(losses(whole), abs=1e-6)
     expected, found = weights(whole.model_dir), weights(resumed.model_dir)
     assert expected.keys() == found.keys()
@@ -400,3 +510,30 @@ def test_an_adapter_is_not_a_base(make_adapted, base_folder, tmp_path):
     base, _ = load_base(base_folder, ModelOptions(model="x"))
     assert len(lora_targets(base, ["q_proj", "v_proj"])) == 4
     assert len(lora_targets(base, ["all-linear"])) == 14
+
+
+def test_a_new_projector_is_prepared_once_unless_it_is_to_be_left(make_run, tmp_path, monkeypatch) -> None:
+    calls = []
+
+    def recording(*args):
+        calls.append(args)
+        prepare_projector(*args)
+
+    monkeypatch.setattr(training_run, "prepare_projector", recording)
+
+    def scales(**changes) -> torch.Tensor:
+        result = make_run(max_steps=2, learning_rate=1e-6, **changes).run()
+        weights = load_file(result.model_dir / "adapter_model.safetensors")
+        (name,) = [name for name in weights if name.endswith("speech_layer_norm.weight")]
+        return weights[name]
+
+    prepared = scales()
+    assert (prepared - 1).abs().min() > 1e-3
+    assert len(calls) == 1
+    left = scales(standardize_frames=False, output_dir=str(tmp_path / "left"))
+    torch.testing.assert_close(left, torch.ones_like(left), atol=1e-4, rtol=0)
+    assert len(calls) == 1
+    # A run that continues has its projector in the checkpoint.
+    (tmp_path / "run" / "training.json").unlink()
+    torch.testing.assert_close(scales(), prepared)
+    assert len(calls) == 1

@@ -98,3 +98,5 @@ def test_what_is_not_a_name_is_refused(hosts):
             ValueError, match=r"`allowed_hosts` \(.*\) must be a list of names without scheme and port"
         ):
             make()
+    with pytest.raises(ValueError, match="^ServerSettings: `allowed_hosts`"):
+        ServerSettings(allowed_hosts=hosts)

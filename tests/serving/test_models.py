@@ -8,7 +8,7 @@ from peft import get_peft_model
 from transformers import AutoModelForMultimodalLM, pipeline
 
 from peft_listen import ListenConfig
-from peft_listen.serving import load_models
+from peft_listen.serving import load_models, name_models
 from tests.serving.conftest import client_of, running
 
 
@@ -54,6 +54,17 @@ def test_names_are_those_of_folders_and_must_differ(adapters):
         load_models([folder, str(adapters / "cats" / "model")])
     with pytest.raises(ValueError, match="at least one"):
         load_models([])
+
+
+def test_the_model_of_a_run_has_the_name_of_the_run(tmp_path, monkeypatch):
+    for run in ("dogs", "cats"):
+        (tmp_path / run / "model").mkdir(parents=True)
+    (tmp_path / "dogs" / "settings.json").write_text("{}")
+    dogs, cats = (str(tmp_path / run / "model") for run in ("dogs", "cats"))
+    assert name_models([dogs, cats]) == {"dogs": dogs, "model": cats}
+    monkeypatch.chdir(tmp_path / "dogs")
+    assert name_models(["model/"]) == {"dogs": "model/"}
+    assert name_models([f"own={dogs}"]) == {"own": dogs}
 
 
 def test_models_with_other_bases_are_refused(adapters, composite_folder, tmp_path):

@@ -55,9 +55,10 @@ REMEDIES: dict[RemedyName, Remedy] = {
         "leave the tokens of the chat template out of the query (query_ignored_token_ids)",
         lambda config: not config.get("query_ignored_token_ids"),
     ),
-    # An argument of the training, which no configuration contains.
+    # An argument of the training. A saved configuration does not contain it; where it is known, it is added.
     "init_keys_at_steps": Remedy(
-        "initialize the keys from real queries, unless the training did (ListenCallback(init_keys_at_steps=...))"
+        "initialize the keys from real queries, unless the training did (ListenCallback(init_keys_at_steps=...))",
+        lambda config: not config.get("init_keys_at_steps"),
     ),
     "grouped": Remedy('use selector="grouped"', lambda config: config.get("selector") != "grouped"),
     "shared_prompts": Remedy(

@@ -28,8 +28,8 @@ class TaskAnswers:
         num_references (`int`): number of different references.
         p_value (`float`): probability of at least this accuracy if every answer were correct with the probability
             `chance_level` (one-sided binomial test).
-        smallest_p_value (`float`): the same probability for an accuracy of 1. If it is not small, there are too few rows
-            to tell any accuracy from chance.
+        one_error_p_value (`float`): the same probability if all answers but one are correct. If it is not small, there are
+            too few rows to tell a good accuracy from chance.
     """
 
     num_rows: int
@@ -38,7 +38,7 @@ class TaskAnswers:
     most_frequent_answer: str
     num_references: int
     p_value: float
-    smallest_p_value: float
+    one_error_p_value: float
 
 
 def score_answers(
@@ -86,7 +86,7 @@ def score_answers(
             most_frequent_answer=most_frequent,
             num_references=len(references),
             p_value=float(binom.sf(correct - 1, len(pairs), chance_level)),
-            smallest_p_value=chance_level ** len(pairs),
+            one_error_p_value=float(binom.sf(len(pairs) - 2, len(pairs), chance_level)),
         )
     return result
 

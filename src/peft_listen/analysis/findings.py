@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from .advice import advise
@@ -133,13 +133,14 @@ def rate_task_answers(answers: TaskAnswers) -> Rating:
 
     Returns:
         `"poor"` if their accuracy is not significantly above the chance level, otherwise `"good"` or `"fair"`.
-        `"unknown"` if neither can be said: there are too few rows, all references are the same, or the answers are free
-        texts that rarely equal their references.
+        `"unknown"` if neither can be said: there are so few rows that all answers but one could be correct without being
+        significantly above the chance level, all references are the same, or the answers are free texts that rarely equal
+        their references.
     """
     if answers.p_value < CHANCE_P_VALUE:
         gain = (answers.accuracy - answers.chance_level) / (1 - answers.chance_level)
         return _rating(gain, ANSWER_GAIN)
-    if answers.smallest_p_value >= CHANCE_P_VALUE or is_free_text(answers):
+    if has_too_few_rows(answers) or is_free_text(answers):
         return "unknown"
     return "poor"
 
@@ -152,9 +153,18 @@ def describe_task_answers(answers: TaskAnswers) -> str:
         return "above chance"
     if answers.num_references == 1:
         return "not rated: a single reference"
-    if answers.smallest_p_value >= CHANCE_P_VALUE:
-        return "not rated: too few answers"
+    if has_too_few_rows(answers):
+        return "too few answers to tell"
     return "not rated: free text"
+
+
+def has_too_few_rows(answers: TaskAnswers) -> bool:
+    """Whether even all answers but one being correct would not be significantly above the chance level."""
+    return answers.one_error_p_value >= CHANCE_P_VALUE
+
+
+def _is_unrated_for_few_rows(answers: TaskAnswers) -> bool:
+    return rate_task_answers(answers) == "unknown" and answers.num_references > 1 and has_too_few_rows(answers)
 
 
 def is_free_text(answers: TaskAnswers) -> bool:
@@ -166,6 +176,10 @@ def _verdict(summary: SelectionSummary) -> Verdict:
     selection = _selection_verdict(summary)
     ratings = {task: rate_task_answers(answers) for task, answers in summary.answers.items()}
     at_chance = [task for task, rating in ratings.items() if rating == "poor"]
+    too_few = [task for task, answers in summary.answers.items() if _is_unrated_for_few_rows(answers)]
+    if too_few:
+        told = f"There are too few answers for {_listed(too_few)} to tell whether they are above the chance level."
+        selection = replace(selection, detail=f"{selection.detail} {told}")
     if not at_chance:
         return selection
     link = "but" if selection.rating == "good" else "and"
@@ -271,8 +285,9 @@ def _live_rating(summary: SelectionSummary) -> Rating:
 
 
 def _rate_live_prompts(summary: SelectionSummary, config: Mapping[str, Any]) -> Finding:
-    limit = ""
+    goal, limit = f"at least {LIVE_SHARE[0]:.0%}", ""
     if summary.reachable_prompts < summary.pool_size:
+        goal += f" of the {summary.reachable_prompts} that {summary.num_rows} inputs can select"
         limit = (
             f" This number of inputs can select at most {summary.reachable_prompts} of the {summary.pool_size} prompts; "
             "the rating is relative to those."
@@ -281,7 +296,7 @@ def _rate_live_prompts(summary: SelectionSummary, config: Mapping[str, Any]) -> 
         title="Prompts in use",
         value=f"{summary.live_prompts} of {summary.pool_size}",
         rating=_live_rating(summary),
-        goal=f"at least {LIVE_SHARE[0]:.0%}",
+        goal=goal,
         meaning=f"Prompts that at least one input selects. The others have no effect.{limit}",
         advice=advise(config, "init_keys_at_steps", "grouped", "smaller_pool"),
         position=summary.live_prompts / summary.reachable_prompts,

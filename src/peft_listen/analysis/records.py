@@ -43,7 +43,8 @@ class SelectionRecords:
         keys (`torch.FloatTensor` of shape `(pool_size, embedding_size)`): keys of the adapter.
         tasks (`Sequence[str]` of length `num_rows`): task of each row.
         inputs (`Sequence[str]` of length `num_rows`, *optional*): name of each row, such as its clip and question.
-        config (`Mapping`, *optional*): configuration of the adapter, with JSON-serializable values.
+        config (`Mapping`, *optional*): configuration of the adapter, with JSON-serializable values, and if it is known
+            `init_keys_at_steps`, the steps at which its training has initialized the keys.
 
     Raises:
         ValueError: if a field has the wrong type, the shapes do not match, there are no rows, an index is outside the

@@ -133,6 +133,11 @@ def task_metrics(task: str) -> list[MetricChoice]:
     return [MetricChoice.parse(metric) for metric in _TASK_METRICS.get(task.casefold(), _DEFAULT)]
 
 
+def named_task_metrics() -> dict[str, tuple[str, ...]]:
+    """The tasks whose names are known, with their metrics in the notation of [`MetricChoice`]; the first is the main one."""
+    return dict(_TASK_METRICS)
+
+
 def parse_task_metrics(assignments: Sequence[str]) -> dict[str, list[MetricChoice]]:
     """
     Reads assignments of metrics to tasks.

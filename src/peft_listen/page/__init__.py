@@ -3,7 +3,8 @@ A page on which a model is asked about clips, and which shows the prompts that w
 
 A visitor's question (`functions.py`) becomes one or two variants of the model (`variants.py`), which are asked one after
 another (`answering.py`); the selection of each (`selected_prompts.py`) is shown with the tasks that usually make it
-(`task_shares.py`) and the words that are near its prompts (`prompt_words.py`), in HTML (`html.py`). `layout.py` has the components and `app.py` the application.
+(`task_shares.py`) and the words that are near its prompts (`prompt_words.py`), in HTML (`html.py`). `layout.py` has the
+components and `app.py` the application.
 """
 
 try:

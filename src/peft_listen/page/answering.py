@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import queue
 import threading
@@ -113,19 +114,23 @@ class Answering:
                 raise PageError(
                     f"The file is larger than {megabytes:g} MB, the limit of this page. Choose a smaller one."
                 )
-            # The content instead of the path, which the messages of errors would contain.
-            return load_audio(Path(path).read_bytes(), limits=limits)
-        except LimitError as error:
-            raise PageError(
-                f"The clip is longer than {settings.max_audio_seconds:g} seconds, the limit of this page, or takes too long "
-                "to decode. Choose a shorter one."
-            ) from error
+            content = Path(path).read_bytes()
         except FileNotFoundError as error:
             raise PageError("The clip is no longer there. Choose it again.") from error
         except OSError as error:
             # Not the error itself, which names the file.
             raise PageError(f"The clip cannot be read. {error.strerror or ''}".rstrip()) from error
-        except ValueError as error:
+        try:
+            # Not the path, which the messages of errors would contain.
+            file = io.BytesIO(content)
+            file.name = "The file"
+            return load_audio(file, limits=limits)
+        except LimitError as error:
+            raise PageError(
+                f"The clip is longer than {settings.max_audio_seconds:g} seconds, the limit of this page, or takes too long "
+                "to decode. Choose a shorter one."
+            ) from error
+        except (OSError, ValueError) as error:
             raise PageError(f"The clip cannot be read. {error}") from error
 
     def check_instruction(self, instruction: str) -> None:

@@ -31,13 +31,13 @@ def selection(selected: SelectedPrompts) -> str:
     low, high = min(selected.pool_cosines), max(selected.pool_cosines)
     span = max(high - low, 1e-6)
     has_tasks, has_words = selected.shares is not None, selected.words is not None
-    headers = "<th>usual tasks</th>" * has_tasks + "<th>nearest words</th>" * has_words
+    header = "<th>usual tasks</th>" if has_tasks else ""
     rows = "".join(_row(prompt, (prompt.cosine - low) / span, has_tasks, has_words) for prompt in selected.prompts)
     return (
         '<div class="listen-selection">'
         f"{_scale(selected, low, span)}"
         '<div class="listen-table" tabindex="0" role="region" aria-label="selected prompts"><table>'
-        f'<thead><tr><th>prompt</th><th class="listen-near">cosine</th>{headers}</tr></thead>'
+        f'<thead><tr><th>prompt</th><th class="listen-near">cosine</th>{header}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>{_source(selected)}{_words_source(selected)}</div>"
     )
 
@@ -56,11 +56,13 @@ def _row(prompt: SelectedPrompt, position: float, has_tasks: bool, has_words: bo
         more = len(prompt.tasks) - _SHOWN_TASKS
         shown += f" <small>and {more} more</small>" if more > 0 else ""
         cells += f'<td class="listen-tasks">{shown or "<small>none</small>"}</td>'
+    row = f"<tr>{cells}</tr>"
     if has_words:
+        # In a row of its own, because the table is narrow where it is beside a second answer or on a phone.
         words = " ".join(f"<q>{escape(word)}</q>" for word in prompt.words)
-        shown = words if prompt.is_near_words else f"<small>none near{f'; {words}' if words else ''}</small>"
-        cells += f'<td class="listen-words">{shown}</td>'
-    return f"<tr>{cells}</tr>"
+        near = "near" if prompt.is_near_words else "near no word;" if words else "near no word"
+        row += f'<tr class="listen-words"><td></td><td colspan="{2 if has_tasks else 1}">{near} {words}</td></tr>'
+    return row
 
 
 def _scale(selected: SelectedPrompts, low: float, span: float) -> str:
@@ -103,8 +105,8 @@ def _words_source(selected: SelectedPrompts) -> str:
         return ""
     return note(
         "Nearest words: the tokens whose embeddings are nearest to the prompt. A prompt is near one if it is nearer than 95 % of "
-        f"random directions are ({_number(words.chance_similarity)}), as {words.num_near} of {len(words.prompts)} prompts. Being "
-        "near a token does not show what a prompt does."
+        f"random directions are ({_number(words.chance_similarity)}); {words.num_near} of {len(words.prompts)} prompts "
+        f"{'is' if words.num_near == 1 else 'are'}. Being near a token does not show what a prompt does."
     )
 
 
@@ -155,8 +157,10 @@ td.listen-near { width: 1%; white-space: nowrap; font-variant-numeric: tabular-n
 }
 .listen-bar i { display: block; height: 100%; background: var(--listen-accent); }
 td.listen-tasks > span { display: inline-block; margin-right: 0.6rem; white-space: nowrap; }
-td.listen-words { overflow-wrap: anywhere; }
-td.listen-words q { white-space: pre-wrap; quotes: "\\201c" "\\201d"; }
+.listen-table tr.listen-words td {
+  box-shadow: none; padding-top: 0 !important; font-size: 0.82rem; color: var(--body-text-color-subdued);
+}
+tr.listen-words q { white-space: pre; quotes: "\\201c" "\\201d"; }
 @media (max-width: 480px) {
   .listen-bar { width: 2.6rem; }
   .listen-table th, .listen-table td { padding-left: 0.4rem !important; padding-right: 0.4rem !important; }

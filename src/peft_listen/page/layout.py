@@ -149,7 +149,15 @@ class _Page:
         heading = gr.HTML(
             "" if name == "second" else html.heading("Answer"), elem_id=f"{name}-heading", elem_classes="listen-plain"
         )
-        text = gr.Textbox(show_label=False, lines=3, max_lines=12, interactive=False, elem_id=f"{name}-answer")
+        # The heading above shows what it is; the label is for screen readers.
+        text = gr.Textbox(
+            label="Answer" if name == "first" else "Answer to compare with",
+            show_label=False,
+            lines=3,
+            max_lines=12,
+            interactive=False,
+            elem_id=f"{name}-answer",
+        )
         placeholder = html.note("The selected prompts appear here.") if name == "first" else ""
         return [heading, text, gr.HTML(placeholder, elem_id=f"{name}-selection", elem_classes="listen-plain")]
 
@@ -269,8 +277,11 @@ def _length_settings(description: Description, is_other: bool) -> dict[str, Any]
     own = min(description.prompt_length or 1, size)
     value = own if not is_other else max(1, own // 2)
     settings: dict[str, Any] = {"minimum": 1, "maximum": max(size, 2), "value": value}
-    if not is_other and description.trained_lengths is not None:
-        settings["info"] = f"The adapter was trained with k = {description.trained_lengths}."
+    if not is_other:
+        info = f"How many of the adapter's {size} prompts are selected for a question and put before it."
+        if description.trained_lengths is not None:
+            info += f" The adapter was trained with k = {description.trained_lengths}."
+        settings["info"] = info
     return settings
 
 

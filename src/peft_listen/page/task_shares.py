@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..analysis import SelectionRecords
-from ..run_folder import MODEL_NAME, SELECTIONS_NAME, SETTINGS_NAME
+from ..run_folder import SELECTIONS_NAME, find_run
 from ..serving import ServedModels
 from .variants import Variant, active
 
@@ -50,13 +50,13 @@ def find_records(model: str) -> str | None:
         model (`str`): folder or Hub name of the adapter.
 
     Returns:
-        `str`, *optional*: the file `selections.safetensors` in the folder, or beside a folder that `peft-listen train` has written;
-        `None` if there is none.
+        `str`, *optional*: the file `selections.safetensors` in the folder, or beside a folder that `peft-listen train` has
+        written; `None` if there is none.
     """
-    folder = Path(model).resolve()
+    run = find_run(model)
     candidates = [Path(model, SELECTIONS_NAME)]
-    if folder.name == MODEL_NAME and (folder.parent / SETTINGS_NAME).is_file():
-        candidates.append(folder.parent / SELECTIONS_NAME)
+    if run is not None:
+        candidates.append(run / SELECTIONS_NAME)
     return next((os.fspath(path) for path in candidates if path.is_file()), None)
 
 

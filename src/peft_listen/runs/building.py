@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -155,17 +157,30 @@ def prepare_projector(
     Args:
         base (`PreTrainedModel`): the base model, without an adapter.
         collator ([`AudioListenCollator`]): makes the batches.
-        rows (`Sequence[Example]`): the training rows; at most 256 of them are used, evenly spaced.
+        rows (`Sequence[Example]`): the training rows; at most 256 of those with audio are used, evenly spaced.
         device (`torch.device`): where the encoders run.
     """
-    if not isinstance(base, AudioListenForCausalLM) or base.model.multi_modal_projector.is_standardized:
+    if not isinstance(base, AudioListenForCausalLM) or not base.model.multi_modal_projector.is_new:
         return
-    module: nn.Module = base
-    module.to(device)
-    step = -(-len(rows) // _PREPARING_ROWS)
-    with_audio = [row for row in rows[::step] if clips_of([row])]
-    if with_audio:
-        base.init_projector_from(collator([row]) for row in with_audio)
+    with_audio = [row for row in rows if clips_of([row])]
+    if not with_audio:
+        return
+    used = with_audio[:: -(-len(with_audio) // _PREPARING_ROWS)]
+    # The language model, which may be too large for one device, stays where it is.
+    towers = [tower for tower in (base.model.speech_tower, base.model.sound_tower) if tower is not None]
+    places = [next(tower.parameters()).device for tower in towers]
+    if collator.feature_cache is None:
+        _move(towers, [device] * len(towers))
+    is_hidden = not PartialState().is_main_process
+    with tqdm(used, desc="Preparing the projector", unit="row", delay=1, disable=is_hidden) as progress:
+        base.init_projector_from(collator([row]) for row in progress)
+    _move(towers, places)
+
+
+def _move(modules: Sequence[nn.Module], devices: Sequence[torch.device]) -> None:
+    for module, device in zip(modules, devices, strict=True):
+        if next(module.parameters()).device != device:
+            module.to(device)
 
 
 def add_adapter(

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from .. import __version__
+from ..card_sections import PLACE
 from ..data import Example
 from ..tuners.listen import ListenConfig
 from .options import AdapterOptions, DataOptions, ListenOptions, ModelOptions, RunArguments
@@ -23,6 +24,18 @@ from .settings import plain, without_effect
 
 # Arguments of the trainer that say where it computes, not what.
 _OF_THE_MACHINE = frozenset({"use_cpu", "device", "bf16_full_eval", "fp16_full_eval"})
+# Options without an effect on the model without which the command would write to other folders.
+_FOLDERS = frozenset({"output_dir", "feature_cache"})
+# Options that may be a folder or the name of a repository.
+_MODELS = frozenset({"model", "speech", "sound", "llm"})
+# Options that other lines of the table, or the command below it, show.
+_SHOWN = (
+    _MODELS
+    | _FOLDERS
+    | {"train_data", "eval_data", "test_data", "learning_rate", "lr_scheduler_type", "warmup_steps", "max_steps"}
+    | {"value_learning_rate", "shared_value_learning_rate", "key_learning_rate", "seed", "data_seed"}
+    | {"per_device_train_batch_size", "gradient_accumulation_steps", "adapter"}
+)
 
 
 def card_settings(
@@ -47,12 +60,14 @@ def card_settings(
     """
     _, adapter, listen, data = options
     settings: dict[str, Any] = {"adapter": adapter.adapter}
+    prompts = {"form", *listen.config_values()}
     if adapter.has_listen:
         given = listen.config_values()
         config: Any = ListenConfig.paper(**given) if listen.listen_form == "paper" else ListenConfig(**given)
         names = dict.fromkeys(["pool_size", "prompt_length", "selector", *given])
         settings["prompts"] = ", ".join(f"{name}={getattr(config, name)!r}" for name in names)
-        settings["prompts"] += f" (other options: {listen.listen_form})"
+        form = "`ListenConfig`" if listen.listen_form == "default" else "`ListenConfig.paper()`"
+        settings["prompts"] += f"; its other options have the defaults of {form}"
     if adapter.has_lora:
         settings["LoRA"] = (
             f"r={adapter.lora_r}, lora_alpha={adapter.lora_alpha}, lora_dropout={adapter.lora_dropout}, "
@@ -62,7 +77,8 @@ def card_settings(
     for name in ("value_learning_rate", "shared_value_learning_rate", "key_learning_rate"):
         if (rate := getattr(arguments, name)) is not None:
             settings[name.replace("_", " ")] = f"{rate:g}"
-    settings["warm-up steps"] = f"{arguments.warmup_steps:g}"
+    warm_up = arguments.warmup_steps
+    settings["warm-up"] = f"{100 * warm_up:g} % of the steps" if 0 < warm_up < 1 else f"{warm_up:g} steps"
     settings["steps"] = max((entry["step"] for entry in log_history if "step" in entry), default=0)
     per_device, accumulated = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     settings["batch size"] = (
@@ -79,6 +95,13 @@ def card_settings(
             settings[f"{split} data"] = (
                 f"{len(each)} rows{left_out} of {files}; tasks {', '.join(sorted(_tasks(each)))}"
             )
+    others = [
+        f"{name}={' '.join(_words(value))}"
+        for name, value in _set_options((*options, arguments))
+        if name not in _SHOWN and not name.startswith("lora_") and name.removeprefix("listen_") not in prompts
+    ]
+    if others:
+        settings["other options"] = ", ".join(others)
     settings["versions"] = (
         f"peft-listen {__version__}, peft {peft.__version__}, transformers {transformers.__version__}, "
         f"torch {torch.__version__}"
@@ -102,7 +125,8 @@ def hub_datasets(rows: Sequence[Example]) -> list[str]:
 def run_command(options: Sequence[Any], arguments: RunArguments) -> str:
     """
     The command that repeats a run: all options with other values than the default. Options that do not change the trained
-    model are left out, tokens among them, and of absolute paths the folders.
+    model are left out, tokens among them, except for the folders that the run writes to. A card is for other people too, so
+    absolute paths, and the folders of models, have "path/to/" in place of the folders that contain them.
 
     Args:
         options (`Sequence`): the dataclasses of options.
@@ -122,14 +146,21 @@ def run_command(options: Sequence[Any], arguments: RunArguments) -> str:
             "peft_listen_cli",
             "train",
         ]
-    for each in (*options, arguments):
+    for name, value in _set_options((*options, arguments)):
+        words += [f"--{name.replace('_', '-')}", *_words(value, is_model=name in _MODELS)]
+    words += ["--output-dir", Path(arguments.output_dir or "output").resolve().name]
+    return shlex.join(words)
+
+
+def _set_options(options: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values of the options that have another value than the default and matter to whoever repeats the run."""
+    for each in options:
         values, defaults = _values_and_defaults(each)
         for name, default in defaults.items():
             value = values[name]
-            if name in _OF_THE_MACHINE or without_effect(name) or value is None or plain(value) == plain(default):
-                continue
-            words += [f"--{name.replace('_', '-')}", *_words(value)]
-    return shlex.join(words)
+            matters = name == "feature_cache" or not (name in _OF_THE_MACHINE or without_effect(name))
+            if matters and value is not None and plain(value) != plain(default):
+                yield name, value
 
 
 def _values_and_defaults(options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -144,13 +175,15 @@ def _values_and_defaults(options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     }
 
 
-def _words(value: Any) -> list[str]:
+def _words(value: Any, is_model: bool = False) -> list[str]:
+    """The words of a value on the command line, without the folders of this machine."""
     if isinstance(value, (list, tuple)):
         return [word for item in value for word in _words(item)]
     if isinstance(value, Mapping):
         return [json.dumps(plain(value))]
     text = str(value).lower() if isinstance(value, bool) else str(plain(value))
-    return [os.path.basename(os.path.normpath(text)) if os.path.isabs(text) else text]
+    is_local = os.path.isabs(text) or (is_model and os.path.exists(text))
+    return [PLACE + os.path.basename(os.path.abspath(text)) if is_local else text]
 
 
 def _tasks(rows: Sequence[Example]) -> set[str]:

@@ -59,6 +59,20 @@ def final_state(checkpoint: str) -> TrainerState | None:
     return state if was_stopped or state.global_step >= state.max_steps else None
 
 
+def continuation(checkpoint: str) -> str:
+    """
+    Says where a run continues.
+
+    Args:
+        checkpoint (`str`): a whole checkpoint.
+
+    Returns:
+        `str`: a sentence with the name of the checkpoint, its step and the number of all steps.
+    """
+    state = _read_state(Path(checkpoint))
+    return f"Continuing from {Path(checkpoint).name} (step {state['global_step']} of {state['max_steps']})."
+
+
 class LogAtCheckpoints(TrainerCallback):
     """
     Logs at every checkpoint. The trainer logs means since the last log, which it does not save, so a run that resumes in

@@ -70,7 +70,7 @@ class ModelOptions:
         default=True,
         metadata={
             "help": "Before the training of a new projector, set its first layers so that each channel of the encoders' frames "
-            "has the mean 0 and the deviation 1 over 256 of the clips. It is not part of the paper."
+            "has the mean 0 and the deviation 1 over the clips of at most 256 rows. It is not part of the paper."
         },
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def save_selections(
     *,
     batch_size: int,
     template_variables: Mapping[str, Any],
+    init_keys_at_steps: Sequence[int] = (),
 ) -> SelectionRecords | None:
     """
     Records the prompts that a trained adapter selects for some rows, in a file that `peft-listen report` reads.
@@ -34,6 +36,8 @@ def save_selections(
         path (`pathlib.Path`): file to write, see [`~peft_listen.analysis.SelectionRecords.save`].
         batch_size (`int`): number of rows per batch.
         template_variables (`Mapping[str, Any]`): variables for the chat template; may be empty.
+        init_keys_at_steps (`Sequence[int]`): steps at which the training has initialized the keys. They are recorded beside
+            the adapter's configuration, so that a report does not advise what was done.
 
     Returns:
         [`~peft_listen.analysis.SelectionRecords`]: the selections; `None`, with the reason in the log, if they are not valid:
@@ -52,5 +56,6 @@ def save_selections(
     except ValueError as error:
         logger.warning("The selections of the adapter were not recorded: %s", error)
         return None
+    selections = replace(selections, config={**selections.config, "init_keys_at_steps": list(init_keys_at_steps)})
     selections.save(path)
     return selections

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 from torch import nn
 from transformers import EarlyStoppingCallback, Pipeline, PreTrainedModel, ProcessorMixin, TrainerCallback
 
@@ -21,6 +22,7 @@ from ..analysis import SelectionRecords
 from ..data import Example, read_examples
 from ..evaluation import predict, save_scores
 from ..files import atomic_path, is_temporary, write_errors
+from ..hub_connection import hub_connection
 from ..lora_beside import load_lora_beside
 from ..metrics import MetricChoice, TaskScore, score_predictions
 from ..metrics.scoring import check_metrics, compared_answers
@@ -44,7 +46,7 @@ from .building import (
     save_trained_base,
 )
 from .card_settings import card_settings, hub_datasets, run_command
-from .checkpoints import LogAtCheckpoints, final_state, last_whole_checkpoint
+from .checkpoints import LogAtCheckpoints, continuation, final_state, last_whole_checkpoint
 from .loading_errors import loading_errors
 from .options import AdapterOptions, DataOptions, ListenOptions, ModelOptions, RunArguments
 from .selections import save_selections
@@ -70,6 +72,8 @@ class RunResult:
         was_finished (`bool`): whether the run had been finished before.
         num_skipped (`dict[str, int]`): number of rows that were left out because of their clips, by the split (`"train"`, `"eval"`,
             `"test"`).
+        uploaded_to (`str`, *optional*): repository on the Hub, with its owner, to which the run has uploaded the model, now or
+            before.
     """
 
     model_dir: Path
@@ -77,6 +81,7 @@ class RunResult:
     scores: dict[str, dict[str, TaskScore]]
     was_finished: bool = False
     num_skipped: dict[str, int] = field(default_factory=dict)
+    uploaded_to: str | None = None
 
 
 @dataclass
@@ -90,7 +95,7 @@ class TrainingRun:
     - `model`: the trained adapter, which refers to the base model, or the base model if the projector alone is trained; with a
       model card;
     - `skipped.json`: with `on_bad_clip="skip"`, the rows that are left out, and why;
-    - `training.json`: the trainer's log, when the training is finished;
+    - `training.json`: the trainer's log and the settings that the card shows, when the training is finished;
     - `eval` and `test`: answers and scores of these splits;
     - `selections.safetensors`: the prompts that the adapter selects for the first 64 rows of each task of the test data, or
       else of the evaluation or training data;
@@ -132,7 +137,8 @@ class TrainingRun:
 
     def run(self) -> RunResult:
         """
-        Trains, scores and saves, or continues with it. With several processes, all of them call this method.
+        Trains, scores and saves, or continues with it. With `push_to_hub`, the model is uploaded once, also that of a run that
+        was finished without this option. With several processes, all of them call this method.
 
         Returns:
             [`RunResult`]
@@ -140,7 +146,7 @@ class TrainingRun:
         Raises:
             ValueError: if the folder has a run with other settings, and for data and options that do not fit; the message
                 says which.
-            OSError: if a model, a data file or a clip cannot be read, or a result cannot be written.
+            OSError: if a model, a data file or a clip cannot be read, a result cannot be written, or the Hub cannot be reached.
         """
         rows = {split: _read(files) for split, files in self._splits().items()}
         metrics = parse_task_metrics(self.data.metrics)
@@ -153,12 +159,15 @@ class TrainingRun:
         self._check_settings(rows)
         skipped = self._skipped_rows(rows)
         num_skipped = {split: len(each) for split, each in skipped.items()}
-        finished = self._result()
+        # What is on disk is read by the main process alone, which may go on with the folder while the others return.
+        finished = in_main_process(self._result)
         if finished is not None:
-            return replace(finished, num_skipped=num_skipped)
+            if in_main_process(self._is_to_be_uploaded):
+                in_main_process(lambda: self._upload(finished.scores, rows["train"], self._stored_selections()))
+            return replace(finished, num_skipped=num_skipped, uploaded_to=in_main_process(self._uploaded_to))
         kept = kept_rows(rows, skipped)
-        if self._log_history() is None:
-            self._train(kept, metrics, self._mixture(kept["train"]))
+        if in_main_process(self._log_history) is None:
+            self._train(kept, metrics, self._mixture(kept["train"]), num_skipped)
             _free_memory()
         # Loaded once, when it is needed.
         load = functools.cache(
@@ -171,8 +180,9 @@ class TrainingRun:
         selections = self._selections(kept, load)
         del load
         _free_memory()
-        self._finish(scores, kept, num_skipped, selections)
-        return RunResult(self.model_dir, self._log_history() or [], scores, num_skipped=num_skipped)
+        in_main_process(lambda: self._finish(scores, kept, selections))
+        history, uploaded_to = in_main_process(lambda: (self._log_history() or [], self._uploaded_to()))
+        return RunResult(self.model_dir, history, scores, num_skipped=num_skipped, uploaded_to=uploaded_to)
 
     def _mixture(self, rows: Sequence[Example]) -> TaskMixture:
         return TaskMixture(
@@ -253,7 +263,11 @@ class TrainingRun:
         return (self._folder / "training.json").exists() or last_whole_checkpoint(self._checkpoints) is not None
 
     def _train(
-        self, rows: Mapping[str, list[Example]], metrics: dict[str, list[MetricChoice]], mixture: TaskMixture
+        self,
+        rows: Mapping[str, list[Example]],
+        metrics: dict[str, list[MetricChoice]],
+        mixture: TaskMixture,
+        num_skipped: Mapping[str, int],
     ) -> None:
         arguments = self.arguments
         in_main_process(lambda: save_base(self.model, self._folder / "base", arguments.seed))
@@ -268,6 +282,9 @@ class TrainingRun:
             trained_answers=self.data.trained_answers,
         )
         checkpoint = in_main_process(lambda: last_whole_checkpoint(self._checkpoints))
+        end = None if checkpoint is None else final_state(checkpoint)
+        if checkpoint is not None and end is None:
+            in_main_process(functools.partial(print, continuation(checkpoint), flush=True))
         if self.model.standardize_frames and checkpoint is None:
             prepare_projector(base, collator, rows["train"], arguments.device)
         model: Any = add_adapter(base, processor, self.adapter, self.listen, arguments.seed, variables)
@@ -288,7 +305,6 @@ class TrainingRun:
             callbacks=self._callbacks(),
         )
         shard_decoder_layers(trainer.accelerator, base)
-        end = None if checkpoint is None else final_state(checkpoint)
         if checkpoint is not None and end is not None:
             trainer.restore(end, checkpoint)
         else:
@@ -301,7 +317,9 @@ class TrainingRun:
         def save() -> None:
             with write_errors(self.model_dir):
                 self._save(trainer.accelerator.unwrap_model(trainer.model), processor, state_dict)
-            _write_json(self._folder / "training.json", {**best, "log_history": history})
+            # Stored now: whoever uploads the run later may have other versions of the libraries.
+            card = {"title": self._card_title, "training": self._card_settings(rows, history, num_skipped)}
+            _write_json(self._folder / "training.json", {**best, "log_history": history, "card": card})
 
         in_main_process(save)
 
@@ -342,9 +360,22 @@ class TrainingRun:
         if self.adapter.adapter == "none":
             save_trained_base(model, self.model_dir)
             processor.save_pretrained(self.model_dir)
-            write_model_card(model, self.model_dir / "README.md", self.model_dir.name)
         else:
             model.save_pretrained(self.model_dir, state_dict=state_dict)
+        # PEFT's card is named after the folder, which is called "model" in every run.
+        card = self.model_dir / "README.md"
+        card.unlink(missing_ok=True)
+        write_model_card(model, card, self._card_name, title=self._card_title)
+
+    @property
+    def _card_title(self) -> str:
+        return (self.arguments.push_to_hub and self.arguments.hub_model_id) or self._folder.resolve().name
+
+    @property
+    def _card_name(self) -> str:
+        """By which the code in the card loads the model."""
+        is_uploaded = self.arguments.push_to_hub and self.arguments.hub_model_id
+        return self._card_title if is_uploaded else f"{self._card_title}/{self.model_dir.name}"
 
     def _evaluate(
         self,
@@ -389,6 +420,7 @@ class TrainingRun:
                 self._folder / SELECTIONS_NAME,
                 batch_size=self.arguments.per_device_eval_batch_size,
                 template_variables=self.data.template_variables,
+                init_keys_at_steps=self.listen.init_keys_at_steps,
             )
         )
 
@@ -396,29 +428,65 @@ class TrainingRun:
         self,
         scores: Mapping[str, Mapping[str, TaskScore]],
         rows: Mapping[str, Sequence[Example]],
-        num_skipped: Mapping[str, int],
         selections: SelectionRecords | None,
     ) -> None:
-        shown = scores.get("test") or scores.get("eval") or {}
+        card, stored = self.model_dir / "README.md", self._stored_card()
+        add_training(card, stored.get("training", {}), hub_datasets(rows["train"]))
+        if selections is not None:
+            add_prompts(card, selections)
+        if shown := _shown(scores):
+            # The title that the card has, which is another one if the upload was asked for after the training.
+            add_scores(card, shown, stored.get("title", self._card_title))
+        if self.arguments.push_to_hub:
+            self._upload(scores, rows["train"], selections)
+        else:
+            self._write_result(scores)
 
-        def finish() -> None:
-            name = self.arguments.hub_model_id or self.model_dir.name
-            training, datasets = self._card_settings(rows, num_skipped), hub_datasets(rows["train"])
-            add_training(self.model_dir / "README.md", training, datasets)
-            if selections is not None:
-                add_prompts(self.model_dir / "README.md", selections)
-            if shown:
-                add_scores(self.model_dir / "README.md", shown, name)
-            if self.arguments.push_to_hub:
-                self._publish(shown, training, datasets, selections)
-            result = {split: {task: vars(score) for task, score in each.items()} for split, each in scores.items()}
-            _write_json(self._folder / "result.json", {"scores": result})
+    def _upload(
+        self,
+        scores: Mapping[str, Mapping[str, TaskScore]],
+        train_rows: Sequence[Example],
+        selections: SelectionRecords | None,
+    ) -> None:
+        """Uploads the model with a card of its own, and records it. The card of the run's folder stays as it is."""
+        training = self._stored_card().get("training", {})
+        uploaded_to = self._publish(_shown(scores), training, hub_datasets(train_rows), selections)
+        self._write_result(scores, uploaded=self._destination, uploaded_to=uploaded_to)
 
-        in_main_process(finish)
+    def _write_result(self, scores: Mapping[str, Mapping[str, TaskScore]], **uploaded: Any) -> None:
+        result = {split: {task: vars(score) for task, score in each.items()} for split, each in scores.items()}
+        _write_json(self._folder / "result.json", {"scores": result, **uploaded})
 
-    def _card_settings(self, rows: Mapping[str, Sequence[Example]], num_skipped: Mapping[str, int]) -> dict[str, Any]:
+    @property
+    def _destination(self) -> dict[str, Any]:
+        """What is uploaded where."""
+        return {
+            "endpoint": constants.ENDPOINT,
+            "repo_id": self.arguments.hub_model_id or self._folder.resolve().name,
+            "revision": self.arguments.hub_revision,
+            "include": sorted(self.arguments.hub_include),
+        }
+
+    def _is_to_be_uploaded(self) -> bool:
+        """Whether the options of a finished run ask for an upload that was not made."""
+        return self.arguments.push_to_hub and self._stored_result().get("uploaded") != self._destination
+
+    def _uploaded_to(self) -> str | None:
+        uploaded_to: str | None = self._stored_result().get("uploaded_to")
+        return uploaded_to
+
+    def _stored_selections(self) -> SelectionRecords | None:
+        path = self._folder / SELECTIONS_NAME
+        return SelectionRecords.load(path) if path.is_file() else None
+
+    def _card_settings(
+        self,
+        rows: Mapping[str, Sequence[Example]],
+        log_history: Sequence[Mapping[str, Any]],
+        num_skipped: Mapping[str, int],
+    ) -> dict[str, Any]:
         options = (self.model, self.adapter, self.listen, self.data)
-        settings = card_settings(options, self.arguments, rows, self._log_history() or [], num_skipped)
+        settings = card_settings(options, self.arguments, rows, log_history, num_skipped)
         # Callbacks and the configuration of the sharding are not options of the command.
         if not self.callbacks and not is_sharded_run():
             settings["command"] = run_command(options, self.arguments)
@@ -430,7 +498,8 @@ class TrainingRun:
         training: Mapping[str, Any],
         datasets: Sequence[str],
         selections: SelectionRecords | None,
-    ) -> None:
+    ) -> str:
+        """Uploads the model, and returns the name of its repository, which has the owner even if the option has not."""
         from peft import PeftModel
 
         base, processor = load_base(self._base, self.model)
@@ -440,33 +509,48 @@ class TrainingRun:
         else:
             model = PeftModel.from_pretrained(base, str(self.model_dir))
             load_lora_beside(model, self.model_dir)
-        publish(
-            model,
-            processor,
-            self.arguments.hub_model_id or Path(self._folder).name,
-            include=self.arguments.hub_include,
-            private=self.arguments.hub_private_repo,
-            token=self.arguments.hub_token,
-            revision=self.arguments.hub_revision,
-            scores=scores,
-            training=training,
-            datasets=datasets,
-            selections=selections,
-        )
+        with hub_connection(
+            f"The trained model is in {self.model_dir}; the same command, run again, uploads it without another training."
+        ):
+            commit = publish(
+                model,
+                processor,
+                self._destination["repo_id"],
+                include=self.arguments.hub_include,
+                private=self.arguments.hub_private_repo,
+                token=self.arguments.hub_token,
+                revision=self.arguments.hub_revision,
+                scores=scores,
+                training=training,
+                datasets=datasets,
+                selections=selections,
+            )
+        return str(commit.repo_url.repo_id)
 
     def _log_history(self) -> list[dict[str, Any]] | None:
-        path = self._folder / "training.json"
-        return json.loads(path.read_text(encoding="utf-8"))["log_history"] if path.is_file() else None
+        history: list[dict[str, Any]] | None = self._stored_training().get("log_history")
+        return history
+
+    def _stored_card(self) -> dict[str, Any]:
+        """Title and settings of the training in the card; empty for a run of an earlier version."""
+        card: dict[str, Any] = self._stored_training().get("card", {})
+        return card
+
+    def _stored_training(self) -> dict[str, Any]:
+        return _read_json(self._folder / "training.json")
 
     def _result(self) -> RunResult | None:
-        path = self._folder / "result.json"
-        if not path.is_file():
+        stored = self._stored_result()
+        if not stored:
             return None
-        stored = json.loads(path.read_text(encoding="utf-8"))["scores"]
         scores = {
-            split: {task: TaskScore(**values) for task, values in tasks.items()} for split, tasks in stored.items()
+            split: {task: TaskScore(**values) for task, values in tasks.items()}
+            for split, tasks in stored["scores"].items()
         }
         return RunResult(self.model_dir, self._log_history() or [], scores, was_finished=True)
+
+    def _stored_result(self) -> dict[str, Any]:
+        return _read_json(self._folder / "result.json")
 
 
 def _check(adapter: AdapterOptions, data: DataOptions, arguments: RunArguments) -> None:
@@ -510,6 +594,17 @@ def _check_assigned(metrics: Mapping[str, Any], rows: Mapping[str, Sequence[Exam
 def _of_tasks(metrics: Mapping[str, list[MetricChoice]], rows: Sequence[Example]) -> dict[str, list[MetricChoice]]:
     tasks = {row["task"] for row in rows}
     return {task: choices for task, choices in metrics.items() if task in tasks}
+
+
+def _shown(scores: Mapping[str, Mapping[str, TaskScore]]) -> Mapping[str, TaskScore]:
+    """The scores that the card shows."""
+    return scores.get("test") or scores.get("eval") or {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The content of a file of the run; empty if there is none."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content
 
 
 def _write_json(path: Path, content: Any) -> None:

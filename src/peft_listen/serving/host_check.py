@@ -18,12 +18,13 @@ from .errors import RequestError
 _HOST_NAME = re.compile(r"[\w.-]+", re.ASCII)
 
 
-def host_names(names: Collection[str]) -> frozenset[str]:
+def host_names(names: Collection[str], setting: str = "`allowed_hosts` (`--allowed-host`)") -> frozenset[str]:
     """
     Names of hosts in the form in which browsers send them: in lower case, and internationalized ones in ASCII (`xn--...`).
 
     Args:
         names (`Collection[str]`): The names.
+        setting (`str`): What the error calls them.
 
     Returns:
         `frozenset[str]`
@@ -37,8 +38,7 @@ def host_names(names: Collection[str]) -> frozenset[str]:
         return frozenset(map(_as_sent, names))
     except ValueError as error:  # IDNAError is one
         raise ValueError(
-            "`allowed_hosts` (`--allowed-host`) must be a list of names without scheme and port, such as "
-            f"['my-server.example'], got {names!r}."
+            f"{setting} must be a list of names without scheme and port, such as ['my-server.example'], got {names!r}."
         ) from error
 
 

@@ -12,6 +12,7 @@ from transformers import Pipeline
 from ..lora_beside import has_lora_beside
 from ..pipelines import AudioTextToTextPipeline
 from ..pipelines.loading import check_model_name, find_base, load_pipeline
+from ..run_folder import display_name
 
 
 class ServedModels:
@@ -58,7 +59,7 @@ def name_models(models: Sequence[str]) -> dict[str, str]:
     Args:
         models (`Sequence[str]`):
             Folders or Hub names, each with a name before it if needed: `dogs=runs/3/model`. Without one, the name is that of
-            the Hub, or that of the folder without its parents.
+            the Hub, that of the folder without its parents, or for the model of a training run that of the run's folder.
 
     Returns:
         `dict[str, str]`: folders or Hub names, by name.
@@ -140,4 +141,4 @@ def _split(model: str) -> tuple[str, str]:
         if not name or not path:
             raise ValueError(f"{model!r} is not of the form NAME=MODEL.")
         return name, path
-    return os.path.basename(os.path.abspath(model)) if os.path.exists(model) else model, model
+    return display_name(model), model

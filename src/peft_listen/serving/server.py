@@ -37,7 +37,7 @@ _FORMATTERS = {
 def bind(host: str, port: int) -> socket.socket:
     """
     Reserves an address before a model is loaded. Nobody can connect yet, and another server that starts at the same time may
-    reserve it too; then the one that runs first has it.
+    reserve it too; then the one that runs first gets it.
 
     Args:
         host (`str`): Name or address of a network interface.
@@ -94,8 +94,8 @@ class AppServer:
         app (`ASGIApp`): The application.
         sock (`socket.socket`): From [`bind`].
         on_start (`Callable`, *optional*): Called when clients can connect.
-        allowed_hosts (`Collection[str]`, *optional*): Names by which clients may reach the application, in addition to `localhost`
-            and IP addresses. If not given, requests for every host are answered.
+        allowed_hosts (`Collection[str]`, *optional*): Names by which clients may reach the application, in addition to
+            `localhost` and IP addresses. If not given, requests for every host are answered.
         protocol (`Any`, *optional*): The protocol, as uvicorn's `http` takes it. By default uvicorn's own, which logs each
             request; with [`QuietProtocol`] only errors are logged.
 

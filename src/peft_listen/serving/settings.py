@@ -61,6 +61,6 @@ class ServerSettings:
                 if value is not None and not value.strip():
                     raise ValueError("ServerSettings: `api_key` is empty. Leave it out, or choose a key.")
             elif field.name == "allowed_hosts":
-                host_names(value)
+                host_names(value, "ServerSettings: `allowed_hosts` (`--allowed-host`)")
             elif not value > 0 or math.isinf(value):  # NaN fails the comparison too
                 raise ValueError(f"ServerSettings: `{field.name}` must be a positive number, got {value!r}.")

@@ -200,7 +200,7 @@ class ListenCallback(LogValuesCallback):
         self._prompt_length = record.indices.shape[1]
 
     def _warn_of_collapse(self, measures: dict[str, float]) -> None:
-        config = vars(self._pool.config)
+        config = {**vars(self._pool.config), "init_keys_at_steps": sorted(self.init_keys_at_steps)}
         for measure, message in collapse_warnings(measures, self.collapse_threshold, config).items():
             if measure not in self._warned:
                 self._warned.add(measure)

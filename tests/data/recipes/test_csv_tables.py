@@ -95,8 +95,16 @@ def test_the_form_of_the_path_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "header", "message"),
     [
-        ("clips.csv", "audio;instruction;answer;task", r"the columns .*'audio'.* are missing.*with ',' between"),
-        ("clips.csv", "path,instruction,answer,task", r"the columns \['audio'\] are missing"),
+        ("clips.csv", HEADER.replace(",", ";"), r"This file uses ';' between the columns: save it with ','\."),
+        ("my clips.csv", HEADER.replace(",", ";"), r"This file uses ';' between"),
+        ("clips.csv", '"audio"\t"instruction"\tanswer\ttask', r"This file uses a tab between the columns"),
+        (
+            "clips.csv",
+            "path,instruction,answer,task",
+            r"the column 'audio' is missing; .*Expected the columns audio, instruction, answer and task \(split is optional\)",
+        ),
+        ("clips.csv", "Audio,instruction,anser,task", r"Rename 'Audio' to 'audio'\. Rename 'anser' to 'answer'\."),
+        ("clips.csv", f"{HEADER},spilt", r"task', 'spilt'\. Rename 'spilt' to 'split', or to something else\."),
         ("my clips.csv", HEADER, r"has no column 'split'.*Rename it, or add the column"),
     ],
 )
@@ -105,6 +113,33 @@ def test_another_table_is_refused(name, header, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         prepare("csv", tmp_path / "clips", tmp_path / "data")
     assert not (tmp_path / "data").exists()
+
+
+def test_a_column_of_another_name_is_ignored(tmp_path):
+    write_clip(tmp_path / "clips/a.wav")
+    write_text(tmp_path / "clips/train.csv", f"{HEADER},speaker,split_id\na.wav,What is it?,dog,own,me,3\n")
+    (report,) = prepare("csv", tmp_path / "clips", tmp_path / "data")
+    assert report.num_rows == 1
+
+
+def test_a_folder_without_a_table_is_refused(tmp_path):
+    write_clip(tmp_path / "clips/a.wav")
+    with pytest.raises(ValueError, match=f"There is no CSV file in {tmp_path}/clips.*Expected:\nclips.csv"):
+        prepare("csv", tmp_path / "clips", tmp_path / "data")
+    write_text(tmp_path / "clips/train.csv", f"{HEADER}\n")
+    with pytest.raises(ValueError, match="train.csv has no rows below its header"):
+        prepare("csv", tmp_path / "clips", tmp_path / "data")
+
+
+def test_the_command_names_skipped_rows_and_no_license(tmp_path, capsys):
+    write_clip(tmp_path / "clips/a.wav")
+    rows = ["a.wav,What is it?,,own", "a.wav,What is it?,dog,own"]
+    write_text(tmp_path / "clips/train.csv", "\n".join([HEADER, *rows]))
+    assert main(["prepare", "csv", str(tmp_path / "clips"), str(tmp_path / "data")]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"Wrote {tmp_path}/data/csv-train.jsonl: 1 rows",
+        "  1 skipped: the column answer is empty (train.csv, line 2)",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def test_check_clips_skips_clips_that_are_damaged_or_silent(tmp_path):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@every_recipe
+@every_public_recipe
 def test_another_folder_is_refused_with_the_files_that_are_expected(name, tmp_path):
     (tmp_path / "source").mkdir()
     write_clip(tmp_path / "source/music/song.wav")
@@ -216,13 +216,15 @@ def test_a_source_that_is_not_a_folder_is_refused(tmp_path):
         prepare("librispeech", tmp_path / "none", tmp_path / "data")
     with pytest.raises(NotADirectoryError, match="is not a folder"):
         prepare("librispeech", write_clip(tmp_path / "a.wav"), tmp_path / "data")
+    with pytest.raises(NotADirectoryError, match=f"Pass the folder that contains this file, {tmp_path}."):
+        prepare("csv", write_text(tmp_path / "clips.CSV", "audio\n"), tmp_path / "data")
     with pytest.raises(NotADirectoryError, match="expected a folder, in which the data files are written"):
         prepare("librispeech", write_librispeech(tmp_path), tmp_path / "a.wav")
 
 
 def test_unknown_and_missing_splits_are_refused(tmp_path):
     root = write_librispeech(tmp_path)
-    with pytest.raises(ValueError, match="has no split 'train'; its splits are train-clean-100"):
+    with pytest.raises(ValueError, match="there is no split 'train'; the splits are train-clean-100"):
         prepare("librispeech", root, tmp_path / "data", splits=["train"])
     with pytest.raises(ValueError, match="split 'dev-other' .*; those of dev-clean, test-clean are there"):
         prepare("librispeech", root, tmp_path / "data", splits=["dev-clean", "dev-other"])
@@ -420,7 +422,7 @@ def test_another_file_of_questions_is_refused(data, message, tmp_path):
 def test_a_table_with_other_columns_is_refused(tmp_path):
     source = TREES["audiocaps"](tmp_path / "source")
     write_text(source / "train.csv", "id,caption\n1,A dog\n")
-    with pytest.raises(ValueError, match=r"the columns \['audiocap_id', 'youtube_id', 'start_time'\] are missing"):
+    with pytest.raises(ValueError, match="the columns 'audiocap_id', 'youtube_id', 'start_time' are missing"):
         prepare("audiocaps", source, tmp_path / "data")
 
 

@@ -4,7 +4,6 @@ from peft import get_peft_model
 
 from peft_listen import ListenConfig
 from peft_listen.training import FeatureCache
-from tests.device import test_device
 
 
 AUDIO_NAMES = ("input_features", "input_features_mask", "sound_input_values", "sound_attention_mask")
@@ -64,22 +63,29 @@ def test_the_result_does_not_depend_on_batches_or_on_where_the_frames_come_from(
     for model in models[1:]:
         for name, value in norms(model).items():
             torch.testing.assert_close(value, expected[name], atol=1e-4, rtol=1e-4)
-    # Other clips give other values.
-    models[0].init_projector_from(apart)
-    assert any(not torch.allclose(value, expected[name], atol=1e-4) for name, value in norms(models[0]).items())
+    other = make_model(sound=True).eval()
+    other.init_projector_from(apart)
+    assert any(not torch.allclose(value, expected[name], atol=1e-4) for name, value in norms(other).items())
 
 
 def test_what_cannot_be_used_is_refused_and_changes_nothing(make_model, batch) -> None:
     model = make_model(sound=True).eval()
     before = norms(model)
-    with pytest.raises(ValueError, match="0 frames were given, and at least 2 are needed"):
+    with pytest.raises(ValueError, match="0 frames of the speech encoder were given, and at least 2 are needed"):
         model.init_projector_from([])
+    with pytest.raises(ValueError, match="got both"):
+        model.init_projector_from([{**batch(1.0), "speech_features": torch.zeros(1, 20, 16)}])
+    with pytest.raises(ValueError, match="without `audio_features_mask`"):
+        model.init_projector_from([{"speech_features": torch.zeros(1, 20, 16)}])
     features = model.model.get_encoder_features(**{name: batch(1.0)[name] for name in AUDIO_NAMES})._asdict()
     infinite = {**features, "sound_features": features["sound_features"] * torch.tensor(float("inf"))}
-    with pytest.raises(ValueError, match="NaN or infinite"):
+    with pytest.raises(ValueError, match="sound encoder contain NaN or infinite"):
         model.init_projector_from([features, infinite])
     for name, value in norms(model).items():
         assert torch.equal(value, before[name])
+    model.init_projector_from([features])
+    with pytest.raises(ValueError, match="was trained or prepared before"):
+        model.init_projector_from([features])
     adapted = get_peft_model(
         model, ListenConfig(pool_size=4, prompt_length=2, modules_to_save=["multi_modal_projector"])
     )
@@ -88,8 +94,9 @@ def test_what_cannot_be_used_is_refused_and_changes_nothing(make_model, batch) -
 
 
 @torch.no_grad()
-def test_frames_on_the_device_of_the_model(make_model, batch) -> None:
+def test_another_default_device_changes_nothing(make_model, batch) -> None:
     model = make_model(sound=True).eval()
     features = model.model.get_encoder_features(**{name: batch(1.0)[name] for name in AUDIO_NAMES})
-    model.init_projector_from([features._asdict()])
-    assert model.model.multi_modal_projector.speech_layer_norm.weight.device == test_device()
+    with torch.device("meta"):
+        model.init_projector_from([features._asdict()])
+    assert not model.model.multi_modal_projector.is_new

@@ -55,8 +55,8 @@ class Recipe(ABC):
     """Wordings of the instruction; if empty, those of [`WORDINGS`] for the task."""
     metrics: ClassVar[tuple[str, ...]]
     """Names of the metrics with which the task is scored, the usual one first."""
-    license: ClassVar[str]
-    """License of the data and where to ask for them."""
+    license: ClassVar[str | None] = None
+    """License of the data and where to ask for them; `None` for data of one's own."""
     layout: ClassVar[str]
     """The files that are expected in the source folder, as an indented tree."""
     hub: ClassVar[str | None] = None

@@ -32,18 +32,25 @@ class CsvTables(Recipe):
     task = "that of the column `task`"
     wordings = (QUESTION,)
     metrics = ()
-    license = "that of your data"
     layout = """\
 clips.csv                        (audio,instruction,answer,task,split; or train.csv and test.csv without the column split)
 recordings/dog-1.wav             (the path in the column audio is recordings/dog-1.wav)"""
 
     def splits(self, source: SourceFolder) -> dict[str, bool]:
-        rows = [(split, row) for table in _tables(source) for _, split, row in _rows_of(source, table)]
+        tables = _tables(source)
+        if not tables:
+            raise ValueError(
+                f"There is no CSV file in {source.root}.{source.link_advice()} {self.title} need a table whose name ends in "
+                f"{_ENDING}. Expected:\n{self.layout}"
+            )
+        rows = [(split, row) for table in tables for _, split, row in _rows_of(source, table)]
         names = sorted({split for split, _ in rows if split is not None})
         problem = next((row for _, row in rows if isinstance(row, Skipped)), None)
         if problem is not None and not names:
             raise ValueError(f"{source.root}: no row of the tables has a split. {problem.row}: {problem.reason}.")
-        return dict.fromkeys(names, True) or {"train": False}
+        if not names:
+            raise ValueError(f"{source.path(tables[0])} has no rows below its header. Expected:\n{self.layout}")
+        return dict.fromkeys(names, True)
 
     def rows(self, source: SourceFolder, split: str, seed: int) -> Iterator[Item | Skipped]:
         for table in _tables(source):
@@ -62,12 +69,12 @@ def _rows_of(source: SourceFolder, table: str) -> Iterator[tuple[str, str | None
     """The rows of a table with their names and their splits, which damaged rows of a table with several do not have."""
     has_splits = SPLIT in source.columns(table, ",")
     file_split = None if has_splits else table[: -len(_ENDING)]
-    if file_split is not None and not _SPLIT_NAME.fullmatch(file_split):
-        raise ValueError(
-            f"{source.path(table)} has no column {SPLIT!r}, so its name is that of a split, which has at most 64 letters, digits, "
-            "'_' and '-'. Rename it, or add the column."
-        )
-    for name, row in source.table(table, (*COLUMNS, SPLIT) if has_splits else COLUMNS, ",", quoted=True):
+    for name, row in source.table(table, COLUMNS, ",", quoted=True, optional=(SPLIT,)):
+        if file_split is not None and not _SPLIT_NAME.fullmatch(file_split):
+            raise ValueError(
+                f"{source.path(table)} has no column {SPLIT!r}, so its name is that of a split, which has at most 64 letters, digits, "
+                "'_' and '-'. Rename it, or add the column."
+            )
         split = file_split
         if has_splits and not isinstance(row, Skipped):
             split = row[SPLIT].strip()

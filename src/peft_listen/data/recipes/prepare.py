@@ -383,7 +383,7 @@ def _choose_splits(recipe: Recipe, source: SourceFolder, splits: Sequence[str] |
         return found
     chosen = list(dict.fromkeys([splits] if isinstance(splits, str) else splits))
     if unknown := [split for split in chosen if split not in published]:
-        raise ValueError(f"{recipe.title} has no split {unknown[0]!r}; its splits are {', '.join(published)}.")
+        raise ValueError(f"{recipe.title}: there is no split {unknown[0]!r}; the splits are {', '.join(published)}.")
     if missing := [split for split in chosen if split not in found]:
         raise ValueError(
             f"{source.root} does not contain the files of the split {missing[0]!r} of {recipe.title}; those of "

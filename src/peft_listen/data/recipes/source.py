@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import errno
 import json
 import os
@@ -15,6 +16,14 @@ from typing import Any, BinaryIO
 
 # Bytes of a line of a list beyond which it is not used: a file without line ends is not read into memory as a whole.
 MAX_LIST_LINE_BYTES = 1 << 20
+
+# Similarity, from 0 to 1, from which the name of a column counts as a misspelled one.
+_NEAR_NAME = 0.8
+
+_TABLE_ENDINGS = (".csv", ".tsv")
+
+# What programs write between the columns of a table, with the names in messages.
+_DELIMITERS = {",": "','", ";": "';'", "\t": "a tab", "|": "'|'"}
 
 # Bytes of a JSON file, which is read as a whole. That of Spoken-SQuAD's training set has less than 64 MiB.
 MAX_JSON_BYTES = 1 << 30
@@ -65,9 +74,9 @@ class SourceFolder:
                 "the data set."
             ) from None
         if not self.root.is_dir():
-            raise NotADirectoryError(
-                f"{os.fspath(path)} is not a folder. Pass the folder that the data set was unpacked to."
-            )
+            is_table = self.root.suffix.lower() in _TABLE_ENDINGS
+            advice = f"contains this file, {self.root.parent}" if is_table else "the data set was unpacked to"
+            raise NotADirectoryError(f"{os.fspath(path)} is not a folder. Pass the folder that {advice}.")
         self.follow_links = follow_links
         self.refused_links: list[str] = []
 
@@ -174,7 +183,7 @@ class SourceFolder:
         return [field.strip() for field in fields]
 
     def table(
-        self, relative: str, columns: tuple[str, ...], delimiter: str, quoted: bool
+        self, relative: str, columns: tuple[str, ...], delimiter: str, quoted: bool, optional: tuple[str, ...] = ()
     ) -> Iterator[tuple[str, dict[str, str] | Skipped]]:
         """
         Reads a table with a header.
@@ -184,13 +193,15 @@ class SourceFolder:
             columns (`tuple[str, ...]`): the columns that are needed, by their names in the header.
             delimiter (`str`): `","` or a tab.
             quoted (`bool`): whether fields may stand in quotation marks. Otherwise a backslash escapes a character.
+            optional (`tuple[str, ...]`): columns that are read if the header has them.
 
         Yields:
-            `tuple[str, dict | Skipped]`: the name of each row's line and its `columns`, or why it cannot be used.
+            `tuple[str, dict | Skipped]`: the name of each row's line and its `columns` and those of the `optional`
+                ones that it has, or why it cannot be used.
 
         Raises:
             OSError: if the file cannot be read.
-            ValueError: if a column is missing in the header.
+            ValueError: if a column is missing in the header, or one that looks like a misspelled optional column is there.
         """
         options: dict[str, Any] = {"delimiter": delimiter}
         options |= {} if quoted else {"quoting": csv.QUOTE_NONE, "escapechar": "\\"}
@@ -202,16 +213,15 @@ class SourceFolder:
             try:
                 (fields,) = csv.reader([line], strict=True, **options)
             except (csv.Error, ValueError):
-                yield name, Skipped("the line is not a row of the table", name)
-                continue
+                if header is not None:
+                    yield name, Skipped("the line is not a row of the table", name)
+                    continue
+                fields = line.split(delimiter)  # such as quoted names with another delimiter
             if header is None:
                 header = [field.strip() for field in fields]
-                if missing := [column for column in columns if column not in header]:
-                    raise ValueError(
-                        f"{self.path(relative)}: the columns {missing} are missing; its first line has "
-                        f"{header[:20]}. Expected a header with {', '.join(columns)}, with "
-                        f"{'a tab' if delimiter == chr(9) else repr(delimiter)} between the columns."
-                    )
+                if problem := _header_problem(header, line, columns, optional, delimiter):
+                    raise ValueError(f"{self.path(relative)}: {problem}")
+                columns += tuple(column for column in optional if column in header)
             elif len(fields) < len(header):
                 yield name, Skipped("the line has fewer fields than the header", name)
             elif quoted and any(field.strip() for field in fields[len(header) :]):
@@ -285,6 +295,42 @@ class SourceFolder:
             self.refused_links.append(relative)
             raise PermissionError(errno.EPERM, "a symbolic link leads out of the source folder", relative)
         return resolved
+
+
+def _header_problem(
+    header: list[str], line: str, columns: tuple[str, ...], optional: tuple[str, ...], delimiter: str
+) -> str | None:
+    """What is wrong with the header of a table, and what to do; `None` if it has the columns."""
+    missing = [column for column in columns if column not in header]
+    others = {field.lower(): field for field in header if field not in (*columns, *optional)}
+    near: dict[str, str] = {}
+    for column in (*missing, *(column for column in optional if column not in header)):
+        if found := difflib.get_close_matches(column, list(others), n=1, cutoff=_NEAR_NAME):
+            near[column] = others.pop(found[0])
+    if not missing and not near:
+        return None
+    shown = ", ".join(map(repr, header[:20]))
+    if missing:
+        form = (
+            f"the column {missing[0]!r} is"
+            if len(missing) == 1
+            else f"the columns {', '.join(map(repr, missing))} are"
+        )
+        problem = f"{form} missing; the first line has {shown}."
+    else:
+        problem = f"the first line has {shown}."
+    fields = {other: {field.strip().strip('"') for field in line.split(other)} for other in _DELIMITERS}
+    used = next((other for other in _DELIMITERS if other != delimiter and fields[other].issuperset(columns)), None)
+    if used is not None:
+        problem += f" This file uses {_DELIMITERS[used]} between the columns: save it with {_DELIMITERS[delimiter]}."
+    for column, field in near.items():
+        problem += f" Rename {field!r} to {column!r}{'' if column in missing else ', or to something else'}."
+    extra = f" ({_joined(optional)} {'is' if len(optional) == 1 else 'are'} optional)" if optional else ""
+    return f"{problem} Expected the columns {_joined(columns)}{extra}, with {_DELIMITERS[delimiter]} between them."
+
+
+def _joined(names: tuple[str, ...]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _path_problem(relative: str) -> str | None:

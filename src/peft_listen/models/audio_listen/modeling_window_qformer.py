@@ -60,16 +60,16 @@ class WindowQFormerProjector(nn.Module):
         self.linear.weight.mul_(scale / (self.linear.weight.std() * self.linear.in_features**0.5))
 
     @property
-    def is_standardized(self) -> bool:
-        """Whether the first layer norms have other weights than a new projector's, by [`standardize`] or by training."""
+    def is_new(self) -> bool:
+        """Whether the first layer norms have their initial weights, which [`standardize`] and training change."""
         norms = [norm for norm in (self.speech_layer_norm, self.sound_layer_norm) if norm is not None]
-        return any(bool((norm.weight != 1).any() or (norm.bias != 0).any()) for norm in norms)
+        return all(bool((norm.weight == 1).all() and (norm.bias == 0).all()) for norm in norms)
 
     @torch.no_grad()
     def standardize(self, frames: Iterable[tuple[torch.Tensor | None, torch.Tensor | None]]) -> None:
         """
         Sets the weights and biases of the first layer norms so that over the given frames each channel of each encoder has
-        the mean 0 and the standard deviation 1 (not part of SALMONN).
+        the mean 0 and the standard deviation 1 (not part of SALMONN). A channel is amplified at most tenfold.
 
         Without it, the few channels of a speech encoder that vary most hide the others, in which two voices differ.
 
@@ -82,7 +82,7 @@ class WindowQFormerProjector(nn.Module):
             `ValueError`: if there are fewer than two frames, or values that are not finite.
         """
         norms = [norm for norm in (self.speech_layer_norm, self.sound_layer_norm) if norm is not None]
-        moments = [_Moments(norm) for norm in norms]
+        moments = [_Moments(norm, name) for norm, name in zip(norms, ("speech", "sound"), strict=False)]
         for pair in frames:
             for moment, part in zip(moments, pair, strict=False):
                 moment.add(part)
@@ -172,10 +172,11 @@ class WindowQFormerProjector(nn.Module):
 class _Moments:
     """Mean and standard deviation of each channel that a layer norm normalizes, before its own weights and biases."""
 
-    def __init__(self, norm: nn.LayerNorm) -> None:
+    def __init__(self, norm: nn.LayerNorm, encoder: str) -> None:
         self.norm = norm
+        self.encoder = encoder
         self.count = 0
-        self.total = torch.zeros(norm.normalized_shape, dtype=torch.float64)
+        self.total = torch.zeros(norm.normalized_shape, dtype=torch.float64, device="cpu")
         self.total_of_squares = torch.zeros_like(self.total)
 
     def add(self, frames: torch.Tensor | None) -> None:
@@ -189,12 +190,15 @@ class _Moments:
 
     def result(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self.count < 2:
-            raise ValueError(f"{self.count} frames were given, and at least 2 are needed. Pass clips with audio.")
+            raise ValueError(
+                f"{self.count} frames of the {self.encoder} encoder were given, and at least 2 are needed. Pass clips with "
+                "audio."
+            )
         mean = self.total / self.count
         deviation = (self.total_of_squares / self.count - mean.square()).clamp_min(0).sqrt()
         if not bool(deviation.isfinite().all()):
             raise ValueError(
-                "The frames contain NaN or infinite values. Check the clips and the data type of the encoders."
+                f"The frames of the {self.encoder} encoder contain NaN or infinite values. Check the clips and the data type of the encoders."
             )
         return mean, deviation.clamp_min(_MIN_DEVIATION)
 

@@ -1,0 +1,7 @@
+"""The benchmarks of the library."""
+
+from peft_listen_cli.library_messages import hide_missing_kernel
+
+
+# Here, because the commands in this package import PEFT at their beginning.
+hide_missing_kernel()
