@@ -21,11 +21,14 @@ from .settings import FORMS
 # No clip of the data is longer; see `data.SPEECH_LIMITS`.
 SPEECH_CHUNK_MULTIPLE = 5
 
+# So few steps are enough for a projector whose embeddings are larger than those of text only; see docs/method.md.
+AUDIO_SCALE = 8.0
+
 
 def build_base(folder: str | Path, models_dir: str | Path, beats_checkpoint: str | Path, seed: int = 0) -> Path:
     """
     Composes the base model: three frozen parts and a window Q-Former with 2 layers of width 256, without dropout and with
-    windows of 17 frames.
+    windows of 17 frames, whose embeddings start eight times as large as those of text.
 
     The folder stores references to the frozen parts instead of copies. The chat template is ChatML without a system prompt.
 
@@ -52,6 +55,7 @@ def build_base(folder: str | Path, models_dir: str | Path, beats_checkpoint: str
         text_template=base_parts.CHATML_TEMPLATE,
         seed=seed,
         speech_chunk_multiple=SPEECH_CHUNK_MULTIPLE,
+        audio_scale=AUDIO_SCALE,
     )
     return Path(folder)
 

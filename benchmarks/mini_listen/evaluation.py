@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
+from torch.nn.functional import cross_entropy
 
 from peft_listen import AudioListenProcessor
 from peft_listen.metrics import get_metric
@@ -92,10 +93,13 @@ class Evaluator:
         for task, rows in _by_task(examples).items():
             total, count = 0.0, 0
             for batch in self._batches(rows):
-                tokens = int((batch["labels"] != -100).sum())
+                # Without labels, logits are computed for the answers only.
+                labels = batch.pop("shift_labels")
+                batch.pop("labels")
                 with self._autocast():
-                    total += float(self.model(**batch).loss) * tokens
-                count += tokens
+                    logits = self.model(**batch).logits.float()
+                total += float(cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum"))
+                count += int((labels != -100).sum())
             result[task] = total / count
         return result
 

@@ -46,6 +46,7 @@ def adapt(settings: RunSettings, material: Material, device: str = "cpu") -> tup
     # On a CPU, torch's fused attention is slower than the plain one for so short sequences.
     attention = "eager" if device == "cpu" else "sdpa"
     base = AudioListenForCausalLM.from_pretrained(material.base_dir, attn_implementation=attention)
+    base.init_projector_from(material.features[row["audio"]] for row in material.train)
     if settings.precision == "bf16":
         convert_linear_layers(base.model.language_model, torch.bfloat16)
     adapted = METHODS[settings.method](base, material.processor, settings.seed, **settings.options)

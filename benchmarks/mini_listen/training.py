@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -23,6 +24,9 @@ from .settings import RunSettings
 
 
 WARM_UP_SHARE = 0.05
+
+_LAST_LAYER = re.compile(r"multi_modal_projector\.(modules_to_save\.\w+\.)?linear\.")
+_LAST_LAYER_RATE = 0.2
 
 
 def read_split(
@@ -111,6 +115,12 @@ class StreamTrainer(Trainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
+def rates_of_the_last_layer(model: torch.nn.Module, learning_rate: float) -> dict[str, float]:
+    """A lower rate for the projector's last layer, whose weights are smaller than those of the others; for all methods."""
+    names = [name for name, weight in model.named_parameters() if weight.requires_grad and _LAST_LAYER.search(name)]
+    return dict.fromkeys(names, _LAST_LAYER_RATE * learning_rate)
+
+
 def train(
     adapted: Adapted,
     collator: AudioListenCollator,
@@ -158,6 +168,7 @@ def make_trainer(
         settings.learning_rate,
         value_learning_rate=adapted.value_rate * settings.value_learning_rate,
         shared_value_learning_rate=settings.value_learning_rate,
+        other_learning_rates=rates_of_the_last_layer(adapted.model, settings.learning_rate),
     )
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     schedule = get_cosine_schedule_with_warmup(optimizer, round(WARM_UP_SHARE * settings.steps), settings.steps)

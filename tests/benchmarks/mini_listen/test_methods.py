@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -5,6 +7,7 @@ from benchmarks.mini_listen.controls import RouteCollator
 from benchmarks.mini_listen.experiments import CANDIDATE
 from benchmarks.mini_listen.methods import METHODS
 from benchmarks.mini_listen.settings import TASKS
+from benchmarks.mini_listen.training import rates_of_the_last_layer
 from peft_listen import AudioListenForCausalLM, AudioListenProcessor
 from peft_listen.training import AudioListenCollator
 from peft_listen.tuners.listen import find_listen_layer
@@ -75,3 +78,18 @@ def test_the_compared_form_has_as_many_parameters_as_its_options_say(
     pool, shared = CANDIDATE["pool_size"], CANDIDATE["num_shared_prompts"]
     assert adapted.num_adapter_parameters() == (2 * pool + shared + 2 * (pool + shared)) * 32
     assert adapted.value_rate == 0.2
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("projector", {}), ("lora", {"rank": 2}), ("soft_prompt", {"prompt_length": 3}), ("listen", CANDIDATE)],
+)
+def test_the_last_layer_of_the_projector_has_a_lower_rate_with_every_method(
+    base: AudioListenForCausalLM, processor: AudioListenProcessor, method: str, options: dict[str, Any]
+) -> None:
+    model = METHODS[method](base, processor, 0, **options).model
+    rates = rates_of_the_last_layer(model, 1e-3)
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert sorted(name.rpartition("linear.")[2] for name in rates) == ["bias", "weight"]
+    assert rates.keys() <= trained
+    assert list(rates.values()) == pytest.approx([2e-4, 2e-4])
