@@ -306,6 +306,7 @@ def test_the_metrics_of_tasks_in_the_help_are_those_of_the_code() -> None:
     # The help is a text, because it is shown without importing the package.
     rows = re.findall(r"^  (\w+) +(\S+(?:, \S+)*)$", evaluate.EPILOG, re.MULTILINE)
     assert {task: tuple(metrics.split(", ")) for task, metrics in rows} == tasks.named_task_metrics()
+    assert f"Other tasks are scored by {tasks._DEFAULT[0]}." in evaluate.EPILOG
 
 
 def tracked_text_files() -> list[Path]:

@@ -6,9 +6,7 @@ from typing import Literal
 
 import pytest
 
-from peft_listen.metrics import tasks
 from peft_listen.runs import AdapterOptions, DataOptions, ListenOptions, RunArguments
-from peft_listen_cli import evaluate
 from peft_listen_cli.evaluate import EvaluateOptions
 from peft_listen_cli.options import convert_values, make_parser, parse_options, read_yaml, split_group
 from peft_listen_cli.predict import PredictOptions
@@ -138,15 +136,6 @@ def test_the_usage_and_the_messages_spell_options_as_the_help_does(capsys):
     with pytest.raises(SystemExit):
         parse_options(parser, ["--max_new_tokens", "x"])
     assert "argument --max-new-tokens/--max_new_tokens: invalid int value" in capsys.readouterr().err
-
-
-def test_the_help_of_evaluate_has_the_metrics_of_each_task(capsys, monkeypatch):
-    monkeypatch.setitem(tasks._TASK_METRICS, "barks", ("wer", "cer"))
-    with pytest.raises(SystemExit):
-        evaluate.parse("peft-listen evaluate", ["--help"])
-    shown = capsys.readouterr().out
-    assert "  barks  wer, cer\n" in shown and "  sqa    squad_f1, exact_match\n" in shown
-    assert f"Other tasks are scored by {tasks._DEFAULT[0]}." in shown and "{" not in shown.partition("answers are")[2]
 
 
 def test_a_group_of_the_help_is_divided():
