@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard, try_to_load_from_cache
 from huggingface_hub.repocard import metadata_load
 
 from .hub_names import is_hub_name
+from .markdown import markdown_table
 
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def parts_table(base: Any) -> str | None:
                 else "its license applies"
             )
         rows.append((title, shown, license_name))
-    return _table(("part", "source", "license"), rows) if rows else None
+    return markdown_table(("part", "source", "license"), rows) if rows else None
 
 
 def training_text(settings: Mapping[str, Any]) -> str:
@@ -91,7 +92,9 @@ def training_text(settings: Mapping[str, Any]) -> str:
     Args:
         settings (`Mapping[str, Any]`): the settings by name. The item `"command"` is shown below the table.
     """
-    table = _table(("setting", "value"), [(name, value) for name, value in settings.items() if name != _COMMAND])
+    table = markdown_table(
+        ("setting", "value"), [(name, value) for name, value in settings.items() if name != _COMMAND]
+    )
     command = settings.get(_COMMAND)
     if not command:
         return table
@@ -114,20 +117,9 @@ def scores_table(scores: Mapping[str, TaskScore]) -> str:
     rows = [
         (task, score.counted_rows, metric, f"{score.values[metric]:.4g}")
         for task, score in scores.items()
-        for metric, value in score.values.items()
-        if metric == score.metric or not isinstance(value, int)
+        for metric in score.shown_metrics
     ]
-    return _table(("task", "rows", "metric", "value"), rows)
-
-
-def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
-    lines = [header, ("---",) * len(header), *rows]
-    head, rule, *body = (f"| {' | '.join(map(_cell, line))} |" for line in lines)
-    return "\n".join([head, rule.replace(" ", ""), *body])
-
-
-def _cell(value: Any) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
+    return markdown_table(("task", "rows", "metric", "value"), rows)
 
 
 def _license(name: str, revision: str | None) -> str | None:

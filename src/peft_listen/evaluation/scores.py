@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import atomic_path
+from ..markdown import markdown_table
 from ..metrics import TaskScore, mean_quality
 
 
@@ -27,19 +28,13 @@ def format_scores(scores: Mapping[str, TaskScore]) -> str:
     Returns:
         `str`: the table; an arrow shows whether a higher or a lower value is better.
     """
-    lines = ["| task | rows | metric | value |", "|---|---|---|---|"]
+    rows = []
     for task, score in scores.items():
         arrow = "higher" if score.higher_is_better else "lower"
-        for name, value in score.values.items():
-            if name != score.metric and isinstance(value, int):
-                continue  # counts, such as that of substitutions
+        for name in score.shown_metrics:
             better = f" ({arrow} is better)" if name == score.metric else ""
-            lines.append(f"| {_escaped(task)} | {score.counted_rows} | {name}{better} | {value:.4f} |")
-    return "\n".join(lines)
-
-
-def _escaped(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+            rows.append((task, score.counted_rows, f"{name}{better}", f"{score.values[name]:.4f}"))
+    return markdown_table(("task", "rows", "metric", "value"), rows)
 
 
 def save_scores(

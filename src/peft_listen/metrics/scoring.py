@@ -37,6 +37,11 @@ class TaskScore:
     num_skipped: int = 0
 
     @property
+    def shown_metrics(self) -> list[str]:
+        """The metrics for a table: the main one and all others but counts, such as that of substitutions."""
+        return [name for name, value in self.values.items() if name == self.metric or not isinstance(value, int)]
+
+    @property
     def counted_rows(self) -> str:
         """The number of answers for a table, with that of the skipped rows if there are some."""
         return f"{self.num_rows} ({self.num_skipped} skipped)" if self.num_skipped else str(self.num_rows)
