@@ -170,6 +170,24 @@ def make_adapted(composite_folder: Path) -> Callable[[str], PeftModel]:
 
 
 @pytest.fixture(scope="session")
+def audio_llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Folder of a small audio language model of transformers, by a name of `small_audio_llms.py`."""
+    # Imported here, because the tests of the tuner also run with versions of transformers that lack some of these models.
+    from tests import small_audio_llms
+
+    folders: dict[str, str] = {}
+
+    def folder(name: str) -> str:
+        if name == small_audio_llms.VOXTRAL:
+            pytest.importorskip("mistral_common", reason="the processor of Voxtral needs mistral-common")
+        if name not in folders:
+            folders[name] = str(small_audio_llms.save(name, tmp_path_factory.mktemp("audio llm") / name))
+        return folders[name]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
 def clip() -> Callable[..., np.ndarray]:
     return small_models.make_clip
 

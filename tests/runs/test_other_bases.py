@@ -10,23 +10,9 @@ from peft_listen.runs import AdapterOptions, DataOptions, ModelOptions
 from peft_listen.runs.building import check_other_base, load_base, lora_targets
 from peft_listen.training import FeatureCache
 from peft_listen_cli import main
-from tests import small_audio_llms, small_models
+from tests import small_models
 from tests.runs.test_training_run import Interrupt, losses
 from tests.small_audio_llms import AUDIO_FLAMINGO, QWEN2_AUDIO, VOXTRAL
-
-
-@pytest.fixture(scope="module")
-def folder_of(tmp_path_factory):
-    folders = {}
-
-    def folder(name):
-        if name == VOXTRAL:
-            pytest.importorskip("mistral_common", reason="the processor of Voxtral needs mistral-common")
-        if name not in folders:
-            folders[name] = str(small_audio_llms.save(name, tmp_path_factory.mktemp("base") / name.replace(" ", "-")))
-        return folders[name]
-
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -40,9 +26,9 @@ def folder_of(tmp_path_factory):
     ],
 )
 def test_an_adapter_is_trained_scored_resumed_and_used(
-    name, adapter, make_run, folder_of, data_file, clips, tmp_path, capsys
+    name, adapter, make_run, audio_llm_folder, data_file, clips, tmp_path, capsys
 ):
-    folder = folder_of(name)
+    folder = audio_llm_folder(name)
     options = {
         "model": folder,
         "adapter": adapter,
@@ -81,8 +67,8 @@ def test_an_adapter_is_trained_scored_resumed_and_used(
         assert main(["report", model, data_file, "-o", str(tmp_path / "report.html")]) == 0
 
 
-def test_lora_is_for_the_language_model_alone(folder_of):
-    base, _ = load_base(folder_of(QWEN2_AUDIO), ModelOptions(model="x"))
+def test_lora_is_for_the_language_model_alone(audio_llm_folder):
+    base, _ = load_base(audio_llm_folder(QWEN2_AUDIO), ModelOptions(model="x"))
     names = lora_targets(base, ["q_proj", "v_proj"])
     # The encoder has modules of the same names.
     assert len(names) == 2 * base.config.text_config.num_hidden_layers
@@ -102,15 +88,15 @@ def test_lora_is_for_the_language_model_alone(folder_of):
         ("none", "features", "is a Qwen2AudioForConditionalGeneration\\. .*; leave out `feature_cache`"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(adapter, cache, message, make_run, folder_of, tmp_path):
-    changes = {"model": folder_of(QWEN2_AUDIO), "adapter": adapter}
+def test_options_that_do_not_fit_are_refused(adapter, cache, message, make_run, audio_llm_folder, tmp_path):
+    changes = {"model": audio_llm_folder(QWEN2_AUDIO), "adapter": adapter}
     with pytest.raises(ValueError, match=message):
         make_run(**changes, feature_cache=cache and str(tmp_path / cache)).run()
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_sharding_is_refused(folder_of, monkeypatch):
-    base, _ = load_base(folder_of(QWEN2_AUDIO), ModelOptions(model="x"))
+def test_sharding_is_refused(audio_llm_folder, monkeypatch):
+    base, _ = load_base(audio_llm_folder(QWEN2_AUDIO), ModelOptions(model="x"))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="do not use FSDP, which was tried with AudioListenForCausalLM only"):
         check_other_base(base, AdapterOptions(), DataOptions(train_data=["x"]))
@@ -122,12 +108,19 @@ def test_a_model_without_audio_is_refused(published_parts):
         load_base(str(published_parts["llm"]), ModelOptions(model="x"))
 
 
-def test_a_feature_cache_is_refused(folder_of, data_file, tmp_path, capsys):
-    base, _ = load_base(folder_of(QWEN2_AUDIO), ModelOptions(model="x"))
+def test_a_feature_cache_is_refused(audio_llm_folder, data_file, tmp_path, capsys):
+    base, _ = load_base(audio_llm_folder(QWEN2_AUDIO), ModelOptions(model="x"))
     with pytest.raises(
         TypeError, match="and the model is a Qwen2AudioForConditionalGeneration. Train it without a cache"
     ):
         FeatureCache(tmp_path / "features", base)
-    command = ["cache-features", data_file, "--model", folder_of(QWEN2_AUDIO), "--folder", str(tmp_path / "features")]
+    command = [
+        "cache-features",
+        data_file,
+        "--model",
+        audio_llm_folder(QWEN2_AUDIO),
+        "--folder",
+        str(tmp_path / "features"),
+    ]
     assert main(command) == 2
     assert "This is the checkpoint of a 'qwen2_audio' model" in capsys.readouterr().err

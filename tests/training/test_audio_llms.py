@@ -39,34 +39,20 @@ TEXT = [QWEN2_AUDIO, AUDIO_FLAMINGO]
 ENDS = {QWEN2_AUDIO: "<|im_end|>", AUDIO_FLAMINGO: "<|im_end|>", VOXTRAL: "</s>"}
 
 
-@pytest.fixture(scope="module")
-def folder_of(tmp_path_factory):
-    folders = {}
-
-    def folder(name):
-        if name == VOXTRAL:
-            pytest.importorskip("mistral_common", reason="the processor of Voxtral needs mistral-common")
-        if name not in folders:
-            folders[name] = small_audio_llms.save(name, tmp_path_factory.mktemp("audio llm") / name)
-        return folders[name]
-
-    return folder
-
-
 @pytest.fixture(params=small_audio_llms.NAMES)
 def name(request):
     return request.param
 
 
 @pytest.fixture
-def processor(name, folder_of):
-    return AutoProcessor.from_pretrained(folder_of(name))
+def processor(name, audio_llm_folder):
+    return AutoProcessor.from_pretrained(audio_llm_folder(name))
 
 
 @pytest.fixture
-def model(name, folder_of):
+def model(name, audio_llm_folder):
     auto_class = AutoModelForSeq2SeqLM if name == AUDIO_FLAMINGO else AutoModelForMultimodalLM
-    return auto_class.from_pretrained(folder_of(name)).eval()
+    return auto_class.from_pretrained(audio_llm_folder(name)).eval()
 
 
 @pytest.fixture
