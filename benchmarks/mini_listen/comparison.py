@@ -10,7 +10,7 @@ import numpy as np
 
 from .experiments import CONNECTOR, GROUPS, Experiment, single_task_label
 from .normalization import Balance, Scale, balance
-from .settings import TASKS, RunSettings
+from .settings import RunSettings
 from .significance import LEVEL, Interval, bootstrap_interval, sign_flip_p_value
 from .skills import tasks_with_skill
 from .storage import Run
@@ -80,14 +80,16 @@ class Study:
     @property
     def tasks(self) -> list[str]:
         """The tasks whose skill the frozen language model has, which the comparisons are about."""
-        return tasks_with_skill(self.skills)
+        return [task for task in tasks_with_skill(self.skills) if task in self.base.tasks]
 
     def task_means(self, label: str) -> dict[str, float] | None:
         """Score of each task, the mean over the stored seeds; `None` without a stored run."""
         runs = self.runs(label)
         if not runs:
             return None
-        return {task: statistics.fmean(run["test"][task]["score"] for run in runs.values()) for task in TASKS}
+        return {
+            task: statistics.fmean(run["test"][task]["score"] for run in runs.values()) for task in self.base.tasks
+        }
 
     def losses(self, label: str, name: str = "validation_loss") -> list[float]:
         """Mean loss of each stored run, see [`mean_loss`]."""

@@ -15,7 +15,6 @@ from transformers import TrainerCallback
 from .evaluation import Evaluator
 from .material import Material, adapt
 from .planning import PlannedRun
-from .settings import TASKS
 from .training import first_of_each_task, make_trainer, read_split
 
 
@@ -79,14 +78,14 @@ def estimate(
             evaluator = Evaluator(
                 adapted.model, material.processor, collator, evaluation_batch_size, settings.precision
             )
-            batches = first_of_each_task(material.test, TASKS, min(evaluation_batch_size, settings.test_per_task))
+            tasks, clips = settings.evaluated_tasks, min(evaluation_batch_size, settings.test_per_task)
+            rows = first_of_each_task(material.test, tasks, clips)
             start = time.perf_counter()
-            evaluator.answers(batches)
-            evaluation = (time.perf_counter() - start) * len(material.test) / len(batches)
-            print(f"answers to all test clips, by a model that hardly learned: {evaluation:.0f} s", flush=True)
+            evaluator.answers(rows)
+            evaluation = (time.perf_counter() - start) / len(rows) * settings.test_per_task
+            print(f"answers to all test clips of a task, on average: {evaluation:.0f} s", flush=True)
     total = sum(
-        one.settings.steps * per_step[_kind(one)] + evaluation * len(one.settings.evaluated_tasks) / len(TASKS)
-        for one in planned
+        one.settings.steps * per_step[_kind(one)] + evaluation * len(one.settings.evaluated_tasks) for one in planned
     )
     return f"all {len(planned)} runs, one after another: about {total / 3600:.1f} hours"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from offline.bfloat16 import convert_linear_layers
 from peft_listen import AudioListenForCausalLM, AudioListenProcessor
@@ -14,7 +15,7 @@ from peft_listen.training import AudioListenCollator, FeatureCache
 
 from .controls import RouteCollator
 from .methods import METHODS, Adapted
-from .settings import TASKS, RunSettings
+from .settings import TASKS, Form, RunSettings
 from .training import build_features, first_of_each_task, read_split
 
 
@@ -26,6 +27,7 @@ class Material:
     Args:
         base_dir (`Path`): folder of the base model.
         data_dir (`Path`): folder of the dataset.
+        folder (`Path`): folder of the encoder outputs and of trained projectors.
         processor ([`AudioListenProcessor`]): processor of the base model.
         features ([`FeatureCache`]): encoder outputs of all clips.
         train, validation, test (`list[dict]`): examples that every run is evaluated on, task by task.
@@ -33,6 +35,7 @@ class Material:
 
     base_dir: Path
     data_dir: Path
+    folder: Path
     processor: AudioListenProcessor
     features: FeatureCache
     train: list[dict[str, Any]]
@@ -46,7 +49,10 @@ def adapt(settings: RunSettings, material: Material, device: str = "cpu") -> tup
     # On a CPU, torch's fused attention is slower than the plain one for so short sequences.
     attention = "eager" if device == "cpu" else "sdpa"
     base = AudioListenForCausalLM.from_pretrained(material.base_dir, attn_implementation=attention)
-    base.init_projector_from(material.features[row["audio"]] for row in material.train)
+    if settings.projector_steps:
+        base.model.multi_modal_projector.load_state_dict(load_file(projector_path(material, settings.projector_steps)))
+    else:
+        base.init_projector_from(material.features[row["audio"]] for row in material.train)
     if settings.precision == "bf16":
         convert_linear_layers(base.model.language_model, torch.bfloat16)
     adapted = METHODS[settings.method](base, material.processor, settings.seed, **settings.options)
@@ -54,7 +60,12 @@ def adapt(settings: RunSettings, material: Material, device: str = "cpu") -> tup
     return adapted, collator if adapted.route is None else RouteCollator(collator, adapted.route)
 
 
-def prepare(folder: Path, base_dir: Path, data_dir: Path, sizes: dict[str, int], device: str = "cpu") -> Material:
+def projector_path(material: Material, steps: int) -> Path:
+    """File of the projector that was trained alone for some steps; see `start.py`."""
+    return material.folder / f"projector-{steps}.safetensors"
+
+
+def prepare(folder: Path, base_dir: Path, data_dir: Path, form: Form, device: str = "cpu") -> Material:
     """
     Loads the processor, computes the encoder outputs of all clips, and reads the examples to evaluate on.
 
@@ -62,7 +73,7 @@ def prepare(folder: Path, base_dir: Path, data_dir: Path, sizes: dict[str, int],
         folder (`Path`): receives the folder `features`.
         base_dir (`Path`): folder of the base model.
         data_dir (`Path`): folder of the dataset.
-        sizes (`dict[str, int]`): number of examples per task, by split.
+        form ([`Form`]): its tasks, and the number of examples of each.
         device (`str`, defaults to `"cpu"`): where to compute the encoder outputs.
 
     Returns:
@@ -70,11 +81,11 @@ def prepare(folder: Path, base_dir: Path, data_dir: Path, sizes: dict[str, int],
     """
     processor = AudioListenProcessor.from_pretrained(base_dir)
     model = AudioListenForCausalLM.from_pretrained(base_dir)
-    splits = {split: read_split(data_dir, split, TASKS, count) for split, count in sizes.items()}
+    splits = {split: read_split(data_dir, split, form.tasks, count) for split, count in form.sizes.items()}
     everything = [row for rows in splits.values() for row in rows]
     features = build_features(model, processor, everything, folder / "features", device)
     # The training loss is measured on as many clips as the validation loss. Answers of one task have similar lengths, so
     # batches of one task end early.
-    evaluated = {**splits, "train": first_of_each_task(splits["train"], TASKS, sizes["validation"])}
+    evaluated = {**splits, "train": first_of_each_task(splits["train"], form.tasks, form.validation_per_task)}
     sorted_rows = {split: sorted(rows, key=lambda row: TASKS.index(row["task"])) for split, rows in evaluated.items()}
-    return Material(base_dir, data_dir, processor, features, **sorted_rows)
+    return Material(base_dir, data_dir, folder, processor, features, **sorted_rows)

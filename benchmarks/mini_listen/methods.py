@@ -22,6 +22,7 @@ from peft_listen.tuners.listen import find_listen_layer
 
 from .controls import clip_route, register_controls, take_routes, task_route
 from .settings import TASKS
+from .trials import mix_values, start_from_text
 
 
 PROJECTOR = "multi_modal_projector"
@@ -96,8 +97,9 @@ def soft_prompt(
     base: AudioListenForCausalLM,
     processor: AudioListenProcessor,
     seed: int,
-    prompt_length: int = 38,
+    prompt_length: int = 20,
     value_layers: list[int] | None = None,
+    start_text: bool = False,
 ) -> Adapted:
     """
     One soft prompt for all inputs, as in prompt tuning (Lester et al., arXiv 2104.08691) or, with `value_layers`, as in deep
@@ -111,10 +113,11 @@ def soft_prompt(
         base ([`AudioListenForCausalLM`]): the base model.
         processor ([`AudioListenProcessor`]): its processor.
         seed (`int`): seed of the initialization.
-        prompt_length (`int`, defaults to 38): number of prompts.
+        prompt_length (`int`, defaults to 20): number of prompts.
         value_layers (`list[int]`, *optional*): decoder layers at whose inputs the prompts get further vectors.
+        start_text (`bool`, defaults to `False`): initialize the prompts with a text, see `trials.py`.
     """
-    return _without_choice(
+    adapted = _without_choice(
         base,
         pool_size=prompt_length,
         prompt_length=prompt_length,
@@ -124,6 +127,9 @@ def soft_prompt(
         seed=seed,
         **({} if value_layers is None else {"value_layers": value_layers}),
     )
+    if start_text:
+        start_from_text(adapted.model, processor.tokenizer)
+    return adapted
 
 
 @register_method("routed")
@@ -132,7 +138,7 @@ def routed(
     processor: AudioListenProcessor,
     seed: int,
     rule: Literal["task", "random"],
-    prompt_length: int = 38,
+    prompt_length: int = 20,
     prompts_per_position: int = 2,
     value_rate: float = 1.0,
     **config: Any,
@@ -145,7 +151,7 @@ def routed(
         processor ([`AudioListenProcessor`]): its processor.
         seed (`int`): seed of the initialization.
         rule (`str`): `"task"`, the prompts of the row's task; `"random"`, those of a fixed hash of the clip.
-        prompt_length (`int`, defaults to 38): number of prompts; as many shared prompts are added to them.
+        prompt_length (`int`, defaults to 20): number of prompts; as many shared prompts are added to them.
         prompts_per_position (`int`, defaults to 2): prompts of the pool for each position.
         value_rate (`float`, defaults to 1.0): learning rate of the values, relative to that of soft prompts.
         config: other options of [`ListenConfig`].
@@ -186,6 +192,8 @@ def listen(
     ignore_template: bool = False,
     paper_form: bool = False,
     value_rate: float = 1.0,
+    start_text: bool = False,
+    mixing_temperature: float | None = None,
     **config: Any,
 ) -> Adapted:
     """
@@ -199,6 +207,8 @@ def listen(
         ignore_template (`bool`, defaults to `False`): exclude the tokens of the chat template from the query.
         paper_form (`bool`, defaults to `False`): use the paper's form, [`ListenConfig.paper`].
         value_rate (`float`, defaults to 1.0): learning rate of the values, relative to that of soft prompts.
+        start_text (`bool`, defaults to `False`): initialize the shared prompts with a text, see `trials.py`.
+        mixing_temperature (`float`, *optional*): mix the values of each position, see `trials.py`.
         config: options of [`ListenConfig`].
     """
     if ignore_template:
@@ -206,6 +216,10 @@ def listen(
     make_config = ListenConfig.paper if paper_form else ListenConfig
     listen_config = make_config(**config, modules_to_save=[PROJECTOR], task_type="CAUSAL_LM", seed=seed)
     model = get_peft_model(base, listen_config)
+    if start_text:
+        start_from_text(model, processor.tokenizer)
+    if mixing_temperature is not None:
+        mix_values(model, mixing_temperature)
     return Adapted(model, [ListenCallback(init_keys_at_steps=init_keys_at_steps or ())], value_rate)
 
 

@@ -83,9 +83,14 @@ def compared(study: Study) -> str:
             " (the skills of the frozen language model were not measured: `python -m benchmarks.mini_listen.skills"
         )
         tasks += f" --form {base.form}`)"
+    start = (
+        f"from a projector that was trained alone for {base.projector_steps} steps"
+        if base.projector_steps
+        else "from an untrained projector"
+    )
     options = ", ".join(f"`{name}={value!r}`" for name, value in CANDIDATE.items())
     text = (
-        f"{base.steps} steps of {base.batch_size} clips in {base.precision}; {base.test_per_task} test clips for each of "
+        f"{base.steps} steps of {base.batch_size} clips in {base.precision}, {start}; {base.test_per_task} test clips for each of "
         f"{tasks}; {len(study.stored)} stored runs{f', on {chr(44).join(devices)}' if devices else ''}. DPS is {options}. "
         "Scores are means over the test clips, ± the standard deviation over the seeds. z is 0 for the projector alone and "
         "1 for the best run on the task alone. Validation and test have wordings of the instructions that are not in "

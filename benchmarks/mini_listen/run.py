@@ -46,6 +46,7 @@ from .planning import (
     settings_of,
 )
 from .settings import FORMS, RunSettings
+from .start import train_projector
 from .storage import Run, answers_by_task, read_results, write_result, write_test_examples
 from .training import read_split, train
 
@@ -202,7 +203,7 @@ def _worker(arguments: argparse.Namespace, missing: list[PlannedRun]) -> None:
     torch.set_num_threads(arguments.threads)
     folder = work_folder(arguments)
     with FileLock(folder / "checkpoints" / "material.lock"):
-        material = prepare(folder, folder / "base", folder / "data", FORMS[arguments.form].sizes, arguments.device)
+        material = prepare(folder, folder / "base", folder / "data", FORMS[arguments.form], arguments.device)
     sys.exit(_exit_status(perform(arguments, missing, material)))
 
 
@@ -251,7 +252,7 @@ def complete_machine(arguments: argparse.Namespace) -> None:
 
 
 def make_material(arguments: argparse.Namespace) -> Material:
-    """Makes the data, the base model and the features, or reuses them."""
+    """Makes the data, the base model, the features and the projector of the start, or reuses them."""
     from .base import beats_training, make_base
 
     folder, form = work_folder(arguments), FORMS[arguments.form]
@@ -265,7 +266,8 @@ def make_material(arguments: argparse.Namespace) -> Material:
             threads=os.cpu_count() or 1,
             models_dir=arguments.folder / "models",
         )
-        material = prepare(folder, base_dir, data_dir, form.sizes, arguments.device)
+        material = prepare(folder, base_dir, data_dir, form, arguments.device)
+        train_projector(form, material, folder / "checkpoints", arguments.device)
         write_test_examples(results_folder(arguments), material.test)
     return material
 

@@ -15,6 +15,9 @@ TASKS = (
     *("er", "sv", "acap"),
 )
 
+# Those whose skill the frozen language model has, by the rule of `skills.py`.
+SKILLED_TASKS = ("asr", "first_word", "gender", "tempo", "er", "sv", "acap")
+
 Precision = Literal["float32", "bf16"]
 
 
@@ -30,6 +33,9 @@ class Form:
         train_per_task, validation_per_task, test_per_task (`int`): examples of each task. The training loss is measured
             on as many clips as the validation loss.
         precision (`str`): `"float32"`, or `"bf16"` for bfloat16 autocast.
+        tasks (`tuple[str, ...]`, defaults to `TASKS`): tasks of the comparison.
+        projector_steps (`int`, defaults to 0): optimizer steps of a stage before all runs, in which the projector alone is
+            trained; see `start.py`.
     """
 
     name: str
@@ -39,6 +45,8 @@ class Form:
     validation_per_task: int
     test_per_task: int
     precision: Precision
+    tasks: tuple[str, ...] = TASKS
+    projector_steps: int = 0
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -49,7 +57,7 @@ class Form:
 FORMS = {
     form.name: form
     for form in (
-        Form("small", 300, 8, 800, 30, 60, "bf16"),
+        Form("small", 100, 8, 800, 30, 60, "bf16", SKILLED_TASKS, projector_steps=600),
         Form("full", 1500, 16, 2000, 60, 300, "bf16"),
         Form("smoke", 3, 12, 8, 4, 4, "float32"),
     )
@@ -66,7 +74,7 @@ class RunSettings:
         options (`dict`): the method's own options, as its function takes them.
         seed (`int`, defaults to 0): seed of the initialization, the order of the data, the wordings and the prompt lengths.
         form (`str`, defaults to `"small"`): name of the form whose data are used.
-        steps (`int`, defaults to 300): number of optimizer steps.
+        steps (`int`, defaults to 100): number of optimizer steps.
         batch_size (`int`, defaults to 8): clips per step.
         learning_rate (`float`, defaults to 5e-4): learning rate of the projector, of LoRA and of the keys.
         value_learning_rate (`float`, defaults to 5e-3): learning rate of soft prompts, and of the pool's values unless the
@@ -76,13 +84,15 @@ class RunSettings:
         train_per_task, validation_per_task, test_per_task (`int`): examples of each task.
         precision (`str`, defaults to `"float32"`): precision of training and evaluation.
         prompt_lengths (`tuple[int, ...]`): additional prompt lengths at which the trained pool is evaluated.
+        projector_steps (`int`, defaults to 0): optimizer steps of the stage before, in which the projector alone was
+            trained on all tasks of the form. With 0, its weights are the initial ones.
     """
 
     method: str
     options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     form: str = "small"
-    steps: int = 300
+    steps: int = 100
     batch_size: int = 8
     learning_rate: float = 5e-4
     value_learning_rate: float = 5e-3
@@ -93,6 +103,7 @@ class RunSettings:
     test_per_task: int = 60
     precision: Precision = "float32"
     prompt_lengths: tuple[int, ...] = ()
+    projector_steps: int = 0
 
     @classmethod
     def of_form(cls, form: Form, **others: Any) -> RunSettings:
@@ -111,6 +122,9 @@ class RunSettings:
                 "batch_size": form.batch_size,
                 **{f"{split}_per_task": count for split, count in form.sizes.items()},
                 "precision": form.precision,
+                "tasks": form.tasks,
+                "evaluated_tasks": form.tasks,
+                "projector_steps": form.projector_steps,
                 **others,
             }
         )

@@ -7,15 +7,24 @@ from collections.abc import Iterable, Sequence
 
 from .comparison import Study
 from .evaluation import CLIP_SCORERS
-from .experiments import CONNECTOR, DPS, LORA, TRIED_RATES, TUNED_RATES, Experiment, single_task_label
+from .experiments import (
+    CONNECTOR,
+    DPS,
+    LORA,
+    SOFT_PROMPT,
+    TRIED_RATES,
+    TUNED_RATES,
+    Experiment,
+    single_task_label,
+)
 from .settings import TASKS
-from .skills import LARGEST_LOSS
+from .skills import LARGEST_LOSS, tasks_with_skill
 from .storage import Run
 
 
 METRICS = {"asr": "word accuracy", "en2zh": "chrF", "acap": "ROUGE-L"}
 # Methods that the table of comparisons sets against DPS.
-METHOD_LABELS = {"lora": LORA, "listen": DPS, "soft_prompt": "soft prompt"}
+METHOD_LABELS = {"lora": LORA, "listen": DPS, "soft_prompt": SOFT_PROMPT}
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
@@ -65,7 +74,7 @@ def methods_table(study: Study) -> str:
 
 def scores_table(study: Study) -> str:
     """Scores of all methods on all tasks; those whose skill the frozen model lacks come last, and are marked."""
-    lacking = [task for task in TASKS if task not in study.tasks]
+    lacking = [task for task in study.base.tasks if task not in study.tasks]
     tasks = [*study.tasks, *lacking]
     header = ["score, times 100", *study.tasks, *(f"{task} \\*" for task in lacking)]
     rows = [
@@ -112,7 +121,7 @@ def single_tasks_table(study: Study) -> str:
     columns = [CONNECTOR, LORA, DPS]
     means = {label: study.task_means(label) for label in columns}
     rows = []
-    for task in TASKS:
+    for task in study.base.tasks:
         alone = [
             spread(
                 [run["test"][task]["score"] for run in study.runs(single_task_label(task, factor)).values()], 100, 1
@@ -147,7 +156,7 @@ def learning_rates_table(study: Study) -> str:
 
 def stage0_table(study: Study) -> str:
     """The forms of stage 0, by validation loss."""
-    reference = {label: study.losses(label) for label in ("short: soft prompt of 38", f"short: {LORA}")}
+    reference = {label: study.losses(label) for label in (f"short: {SOFT_PROMPT}", f"short: {LORA}")}
     soft, lora = (values[0] if values else None for values in reference.values())
     lines = []
     for experiment in study.groups["stage0"]:
@@ -186,7 +195,8 @@ def skills_table(study: Study) -> str:
     if study.skills is None:
         return ""
     cells = [f"{study.skills[task]:.2f}" for task in TASKS]
-    state = ["yes" if task in study.tasks else "**no**" for task in TASKS]
+    skilled = tasks_with_skill(study.skills)
+    state = ["yes" if task in skilled else "**no**" for task in TASKS]
     return markdown_table(
         ["", *TASKS], [["loss per token", *cells], [f"below {LARGEST_LOSS:g}: has the skill", *state]]
     )
@@ -211,7 +221,7 @@ def trained_tasks_table(study: Study, group: str) -> str:
         for run in study.runs(experiment.label).values():
             trained = [task for task in study.tasks if task in experiment.settings.tasks]
             others = [task for task in study.tasks if task not in experiment.settings.tasks]
-            losses, scores = run["validation_loss"], {task: run["test"][task]["score"] for task in TASKS}
+            losses, scores = run["validation_loss"], {task: run["test"][task]["score"] for task in study.base.tasks}
             rows.append(
                 [
                     experiment.label,

@@ -8,7 +8,7 @@ from benchmarks.mini_listen.experiments import GROUPS
 from benchmarks.mini_listen.settings import FORMS, TASKS, RunSettings
 
 
-BASE = RunSettings.of_form(FORMS["small"])
+BASE = RunSettings.of_form(FORMS["full"])
 
 
 def make_run(settings: RunSettings, scores: dict[str, float], loss: float = 1.0, clips: int = 20) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def make_run(settings: RunSettings, scores: dict[str, float], loss: float = 1.0,
         "validation_loss_training_wordings": losses,
         "test": {task: {"score": score} for task, score in scores.items()},
         "clip_scores": {task: [score] * clips for task, score in scores.items()},
-        "losses_by_prompt_length": {"1": losses, "38": losses} if settings.method == "listen" else {},
+        "losses_by_prompt_length": {"1": losses, "20": losses} if settings.method == "listen" else {},
         "log": [{"step": 10, "loss": 2.0}, {"step": 20, "loss": 1.0}],
     }
 

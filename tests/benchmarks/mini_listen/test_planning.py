@@ -43,8 +43,12 @@ def test_no_two_runs_share_a_name_or_a_file_and_no_label_has_two_meanings(base: 
 
 
 def test_the_forms_have_the_same_experiments() -> None:
-    small, full = ([(one.label, one.seeds) for one in experiments(base)] for base in BASES)
-    assert small == full
+    for group in ("methods", "learning_rates", "prompt_lengths", "held_out_tasks"):
+        small, full = ([(one.label, one.seeds) for one in GROUPS[group](base)] for base in BASES)
+        assert small == full
+    assert all(
+        len(list(GROUPS[group](BASES[0]))) == len(list(GROUPS[group](BASES[1]))) for group in ("stage0", "pool_sizes")
+    )
     assert {one.settings.form for one in experiments(BASES[1])} == {"full"}
     assert {one.settings.precision for one in experiments(BASES[1])} == {"bf16"}
     settings = BASES[1]
@@ -89,7 +93,7 @@ def test_rates_are_chosen_with_another_seed_among_rates_that_were_tried() -> Non
 def test_the_main_comparison_has_six_seeds_and_the_controls_are_of_the_same_form() -> None:
     by_label = {one.label: one for one in GROUPS["methods"](BASES[1])}
     assert by_label[DPS].seeds == by_label[LORA].seeds == (0, 1, 2, 3, 4, 5)
-    assert by_label[LORA_EQUAL_COMPUTE].settings.steps == 2025
+    assert by_label[LORA_EQUAL_COMPUTE].settings.steps == 2100
     assert by_label[LORA_EQUAL_COMPUTE].settings.options == by_label[LORA].settings.options
     oracle = by_label[TASK_KNOWN].settings.options
     assert oracle["prompts_per_position"] == len(TASKS)
@@ -101,11 +105,11 @@ def test_the_main_comparison_has_six_seeds_and_the_controls_are_of_the_same_form
 def test_a_run_on_one_task_sees_the_rows_that_a_run_on_all_sees() -> None:
     for base in BASES:
         alone = list(GROUPS["single_tasks"](base))
-        assert [one.settings.tasks for one in alone] == 2 * [(task,) for task in TASKS]
+        assert [one.settings.tasks for one in alone] == 2 * [(task,) for task in base.tasks]
         assert all(one.settings.evaluated_tasks == one.settings.tasks for one in alone)
-        rows = [one.settings.steps * base.batch_size for one in alone]
-        together = base.steps * base.batch_size / len(TASKS)
-        assert rows == [together] * len(TASKS) + [4 * together] * len(TASKS)
+        steps = [one.settings.steps for one in alone]
+        share = base.steps / len(base.tasks)
+        assert steps == [round(share)] * len(base.tasks) + [round(4 * share)] * len(base.tasks)
 
 
 def test_stage_0_has_100_steps_of_8_in_every_form() -> None:

@@ -27,7 +27,7 @@ def test_a_page_says_what_is_missing() -> None:
     assert "skills of the frozen language model were not measured" in text
     assert "**Not decided.** Runs are missing: DPS" in text
     empty = page(make_study({}, single=None))
-    assert empty.startswith("No run of this form is stored yet.") and "--form small` lists its runs." in empty
+    assert empty.startswith("No run of this form is stored yet.") and "--form full` lists its runs." in empty
 
 
 def test_the_table_of_methods_by_hand() -> None:
@@ -35,7 +35,7 @@ def test_the_table_of_methods_by_hand() -> None:
     (lora,) = (line for line in lines if line.startswith(f"| {LORA} |"))
     cells = [cell.strip() for cell in lora.split("|")[1:-1]]
     # z of 0.50 to 0.55 is 0.5 to 0.583; the loss is 2 minus the score.
-    assert cells[:6] == [LORA, "1 234", "0.001", "300", "6 of 6", "0.54 ± 0.03"]
+    assert cells[:6] == [LORA, "1 234", "0.001", "1500", "6 of 6", "0.54 ± 0.03"]
     assert cells[6:10] == ["0.54 ± 0.03", "0.00 ± 0.00", "52.5 ± 1.9", "1.47 ± 0.02"]
     (soft,) = (line for line in lines if line.startswith(f"| {SOFT_PROMPT} |"))
     assert "| not run |" in soft
@@ -47,7 +47,7 @@ def test_tasks_whose_skill_is_missing_are_reported_apart() -> None:
     header = tables.scores_table(study).splitlines()[0]
     assert header.endswith("| acap | asr \\* |")
     assert "| **no** |" in tables.skills_table(study)
-    assert "60 test clips for each of 11 tasks;" in page(study)
+    assert "300 test clips for each of 11 tasks;" in page(study)
     assert study.mean_loss({**dict.fromkeys(TASKS, 1.0), "asr": 100.0}) == 1.0
 
 
@@ -77,8 +77,8 @@ def test_the_forms_of_stage_0_are_sorted_by_loss() -> None:
             (settings,) = one.runs()
             stored[settings.name] = make_run(settings, dict.fromkeys(TASKS, 0.5), loss=2 - number / 10)
     lines = tables.stage0_table(Study(BASE, stored)).splitlines()[2:]
-    assert lines[0].startswith("| DPS, P = 76 | 1 234 | 1.800 | -0.100 | -0.200 |")
-    assert lines[1].startswith("| soft prompt of 38 | 1 234 | 1.900 | +0.000 | -0.100 |")
+    assert lines[0].startswith("| soft prompt, start from a text | 1 234 | 1.800 | -0.100 | -0.200 |")
+    assert lines[1].startswith("| soft prompt | 1 234 | 1.900 | +0.000 | -0.100 |")
     assert lines[2].startswith("| LoRA, r = 8 | 1 234 | 2.000 | +0.100 | +0.000 |")
     assert len(lines) == len(list(GROUPS["stage0"](BASE)))
     assert "not run" in lines[3]
@@ -91,13 +91,13 @@ def test_runs_on_some_of_the_tasks_are_described_by_both_kinds() -> None:
         scores = {task: 0.5 if task in settings.tasks else 0.1 for task in TASKS}
         stored[settings.name] = make_run(settings, scores)
     text = tables.trained_tasks_table(Study(BASE, stored), "held_out_tasks")
-    assert "| LoRA without sqa | 11 | 1.000 | 50.0 | 1.000 | 10.0 |" in text
+    assert "| LoRA without er | 11 | 1.000 | 50.0 | 1.000 | 10.0 |" in text
 
 
 def test_plots_are_reproducible(tmp_path: Path) -> None:
     study = make_study(METHODS)
     paths = plot(study, tmp_path / "plots")
-    assert [path.name for path in paths] == ["small_training_loss.svg", "small_scores.svg", "small_balance.svg"]
+    assert [path.name for path in paths] == ["full_training_loss.svg", "full_scores.svg", "full_balance.svg"]
     drawn = [path.read_text() for path in paths]
     assert all(content.rstrip().endswith("</svg>") for content in drawn)
     assert [path.read_text() for path in plot(study, tmp_path / "plots")] == drawn
@@ -109,15 +109,24 @@ def test_the_command_writes_the_page_of_a_form_from_its_folder(
 ) -> None:
     study = make_study(METHODS)
     for run in study.stored.values():
-        write_result(tmp_path / "results" / "small", f"{run['settings_hash']}.json", run)
+        write_result(tmp_path / "results" / "full", f"{run['settings_hash']}.json", run)
     file = tmp_path / "RESULTS.md"
-    begin, end = markers("small")
+    begin, end = markers("full")
     file.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
-    arguments = ["--results", str(tmp_path / "results"), "--write", str(file), "--plots", str(tmp_path / "plots")]
+    arguments = [
+        "--form",
+        "full",
+        "--results",
+        str(tmp_path / "results"),
+        "--write",
+        str(file),
+        "--plots",
+        str(tmp_path / "plots"),
+    ]
     monkeypatch.setattr(sys, "argv", ["results", *arguments])
     results.main()
     text = file.read_text()
-    assert text.startswith(f"before\n{begin}\n\n300 steps of 8 clips in bf16") and text.endswith(f"{end}\nafter\n")
+    assert text.startswith(f"before\n{begin}\n\n1500 steps of 16 clips in bf16") and text.endswith(f"{end}\nafter\n")
     assert "![small balance](plots/small_balance.svg)" in text
     assert f"{len(study.stored)} stored runs, on cpu." in text
     assert "A step of DPS took 1.25 times as long as one of LoRA; *LoRA, r = 8, equal compute* has 1.35 times" in text

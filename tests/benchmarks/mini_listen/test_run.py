@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from filelock import FileLock
+from safetensors.torch import load_file
 
 from benchmarks.mini_listen import run as run_module
 from benchmarks.mini_listen import settings as settings_module
@@ -16,12 +17,13 @@ from benchmarks.mini_listen.estimate import estimate
 from benchmarks.mini_listen.evaluation import clip_scores, further_metrics
 from benchmarks.mini_listen.experiments import GROUPED, GROUPS, Experiment
 from benchmarks.mini_listen.instructions import INSTRUCTIONS, reworded, wordings_of
-from benchmarks.mini_listen.material import prepare
+from benchmarks.mini_listen.material import adapt, prepare, projector_path
 from benchmarks.mini_listen.methods import METHODS
 from benchmarks.mini_listen.planning import PlannedRun
 from benchmarks.mini_listen.questions import FRAMES
 from benchmarks.mini_listen.run import in_processes, run
 from benchmarks.mini_listen.settings import TASKS, Form, RunSettings
+from benchmarks.mini_listen.start import train_projector
 from benchmarks.mini_listen.storage import read_results, selections_path, to_json, write_result, write_test_examples
 from benchmarks.mini_listen.training import mixture, read_split
 from peft_listen import AudioListenForCausalLM, AudioListenProcessor
@@ -76,7 +78,7 @@ def material(tmp_path_factory, parts, clips):
     )
     base.save_pretrained(folder / "base", save_frozen=False)
     processor.save_pretrained(folder / "base")
-    return prepare(folder, folder / "base", folder, FORM.sizes)
+    return prepare(folder, folder / "base", folder, FORM)
 
 
 @pytest.fixture(scope="module")
@@ -354,3 +356,22 @@ def test_results_are_written_as_json_with_a_line_for_each_short_list(tmp_path):
     assert text.splitlines()[1:5] == [' "settings": {', '  "tasks": ["asr", "er"]', " },", ' "log": [']
     write_result(tmp_path / "results", "run.json", content)
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["run.json"]
+
+
+def test_all_runs_of_a_form_start_from_the_projector_that_was_trained_once(tmp_path, material):
+    form = replace(FORM, projector_steps=2)
+    assert train_projector(FORM, material, tmp_path) is None
+    untrained = adapt(RunSettings.of_form(FORM), material)[0].model.model.multi_modal_projector.state_dict()
+    path = train_projector(form, material, tmp_path)
+    written = path.stat().st_mtime_ns
+    assert path == train_projector(form, material, tmp_path) == projector_path(material, 2)
+    assert path.stat().st_mtime_ns == written
+
+    for method in ("projector", "lora", "listen"):
+        adapted, _ = adapt(settings_with(RunSettings.of_form(form), method, seed=3), material)
+        base = adapted.model if method == "projector" else adapted.model.get_base_model()
+        projector = base.model.multi_modal_projector
+        start = projector if method == "projector" else projector.modules_to_save["default"]
+        trained = load_file(path)
+        assert all(torch.equal(weight, trained[name]) for name, weight in start.state_dict().items())
+        assert not torch.equal(start.linear.weight, untrained["linear.weight"])

@@ -1,0 +1,68 @@
+"""Changes to the prompts that stage 0 tries, and that are not options of the library: a start from a text, and mixed values.
+
+An option of the library is what has earned its place; what is tried first is added to a model from outside.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from peft_listen.tuners.listen import find_listen_layer
+
+
+# Its first tokens are the start of the prompts.
+START_TEXT = (
+    "You hear a recording. Listen to it carefully, and answer the question about it in one line, as briefly as possible. "
+    "Do not explain the answer, and do not repeat the question."
+)
+
+
+@torch.no_grad()
+def start_from_text(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Sets the prompts that every input gets to the embeddings of [`START_TEXT`]: the shared prompts, or the values of a pool
+    without shared prompts.
+
+    Args:
+        model (`nn.Module`): a model with a new LISTEN adapter.
+        tokenizer (`PreTrainedTokenizerBase`): of its language model.
+
+    Raises:
+        ValueError: if the text has fewer tokens than there are prompts.
+    """
+    pool = find_listen_layer(model).pool_of()
+    prompts = pool.values if pool.shared_values is None else pool.shared_values
+    token_ids = tokenizer(START_TEXT, add_special_tokens=False)["input_ids"]
+    if len(token_ids) < len(prompts):
+        raise ValueError(f"The text has {len(token_ids)} tokens for {len(prompts)} prompts. Lengthen `START_TEXT`.")
+    embedding = model.get_base_model().get_input_embeddings()
+    prompts.copy_(embedding(torch.tensor(token_ids[: len(prompts)], device=prompts.device)))
+
+
+def mix_values(model: nn.Module, temperature: float) -> None:
+    """
+    Replaces the selected value at each position by the mean of all values of its group, weighted by the softmax of their
+    keys' cosines to the query over `temperature`, in training and evaluation.
+
+    Args:
+        model (`nn.Module`): a model with a LISTEN adapter that has as many groups of equal size as prompts, and shared
+            prompts that are added.
+        temperature (`float`): the smaller, the closer the mean is to the best value.
+    """
+
+    def mix(pool: Any, args: tuple[Any, ...], output: Any) -> Any:
+        shared = pool.shared_values
+        queries, keys = (
+            nn.functional.normalize(tensor.float(), dim=-1)
+            for tensor in (pool.normalize_query(output.query), pool.keys)
+        )
+        with torch.autocast(queries.device.type, enabled=False):
+            weights = (queries @ keys.T / temperature).unflatten(-1, (len(shared), -1)).softmax(dim=-1)
+            mixed = torch.einsum("bjm,jmd->bjd", weights, pool.values.unflatten(0, (len(shared), -1)))
+        return output._replace(prompts=shared + mixed)
+
+    find_listen_layer(model).pool_of().register_forward_hook(mix)
