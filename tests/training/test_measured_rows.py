@@ -128,6 +128,17 @@ def test_each_module_returns_to_its_own_mode(make_adapted):
     assert model.training and not projector.training
 
 
+def test_a_query_from_a_hidden_layer_is_measured_under_the_autocast_of_the_training(
+    make_adapted, examples, processor, tmp_path
+):
+    model = make_adapted(query_layer=1, query_text="last")
+    for module in model.get_base_model().model.language_model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.to(torch.bfloat16)
+    trainer = train(model, examples, AudioListenCollator(processor), tmp_path, ListenCallback(), bf16=True)
+    assert len(logged(trainer, "query_cosine")) == 3
+
+
 def test_nothing_is_measured_without_an_active_adapter(make_adapted):
     model = make_adapted()
     rows = MeasuredRows(model.base_model, Rows([0, 1]))

@@ -158,7 +158,7 @@ class ListenCallback(LogValuesCallback):
         values: dict[str, Any] = {"prompt_length": self._prompt_length, "live_prompts": selected}
         if tuner.key_loss is not None:
             values["key_loss"] = round(float(tuner.key_loss.detach()), 4)
-        measures = {} if self._measured_rows is None else self._measured_rows.measures()
+        measures = {} if self._measured_rows is None else self._measured_rows.measures(_autocast_dtype(args))
         values.update(measures)
         self._is_selected = None
         if self._measured_rows is not None and measures and len(self._measured_rows) >= MIN_ROWS:
@@ -235,3 +235,8 @@ def find_tuner(model: Any) -> ListenModel:
     raise ValueError(
         f"There is no LISTEN adapter in {type(model).__name__}. Create one with `get_peft_model(model, ListenConfig())`."
     )
+
+
+def _autocast_dtype(args: TrainingArguments) -> torch.dtype | None:
+    """The dtype of the trainer's autocast, which it enters around the forward passes of the training only."""
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None

@@ -62,17 +62,22 @@ class MeasuredRows:
             self._handle.remove()
             self._handle = None
 
-    def measures(self) -> dict[str, float]:
+    def measures(self, autocast_dtype: torch.dtype | None = None) -> dict[str, float]:
         """
         Measures of collapse for the present state of the model, see
         [`~peft_listen.analysis.collapse.collapse_measures`]. Empty without rows, and while no adapter is active.
+
+        Args:
+            autocast_dtype (`torch.dtype`, *optional*): that of the training's autocast, if it has one. A query from a hidden
+                layer runs layers of the decoder, and layers of several dtypes run under autocast only.
         """
         layer = self._tuner.layer
         pool, hooks = layer.active_pool, layer.hooks
         if pool is None or hooks is None or not self._batches:
             return {}
         device = next(weight.device for weight in self._language_model.parameters() if not weight.is_meta)
-        with _evaluation_mode(self._language_model):
+        autocast = torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None)
+        with _evaluation_mode(self._language_model), autocast:
             outputs = [hooks.selection_for(**_moved(batch, device)) for batch in self._batches]
             queries = pool.normalize_query(torch.cat([output.query.cpu() for output in outputs]))
         indices = torch.cat([output.selection.indices.cpu() for output in outputs])
