@@ -45,6 +45,7 @@ GROUPED = {
     # A value gets gradients from few rows, a shared prompt from all rows. At the same rate, the values were mostly noise.
     "value_rate": 0.2,
 }
+EIGHT_DEEP_LAYERS = [1, 4, 7, 10, 13, 16, 19, 22]
 DEEP = {"value_layers": DEEP_LAYERS}
 # The query's text half is the state of the last prompt token after 26 of 30 layers.
 UNDERSTOOD = {"query_layer": 26, "query_text": "last"}
@@ -210,6 +211,7 @@ def stage0(base: RunSettings) -> Iterator[Experiment]:
 
     small, large = f"P = {2 * LENGTH}", f"P = {6 * LENGTH}"
     six = {"pool_size": 6 * LENGTH}
+    told = {**UNDERSTOOD, "query_audio_weight": 0.0}
     heard = {**UNDERSTOOD, "query_audio_weight": 0.5}
     yield Experiment(f"short: {LORA}", _lora(short))
     yield soft(SOFT_PROMPT)
@@ -221,18 +223,15 @@ def stage0(base: RunSettings) -> Iterator[Experiment]:
     yield dps(f"DPS, {small}")
     yield dps(f"DPS, {small}, start from a text", start_text=True)
     yield dps(f"DPS, {small}, deep", **DEEP)
-    yield dps(f"DPS, {small}, query of layer 26", **UNDERSTOOD, query_audio_weight=0.0)
-    yield dps(f"DPS, {small}, query of layer 26 and audio", **heard)
-    yield dps(f"DPS, {small}, deep, query of layer 26 and audio", **DEEP, **heard)
-    yield dps(f"DPS, {large}, query of layer 26 and audio", **six, **heard)
-    yield dps(f"DPS, {large}, mixed", **six, mixing_temperature=0.1, key_loss_weight=0.0)
+    yield dps(f"DPS, {small}, query of layer 26", **told)
+    yield dps("DPS, P = 80, deep, query of layer 26", pool_size=80, **DEEP, **told)
+    ten = {"pool_size": 70, "selector_kwargs": {"num_groups": 10}, "prompt_length": 10, "num_shared_prompts": 10}
     yield dps(
-        f"DPS, {large}, mixed, query of layer 26 and audio",
-        **six,
-        **heard,
-        mixing_temperature=0.1,
-        key_loss_weight=0.0,
+        "DPS, k = 10, P = 70, deep in 8 layers, query of layer 26", **ten, value_layers=EIGHT_DEEP_LAYERS, **told
     )
+    yield dps(f"DPS, {large}, query of layer 26", **six, **told)
+    yield dps(f"DPS, {large}, query of layer 26 and audio", **six, **heard)
+    yield dps(f"DPS, {large}, mixed, query of layer 26", **six, **told, mixing_temperature=0.1, key_loss_weight=0.0)
 
 
 @register_group
