@@ -73,7 +73,7 @@ def estimate(
         per_step[kind] = timer.seconds / steps
         memory = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if device == "cuda" else ""
         print(f"{one.label}: {steps} steps in {timer.seconds:.1f} s{memory}", flush=True)
-        if not evaluation:
+        if not evaluation and settings.test_per_task:
             adapted.model.to(device)
             evaluator = Evaluator(
                 adapted.model, material.processor, collator, evaluation_batch_size, settings.precision
@@ -85,7 +85,9 @@ def estimate(
             evaluation = (time.perf_counter() - start) / len(rows) * settings.test_per_task
             print(f"answers to all test clips of a task, on average: {evaluation:.0f} s", flush=True)
     total = sum(
-        one.settings.steps * per_step[_kind(one)] + evaluation * len(one.settings.evaluated_tasks) for one in planned
+        one.settings.steps * per_step[_kind(one)]
+        + evaluation * len(one.settings.evaluated_tasks) * bool(one.settings.test_per_task)
+        for one in planned
     )
     return f"all {len(planned)} runs, one after another: about {total / 3600:.1f} hours"
 

@@ -172,7 +172,8 @@ def learning_rates(base: RunSettings) -> Iterator[Experiment]:
     options = {"lora": {"rank": 8}, "listen": CANDIDATE, "soft_prompt": {"prompt_length": CANDIDATE["prompt_length"]}}
     labels = {"lora": LORA, "listen": DPS, "soft_prompt": SOFT_PROMPT}
     for method, rates in TRIED_RATES.items():
-        settings = replace(base, method=method, options=options[method])
+        # Without the test split, which chooses nothing.
+        settings = replace(base, method=method, options=options[method], test_per_task=0)
         for rate in rates:
             yield Experiment(f"{labels[method]}, at {rate:g}", _at_rate(settings, rate), (RATE_SEED,))
 

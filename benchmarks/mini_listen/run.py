@@ -16,6 +16,7 @@ import argparse
 import multiprocessing
 import os
 import shutil
+import statistics
 import sys
 import time
 import traceback
@@ -90,7 +91,7 @@ def run(
     # Task by task: a batch is generated until its longest answer ends, and the answers of most tasks are short.
     train_rows, validation_rows, test_rows = (
         [row for task in settings.evaluated_tasks for row in rows if row["task"] == task]
-        for rows in (material.train, material.validation, material.test)
+        for rows in (material.train, material.validation, material.test if settings.test_per_task else [])
     )
     answers, records = evaluator.answers(test_rows)
     scores = clip_scores(test_rows, answers)
@@ -112,7 +113,7 @@ def run(
         "test_size": len(test_rows),
     }
     selections = None
-    if settings.method == "listen":
+    if settings.method == "listen" and test_rows:
         tasks, instructions = ([example[name] for example in test_rows] for name in ("task", "instruction"))
         selections = SelectionRecords.from_records(records, adapted.model, tasks, instructions)
         # A description instead of the name of a local folder.
@@ -122,6 +123,7 @@ def run(
         }
         selections = replace(selections, config=config)
         result["selections"] = summarize(selections).to_dict()
+    if settings.method == "listen":
         result["losses_by_prompt_length"] = _losses_by_prompt_length(adapted, evaluator, settings, validation_rows)
     result["log"] = log
     result["answers"] = answers_by_task(test_rows, answers)
@@ -189,7 +191,8 @@ def perform(arguments: argparse.Namespace, missing: list[PlannedRun], material: 
             failed.append(f"{one.label}, seed {settings.seed}")
             continue
         scores = {task: round(values["score"], 3) for task, values in result["test"].items()}
-        print(f"{scores} ({time.perf_counter() - start:.0f} s)", flush=True)
+        loss = statistics.fmean(result["validation_loss"].values())
+        print(f"validation loss {loss:.3f}, scores {scores} ({time.perf_counter() - start:.0f} s)", flush=True)
     return failed
 
 

@@ -81,7 +81,8 @@ class RunSettings:
             method scales it.
         tasks (`tuple[str, ...]`): tasks to train on.
         evaluated_tasks (`tuple[str, ...]`): tasks to evaluate, in the order of `TASKS`.
-        train_per_task, validation_per_task, test_per_task (`int`): examples of each task.
+        train_per_task, validation_per_task, test_per_task (`int`): examples of each task. Without test examples, the losses
+            alone are measured.
         precision (`str`, defaults to `"float32"`): precision of training and evaluation.
         prompt_lengths (`tuple[int, ...]`): additional prompt lengths at which the trained pool is evaluated.
         projector_steps (`int`, defaults to 0): optimizer steps of the stage before, in which the projector alone was

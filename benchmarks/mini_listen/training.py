@@ -178,7 +178,7 @@ def make_trainer(
             str(work_dir),
             max_steps=settings.steps,
             per_device_train_batch_size=settings.batch_size,
-            logging_steps=10,
+            logging_steps=min(20, settings.steps),
             save_steps=max(100, settings.steps // 5),
             save_total_limit=1,
             remove_unused_columns=False,

@@ -159,6 +159,14 @@ def test_bfloat16_autocast_gives_nearly_the_same_losses_on_the_evaluated_tasks(r
     assert set(half["test"]) == {"asr", "er"} and half["test_size"] == 4
 
 
+def test_a_run_without_test_examples_has_losses_alone(material, settings, tmp_path):
+    result = perform(settings_with(settings, "listen", test_per_task=0), material, tmp_path)
+    assert set(result["validation_loss"]) == set(result["train_loss"]) == set(TASKS)
+    assert result["test"] == result["answers"] == result["clip_scores"] == {}
+    assert result["test_size"] == 0 and "selections" not in result
+    assert set(result["losses_by_prompt_length"]) == {"1", "4"}
+
+
 def test_the_score_of_a_clip_is_from_0_to_1():
     examples = [{"task": task, "answer": answer} for task, answers in ANSWERS.items() for answer in answers[:1]]
     right = clip_scores(examples, [example["answer"] for example in examples])
