@@ -16,8 +16,10 @@ FEW_SEEDS = (0, 1, 2)
 RATE_SEED = 7
 
 # SmolLM2-135M has 30 layers.
+THREE_LAYERS = [1, 11, 21]
 DEEP_LAYERS = [1, 6, 11, 16, 21]
-ALL_DEEP_LAYERS = [1, 2, 4, 5, 7, 8, 10, 11, 13, 14, 16, 17, 19, 20, 22, 23, 25, 26, 28]
+NINETEEN_LAYERS = [1, 2, 4, 5, 7, 8, 10, 11, 13, 14, 16, 17, 19, 20, 22, 23, 25, 26, 28]
+ALL_LAYERS = list(range(1, 30))
 
 # The paper's form: no remedies, keys from the vocabulary, summed key loss. With k drawn up to 40 instead of 400, the forms
 # differ in their selection and not tenfold in their compute.
@@ -45,7 +47,6 @@ GROUPED = {
     # A value gets gradients from few rows, a shared prompt from all rows. At the same rate, the values were mostly noise.
     "value_rate": 0.2,
 }
-EIGHT_DEEP_LAYERS = [1, 4, 7, 10, 13, 16, 19, 22]
 DEEP = {"value_layers": DEEP_LAYERS}
 # The query's text half is the state of the last prompt token after 26 of 30 layers.
 UNDERSTOOD = {"query_layer": 26, "query_text": "last"}
@@ -153,13 +154,17 @@ EQUAL_SOFT_PROMPT = DEEP_SOFT_PROMPT if "value_layers" in CANDIDATE else SOFT_PR
 def methods(base: RunSettings) -> Iterator[Experiment]:
     """All methods, each at its own learning rate."""
     length = CANDIDATE["prompt_length"]
-    deep = ALL_DEEP_LAYERS if EQUAL_SOFT_PROMPT == DEEP_SOFT_PROMPT else DEEP_LAYERS
+    is_deep = EQUAL_SOFT_PROMPT == DEEP_SOFT_PROMPT
+    deep = ALL_LAYERS if is_deep else DEEP_LAYERS
     yield Experiment(CONNECTOR, _tuned(base, "projector", "lora"), FEW_SEEDS)
     yield Experiment(LORA, _lora(base), SEEDS)
     yield Experiment(DPS, _tuned(base, "listen", **CANDIDATE), SEEDS)
     yield Experiment(LORA_EQUAL_COMPUTE, _lora(base, steps=round(EQUAL_COMPUTE * base.steps)), FEW_SEEDS)
-    yield Experiment(SOFT_PROMPT, _tuned(base, "soft_prompt", prompt_length=length), SEEDS)
-    yield Experiment(DEEP_SOFT_PROMPT, _tuned(base, "soft_prompt", prompt_length=length, value_layers=deep), SEEDS)
+    shallow_seeds, deep_seeds = (FEW_SEEDS, SEEDS) if is_deep else (SEEDS, FEW_SEEDS)
+    yield Experiment(SOFT_PROMPT, _tuned(base, "soft_prompt", prompt_length=length), shallow_seeds)
+    yield Experiment(
+        DEEP_SOFT_PROMPT, _tuned(base, "soft_prompt", prompt_length=length, value_layers=deep), deep_seeds
+    )
     yield Experiment(TASK_KNOWN, _routed(base, "task", len(base.tasks)), FEW_SEEDS)
     groups = CANDIDATE["selector_kwargs"]["num_groups"]
     yield Experiment(RANDOM_ROUTING, _routed(base, "random", CANDIDATE["pool_size"] // groups), FEW_SEEDS)
@@ -170,7 +175,9 @@ def methods(base: RunSettings) -> Iterator[Experiment]:
 def learning_rates(base: RunSettings) -> Iterator[Experiment]:
     """Learning rates of each method, chosen by validation loss; the rate of prompts is ten times as high."""
     options = {"lora": {"rank": 8}, "listen": CANDIDATE, "soft_prompt": {"prompt_length": CANDIDATE["prompt_length"]}}
-    labels = {"lora": LORA, "listen": DPS, "soft_prompt": SOFT_PROMPT}
+    if EQUAL_SOFT_PROMPT == DEEP_SOFT_PROMPT:
+        options["soft_prompt"]["value_layers"] = ALL_LAYERS
+    labels = {"lora": LORA, "listen": DPS, "soft_prompt": EQUAL_SOFT_PROMPT}
     for method, rates in TRIED_RATES.items():
         # Without the test split, which chooses nothing.
         settings = replace(base, method=method, options=options[method], test_per_task=0)
@@ -196,8 +203,8 @@ def single_task_label(task: str, factor: int) -> str:
 
 @register_group
 def stage0(base: RunSettings) -> Iterator[Experiment]:
-    """Which form to compare: 100 steps of 8 with one seed."""
-    short = replace(base, steps=min(100, base.steps), batch_size=8)
+    """Which form to compare: short runs of 8 clips with one seed."""
+    short = replace(base, steps=min(80, base.steps), batch_size=8)
 
     def dps(label: str, **options: Any) -> Experiment:
         return Experiment(f"short: {label}", _tuned(short, "listen", **{**GROUPED, **options}))
@@ -210,29 +217,24 @@ def stage0(base: RunSettings) -> Iterator[Experiment]:
         settings = _tuned(short, "routed", "listen", prompt_length=LENGTH, **known, **options)
         return Experiment(f"short: {label}, P = {len(base.tasks) * LENGTH}", settings)
 
-    small, large = f"P = {2 * LENGTH}", f"P = {6 * LENGTH}"
-    six = {"pool_size": 6 * LENGTH}
     told = {**UNDERSTOOD, "query_audio_weight": 0.0}
     heard = {**UNDERSTOOD, "query_audio_weight": 0.5}
+    six = {"pool_size": 6 * LENGTH}
     yield Experiment(f"short: {LORA}", _lora(short))
     yield soft(SOFT_PROMPT)
-    yield soft(f"{SOFT_PROMPT}, start from a text", start_text=True)
-    yield soft(f"{DEEP_SOFT_PROMPT}, 5 layers", value_layers=DEEP_LAYERS)
-    yield soft(f"{DEEP_SOFT_PROMPT}, 19 layers", value_layers=ALL_DEEP_LAYERS)
-    yield task_known(TASK_KNOWN)
+    yield soft(f"{DEEP_SOFT_PROMPT}, 19 layers", value_layers=NINETEEN_LAYERS)
     yield task_known(f"{TASK_KNOWN}, deep", **DEEP)
-    yield dps(f"DPS, {small}")
-    yield dps(f"DPS, {small}, start from a text", start_text=True)
-    yield dps(f"DPS, {small}, deep", **DEEP)
-    yield dps(f"DPS, {small}, query of layer 26", **told)
     yield dps("DPS, P = 80, deep, query of layer 26", pool_size=80, **DEEP, **told)
-    ten = {"pool_size": 70, "selector_kwargs": {"num_groups": 10}, "prompt_length": 10, "num_shared_prompts": 10}
-    yield dps(
-        "DPS, k = 10, P = 70, deep in 8 layers, query of layer 26", **ten, value_layers=EIGHT_DEEP_LAYERS, **told
-    )
-    yield dps(f"DPS, {large}, query of layer 26", **six, **told)
-    yield dps(f"DPS, {large}, query of layer 26 and audio", **six, **heard)
-    yield dps(f"DPS, {large}, mixed, query of layer 26", **six, **told, mixing_temperature=0.1, key_loss_weight=0.0)
+    yield dps("DPS, P = 140, deep in 3 layers, query of layer 26", pool_size=140, value_layers=THREE_LAYERS, **told)
+    yield dps("DPS, P = 40")
+    yield dps("DPS, P = 40, deep", **DEEP)
+    yield dps("DPS, P = 40, query of layer 26", **told)
+    yield task_known(TASK_KNOWN)
+    yield soft(f"{DEEP_SOFT_PROMPT}, 5 layers", value_layers=DEEP_LAYERS)
+    yield dps("DPS, P = 120, query of layer 26", **six, **told)
+    yield dps("DPS, P = 120, query of layer 26 and audio", **six, **heard)
+    yield dps("DPS, P = 120, mixed, query of layer 26", **six, **told, mixing_temperature=0.1, key_loss_weight=0.0)
+    yield dps("DPS, P = 40, start from a text", start_text=True)
 
 
 @register_group

@@ -164,17 +164,30 @@ def routed(
         prompt_length=prompt_length,
         selector=selector,
         selector_kwargs={"num_groups": prompt_length},
-        num_shared_prompts=prompt_length,
-        seed=seed,
-        **config,
+        **{"num_shared_prompts": prompt_length, "seed": seed, **config},
     )
     take_routes(adapted.model.get_base_model())
     return replace(adapted, value_rate=value_rate, route=route)
 
 
+@register_method("random_prompts")
+def random_prompts(base: AudioListenForCausalLM, processor: AudioListenProcessor, seed: int) -> Adapted:
+    """
+    Up to 20 prompts that are not trained, for the stage before the runs (`start.py`): embeddings of random tokens, one of 20 at
+    each position by a fixed hash of the clip. Their number is drawn for every step.
+    """
+    config = {"num_shared_prompts": 0, "shared_prompt_mode": "prepend", "max_train_prompt_length": 20}
+    adapted = routed(
+        base, processor, seed, "random", prompt_length=20, prompts_per_position=20, modules_to_save=None, **config
+    )
+    find_listen_layer(adapted.model).pool_of().requires_grad_(False)
+    return adapted
+
+
 def _without_choice(base: AudioListenForCausalLM, **config: Any) -> Adapted:
     """A pool in which the queries decide nothing."""
-    listen_config = ListenConfig(key_loss_weight=0.0, modules_to_save=[PROJECTOR], task_type="CAUSAL_LM", **config)
+    trained = {"modules_to_save": [PROJECTOR], **config}
+    listen_config = ListenConfig(key_loss_weight=0.0, task_type="CAUSAL_LM", **trained)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*keys of the .* selector are not trained")
         model = get_peft_model(base, listen_config)

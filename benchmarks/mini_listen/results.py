@@ -84,7 +84,7 @@ def compared(study: Study) -> str:
         )
         tasks += f" --form {base.form}`)"
     start = (
-        f"from a projector that was trained alone for {base.projector_steps} steps"
+        f"from a projector that was trained for {base.projector_steps} steps before"
         if base.projector_steps
         else "from an untrained projector"
     )

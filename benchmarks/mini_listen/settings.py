@@ -34,8 +34,8 @@ class Form:
             on as many clips as the validation loss.
         precision (`str`): `"float32"`, or `"bf16"` for bfloat16 autocast.
         tasks (`tuple[str, ...]`, defaults to `TASKS`): tasks of the comparison.
-        projector_steps (`int`, defaults to 0): optimizer steps of a stage before all runs, in which the projector alone is
-            trained; see `start.py`.
+        projector_steps (`int`, defaults to 0): optimizer steps of a stage before all runs, in which the projector is trained;
+            see `start.py`.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Form:
 FORMS = {
     form.name: form
     for form in (
-        Form("small", 100, 8, 800, 30, 60, "bf16", SKILLED_TASKS, projector_steps=600),
+        Form("small", 80, 8, 800, 30, 60, "bf16", SKILLED_TASKS, projector_steps=800),
         Form("full", 1500, 16, 2000, 60, 300, "bf16"),
         Form("smoke", 3, 12, 8, 4, 4, "float32"),
     )
@@ -74,7 +74,7 @@ class RunSettings:
         options (`dict`): the method's own options, as its function takes them.
         seed (`int`, defaults to 0): seed of the initialization, the order of the data, the wordings and the prompt lengths.
         form (`str`, defaults to `"small"`): name of the form whose data are used.
-        steps (`int`, defaults to 100): number of optimizer steps.
+        steps (`int`, defaults to 80): number of optimizer steps.
         batch_size (`int`, defaults to 8): clips per step.
         learning_rate (`float`, defaults to 5e-4): learning rate of the projector, of LoRA and of the keys.
         value_learning_rate (`float`, defaults to 5e-3): learning rate of soft prompts, and of the pool's values unless the
@@ -85,15 +85,15 @@ class RunSettings:
             alone are measured.
         precision (`str`, defaults to `"float32"`): precision of training and evaluation.
         prompt_lengths (`tuple[int, ...]`): additional prompt lengths at which the trained pool is evaluated.
-        projector_steps (`int`, defaults to 0): optimizer steps of the stage before, in which the projector alone was
-            trained on all tasks of the form. With 0, its weights are the initial ones.
+        projector_steps (`int`, defaults to 0): optimizer steps of the stage before, in which the projector was trained on
+            all tasks of the form. With 0, its weights are the initial ones.
     """
 
     method: str
     options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     form: str = "small"
-    steps: int = 100
+    steps: int = 80
     batch_size: int = 8
     learning_rate: float = 5e-4
     value_learning_rate: float = 5e-3

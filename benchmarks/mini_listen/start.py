@@ -1,17 +1,28 @@
-"""The stage before the runs of a form: the projector alone is trained on all tasks of the form, once.
+"""The stage before the runs of a form: the projector is trained on all tasks of the form, once, and all runs start from it.
 
-All runs of the form start from its weights, so a short run is about what the adapter adds, and not about learning to hear.
+A short run is then about what the adapter adds, and not about learning to hear. Between a projector that was trained alone and
+any prompts, one does not fit the other: with 20 random tokens before the input, its losses are twice as high. So in the second
+part of the stage, random prompts of random length come first in half of the steps. They are not trained.
+
 The full form has no such stage: its projectors start untrained, as in the paper's single stage.
 """
 
 from __future__ import annotations
 
+import json
+import random
+import statistics
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from peft import PeftModel
 from safetensors.torch import save_file
+from transformers import TrainerCallback
 
 from peft_listen.files import atomic_path
 
+from .evaluation import Evaluator
 from .material import Material, adapt, projector_path
 from .settings import Form, RunSettings
 from .training import read_split, train
@@ -20,11 +31,29 @@ from .training import read_split, train
 # Not a seed of the runs, so their clips come in another order.
 START_SEED = 8
 START_RATE = 1e-3
+# Share of the steps that are made without prompts, and of the steps that begin the second part.
+WITHOUT_PROMPTS = 0.5
+FIRST_PART = 0.75
+
+
+class DrawnPrompts(TrainerCallback):
+    """Switches the prompts of a model off in some of the steps, drawn at random."""
+
+    def __init__(self, model: PeftModel, seed: int) -> None:
+        self._model = model
+        self._seed = seed
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # By the number of the step, so that an interrupted run draws the same.
+        is_off = random.Random(f"{self._seed}:{state.global_step}").random() < WITHOUT_PROMPTS
+        tuner = self._model.base_model
+        tuner.disable_adapter_layers() if is_off else tuner.enable_adapter_layers()
 
 
 def train_projector(form: Form, material: Material, work_dir: Path, device: str = "cpu") -> Path | None:
     """
-    Trains the projector from which all runs of a form start, or reuses it.
+    Trains the projector from which all runs of a form start, or reuses it. Its losses with and without prompts are written to
+    a JSON file beside it.
 
     Args:
         form ([`Form`])
@@ -38,19 +67,47 @@ def train_projector(form: Form, material: Material, work_dir: Path, device: str 
     if not form.projector_steps:
         return None
     path = projector_path(material, form.projector_steps)
-    if not path.is_file():
-        settings = start_settings(form)
+    if path.is_file():
+        return path
+    losses = {}
+    for name, settings in start_settings(form).items():
+        written = projector_path(material, settings.steps + settings.projector_steps)
+        if written.is_file():
+            continue
         adapted, collator = adapt(settings, material, device)
+        base = adapted.model.get_base_model() if isinstance(adapted.model, PeftModel) else adapted.model
+        projector = base.model.multi_modal_projector.requires_grad_(True)
+        if isinstance(adapted.model, PeftModel):
+            adapted.callbacks.append(DrawnPrompts(adapted.model, settings.seed))
         examples = read_split(material.data_dir, "train", settings.tasks, settings.train_per_task)
-        print(f"training the projector alone for {settings.steps} steps", flush=True)
+        print(f"{name}: {settings.steps} steps", flush=True)
         train(adapted, collator, examples, settings, work_dir / settings.name, device)
-        weights = adapted.model.model.multi_modal_projector.state_dict()
-        with atomic_path(path) as temporary:
-            save_file({name: weight.contiguous().cpu() for name, weight in weights.items()}, temporary)
+        evaluator = Evaluator(adapted.model.to(device), material.processor, collator, precision=settings.precision)
+        if isinstance(adapted.model, PeftModel):
+            adapted.model.base_model.enable_adapter_layers()
+            losses["with random prompts"] = statistics.fmean(evaluator.losses(material.validation).values())
+            adapted.model.base_model.disable_adapter_layers()
+            losses["without prompts"] = statistics.fmean(evaluator.losses(material.validation).values())
+        with atomic_path(written) as temporary:
+            save_file({name: weight.contiguous().cpu() for name, weight in projector.state_dict().items()}, temporary)
+    with atomic_path(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(losses, indent=1) + "\n", encoding="utf-8")
+    print(f"validation losses: {losses}", flush=True)
     return path
 
 
-def start_settings(form: Form) -> RunSettings:
-    """Settings of the stage before the runs of a form."""
-    others = {"steps": form.projector_steps, "learning_rate": START_RATE, "projector_steps": 0}
-    return RunSettings.of_form(form, method="projector", seed=START_SEED, **others)
+def start_settings(form: Form) -> dict[str, RunSettings]:
+    """Settings of the two parts of the stage before the runs of a form, by a description."""
+    first = max(1, round(FIRST_PART * form.projector_steps))
+    shared = {"seed": START_SEED, "learning_rate": START_RATE, "value_learning_rate": START_RATE}
+    alone = RunSettings.of_form(form, method="projector", steps=first, projector_steps=0, **shared)
+    return {
+        "the projector alone": alone,
+        "the projector with random prompts": replace(
+            alone,
+            method="random_prompts",
+            seed=START_SEED + 1,
+            steps=form.projector_steps - first,
+            projector_steps=first,
+        ),
+    }

@@ -10,6 +10,7 @@ from .evaluation import CLIP_SCORERS
 from .experiments import (
     CONNECTOR,
     DPS,
+    EQUAL_SOFT_PROMPT,
     LORA,
     SOFT_PROMPT,
     TRIED_RATES,
@@ -24,7 +25,7 @@ from .storage import Run
 
 METRICS = {"asr": "word accuracy", "en2zh": "chrF", "acap": "ROUGE-L"}
 # Methods that the table of comparisons sets against DPS.
-METHOD_LABELS = {"lora": LORA, "listen": DPS, "soft_prompt": SOFT_PROMPT}
+METHOD_LABELS = {"lora": LORA, "listen": DPS, "soft_prompt": EQUAL_SOFT_PROMPT}
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Iterable[str]]) -> str:

@@ -113,9 +113,9 @@ def test_a_run_on_one_task_sees_the_rows_that_a_run_on_all_sees() -> None:
         assert steps == [round(share)] * len(base.tasks) + [round(4 * share)] * len(base.tasks)
 
 
-def test_stage_0_has_100_steps_of_8_in_every_form() -> None:
+def test_stage_0_has_80_steps_of_8_in_every_form() -> None:
     for base in BASES:
-        assert {(one.settings.steps, one.settings.batch_size) for one in GROUPS["stage0"](base)} == {(100, 8)}
+        assert {(one.settings.steps, one.settings.batch_size) for one in GROUPS["stage0"](base)} == {(80, 8)}
 
 
 def test_experiments_are_selected_by_label_and_seed() -> None:

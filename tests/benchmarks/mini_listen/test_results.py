@@ -8,7 +8,7 @@ import pytest
 from benchmarks.markdown import markers
 from benchmarks.mini_listen import results, tables
 from benchmarks.mini_listen.comparison import Study
-from benchmarks.mini_listen.experiments import CONNECTOR, DPS, GROUPS, LORA, SOFT_PROMPT
+from benchmarks.mini_listen.experiments import CONNECTOR, DPS, EQUAL_SOFT_PROMPT, GROUPS, LORA, SOFT_PROMPT
 from benchmarks.mini_listen.plots import plot
 from benchmarks.mini_listen.results import page
 from benchmarks.mini_listen.settings import FORMS, TASKS
@@ -66,8 +66,8 @@ def test_a_rate_that_is_not_the_best_is_named() -> None:
         stored[settings.name] = make_run(settings, dict.fromkeys(TASKS, 0.5), losses[settings.learning_rate])
     text = tables.learning_rates_table(Study(BASE, stored))
     assert f"{LORA}: 0.0005 has the lowest stored loss, and 0.001 was used." in text
-    assert f"{SOFT_PROMPT}:" not in text
-    assert "| soft prompt | 0.0002: 1.300 | 0.0005: 1.000 | 0.001: 1.200 | 0.0005 |" in text
+    assert f"{EQUAL_SOFT_PROMPT}:" not in text
+    assert f"| {EQUAL_SOFT_PROMPT} | 0.0002: 1.300 | 0.0005: 1.000 | 0.001: 1.200 | 0.0005 |" in text
 
 
 def test_the_forms_of_stage_0_are_sorted_by_loss() -> None:
@@ -77,7 +77,7 @@ def test_the_forms_of_stage_0_are_sorted_by_loss() -> None:
             (settings,) = one.runs()
             stored[settings.name] = make_run(settings, dict.fromkeys(TASKS, 0.5), loss=2 - number / 10)
     lines = tables.stage0_table(Study(BASE, stored)).splitlines()[2:]
-    assert lines[0].startswith("| soft prompt, start from a text | 1 234 | 1.800 | -0.100 | -0.200 |")
+    assert lines[0].startswith("| deep soft prompt, 19 layers | 1 234 | 1.800 | -0.100 | -0.200 |")
     assert lines[1].startswith("| soft prompt | 1 234 | 1.900 | +0.000 | -0.100 |")
     assert lines[2].startswith("| LoRA, r = 8 | 1 234 | 2.000 | +0.100 | +0.000 |")
     assert len(lines) == len(list(GROUPS["stage0"](BASE)))
