@@ -29,6 +29,7 @@ from .adapter_folder import hub_base_name, save_adapters
 from .folder_saving import replaced_checkpoint
 from .hub_connection import hub_connection
 from .hub_names import is_hub_name
+from .hub_repository import prepare_repository
 from .lora_beside import LORA_NAME
 from .model_card import GENERATED_MARK, write_model_card
 from .models.audio_listen import AudioListenForCausalLM
@@ -197,15 +198,13 @@ def publish(
         `ValueError`: if a part is not on the Hub or requires gradients, and is not in `include`, the model has other adapters
             than one, or one LISTEN adapter and a LoRA adapter of the name "lora", or another base model was not loaded by its
             name on the Hub.
-        `huggingface_hub.errors.HfHubHTTPError`: if the Hub refuses the upload.
+        `huggingface_hub.errors.HfHubHTTPError`: if the Hub refuses the upload; if the account may not write to the repository,
+            nothing was uploaded, and the message says how to log in.
         `ConnectionError`: if the Hub cannot be reached.
     """
     check_can_be_published(model, include)  # before a repository is created
-    api = HfApi(token=token)
     with hub_connection(_WITHOUT_HUB):
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None and not create_pr:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        repo_id = prepare_repository(repo_id, private=private, token=token, revision=revision, create_pr=create_pr)
         card = _load_card(repo_id, tags or [], token)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
@@ -224,7 +223,7 @@ def publish(
         )
         replaced = [name for name in (CONFIG_NAME, _MODEL_CONFIG, *_LORA_FILES) if not (folder / name).exists()]
         with hub_connection(_WITHOUT_HUB):
-            return api.upload_folder(
+            return HfApi(token=token).upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
                 commit_message=commit_message,
