@@ -496,14 +496,21 @@ class TrainingRun:
             settings["command"] = run_command(options, self.arguments)
         return settings
 
+    @property
+    def _without_hub(self) -> str:
+        """What to do if the Hub cannot be reached."""
+        if self._log_history() is not None:
+            return f"The trained model is in {self.model_dir}; the same command, run again, uploads it without another training."
+        return (
+            "This is checked before the training. To train without the Hub, leave out `push_to_hub`; with it, the same command "
+            "uploads the finished run later."
+        )
+
     def _prepare_upload(self) -> None:
         """Creates the repository of a run that is not finished; an upload of a finished one follows at once."""
         if not self.arguments.push_to_hub or self._stored_result():
             return
-        with hub_connection(
-            "This is checked before the training. To train without the Hub, leave out `push_to_hub`; with it, the same command "
-            "uploads the finished run later."
-        ):
+        with hub_connection(self._without_hub):
             prepare_repository(
                 self._destination["repo_id"],
                 private=self.arguments.hub_private_repo,
@@ -528,9 +535,7 @@ class TrainingRun:
         else:
             model = PeftModel.from_pretrained(base, str(self.model_dir))
             load_lora_beside(model, self.model_dir)
-        with hub_connection(
-            f"The trained model is in {self.model_dir}; the same command, run again, uploads it without another training."
-        ):
+        with hub_connection(self._without_hub):
             commit = publish(
                 model,
                 processor,
