@@ -45,8 +45,8 @@ def prepare_repository(
     except HfHubHTTPError as error:
         if error.response.status_code in _REFUSALS:
             error.append_to_message(
-                f"\nExpected an account that may write to the repository {repo_id!r}. Log in with `hf auth login`, or set a token "
-                "with this permission, or choose a repository of your own."
+                f"\nExpected an account that may write to the repository {repo_id!r}. Log in with `hf auth login`, "
+                "or set a token with this permission, or choose a repository of your own."
             )
         raise
     return repo_id

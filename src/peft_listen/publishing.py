@@ -76,12 +76,12 @@ def save_complete_model(
     Saves an audio model, its adapter and its processor in one folder, which
     `pipeline("audio-text-to-text", model=save_directory)` loads. Encoders and language model are saved as references to
     their repositories on the Hub, which must contain the weights that the model has. A LoRA adapter of the name "lora" that
-    was trained together with a LISTEN adapter is saved in the subfolder `lora`, and both are loaded. A part whose parameters require
-    gradients counts as trained and must be in `include`. Weights that were changed in another way, for example by merging an
-    adapter into them, are not detected: include these parts too.
+    was trained together with a LISTEN adapter is saved in the subfolder `lora`, and both are loaded. A part whose
+    parameters require gradients counts as trained and must be in `include`. Weights that were changed in another way,
+    for example by merging an adapter into them, are not detected: include these parts too.
 
-    Of an adapter on another audio language model of transformers, such as Qwen2-Audio, the adapter and the processor are saved; it
-    names its base model on the Hub.
+    Of an adapter on another audio language model of transformers, such as Qwen2-Audio, the adapter and the processor
+    are saved; it names its base model on the Hub.
 
     Args:
         model (`PeftModel` or [`AudioListenForCausalLM`]):
@@ -278,7 +278,8 @@ def _check_model(model: Any) -> tuple[PreTrainedModel, list[str]]:
         raise ValueError(
             f"The model has the adapters {', '.join(names)}, but one folder can hold one adapter beside its base model, and "
             f"with a LISTEN adapter also a LoRA adapter of the name {LORA_NAME!r}. Delete the others with "
-            "`model.delete_adapter(name)`, or publish the base model with `peft_listen.publish(base, ...)` and push the adapters to repositories of their own."
+            "`model.delete_adapter(name)`, or publish the base model with `peft_listen.publish(base, ...)` and push the "
+            "adapters to repositories of their own."
         )
     return base, names
 

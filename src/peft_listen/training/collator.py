@@ -110,8 +110,8 @@ class AudioListenCollator:
         is_own = _is_own(processor)
         if feature_cache is not None and not is_own:
             raise ValueError(
-                f"A feature cache has the outputs of the encoders of an AudioListenForCausalLM, and {type(processor).__name__} is "
-                "the processor of another model. Leave out `feature_cache`."
+                f"A feature cache has the outputs of the encoders of an AudioListenForCausalLM, and "
+                f"{type(processor).__name__} is the processor of another model. Leave out `feature_cache`."
             )
         self.limits = limits
         self.processor: Any = processor
