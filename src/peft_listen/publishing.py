@@ -76,7 +76,7 @@ def save_complete_model(
     Saves an audio model, its adapter and its processor in one folder, which
     `pipeline("audio-text-to-text", model=save_directory)` loads. Encoders and language model are saved as references to
     their repositories on the Hub, which must contain the weights that the model has. A LoRA adapter of the name "lora" that
-    was trained together with a LISTEN adapter is saved in the subfolder `lora`, and both are loaded. A part whose
+    was trained together with a LiSTEN adapter is saved in the subfolder `lora`, and both are loaded. A part whose
     parameters require gradients counts as trained and must be in `include`. Weights that were changed in another way,
     for example by merging an adapter into them, are not detected: include these parts too.
 
@@ -110,7 +110,7 @@ def save_complete_model(
     Raises:
         `TypeError`: if the model is neither an audio model of this package nor another one with an adapter.
         `ValueError`: if a part is not on the Hub or requires gradients, and is not in `include`, the model has other adapters
-            than one, or one LISTEN adapter and a LoRA adapter of the name "lora", or another base model was not loaded by its
+            than one, or one LiSTEN adapter and a LoRA adapter of the name "lora", or another base model was not loaded by its
             name on the Hub.
     """
     base, adapters = _check_model(model)
@@ -196,7 +196,7 @@ def publish(
     Raises:
         `TypeError`: if the model is neither an audio model of this package nor another one with an adapter.
         `ValueError`: if a part is not on the Hub or requires gradients, and is not in `include`, the model has other adapters
-            than one, or one LISTEN adapter and a LoRA adapter of the name "lora", or another base model was not loaded by its
+            than one, or one LiSTEN adapter and a LoRA adapter of the name "lora", or another base model was not loaded by its
             name on the Hub.
         `huggingface_hub.errors.HfHubHTTPError`: if the Hub refuses the upload; if the account may not write to the repository,
             nothing was uploaded, and the message says how to log in.
@@ -277,7 +277,7 @@ def _check_model(model: Any) -> tuple[PreTrainedModel, list[str]]:
     if len(names) > 1 and not are_together:
         raise ValueError(
             f"The model has the adapters {', '.join(names)}, but one folder can hold one adapter beside its base model, and "
-            f"with a LISTEN adapter also a LoRA adapter of the name {LORA_NAME!r}. Delete the others with "
+            f"with a LiSTEN adapter also a LoRA adapter of the name {LORA_NAME!r}. Delete the others with "
             "`model.delete_adapter(name)`, or publish the base model with `peft_listen.publish(base, ...)` and push the "
             "adapters to repositories of their own."
         )
