@@ -1,4 +1,4 @@
-"""Compare LISTEN, LoRA and both together with TRL's SFTTrainer on a text LLM.
+"""Compare LiSTEN, LoRA and both together with TRL's SFTTrainer on a text LLM.
 
     python examples/sft_with_lora.py [--data train.jsonl] [--steps 200]
 

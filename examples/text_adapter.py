@@ -1,4 +1,4 @@
-"""Train a LISTEN adapter on a text LLM with the Trainer, and print its answers.
+"""Train a LiSTEN adapter on a text LLM with the Trainer, and print its answers.
 
     python examples/text_adapter.py [--data train.jsonl] [--steps 200] [--output_dir text-adapter]
 

@@ -3,7 +3,8 @@ A Hub on 127.0.0.1 that speaks the part of the Hub's interface that pushing and 
 address when it is imported, so clients run in processes of their own: see `SmallHub.run`.
 
 Like the real Hub, it keeps every commit: a repository is loaded by the name of a branch or by the id of a commit. Weights
-are uploaded by the protocol of Git LFS, other files within the commit.
+are uploaded by the protocol of Git LFS, other files within the commit. Whoever sends a token has the account `me`, which may
+write to its own repositories alone.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from urllib.parse import unquote, urlsplit
 
 
 Files = dict[str, bytes]
+ACCOUNT = "me"
 _REPOSITORY = r"(?P<name>[^/]+/[^/]+)"
 
 
@@ -137,6 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
         ("POST", rf"/{_REPOSITORY}\.git/info/lfs/objects/batch", "post_lfs_batch"),
         ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", "put_lfs_object"),
         ("GET", rf"/{_REPOSITORY}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "get_file"),
+        ("GET", rf"/api/models/{_REPOSITORY}/auth-check/write", "get_permission"),
         ("GET", rf"/api/models/{_REPOSITORY}/tree/(?P<revision>[^/]+)/?(?P<path>.*)", "get_tree"),
         ("GET", rf"/api/models/{_REPOSITORY}(/revision/(?P<revision>[^/]+))?", "get_repository"),
     )
@@ -177,10 +180,25 @@ class _Handler(BaseHTTPRequestHandler):
         known = {} if repository is None else {**repository.branches, **dict.fromkeys(repository.commits)}
         if repository is None:
             self.answer(status=404, X_Error_Code="RepoNotFound")
+        elif self.command == "POST" and self.refuses(self.name_of(repository)):
+            pass
         elif self.command != "POST" and revision not in known:
             self.answer(status=404, X_Error_Code="RevisionNotFound")
         else:
             respond(repository, revision, **found)
+
+    def refuses(self, name: str) -> bool:
+        """Whether the client may not write to a repository of this name, which it is then told."""
+        if not self.headers.get("Authorization"):
+            self.answer({"error": "Invalid username or password."}, 401)
+            return True
+        owner = name.partition("/")[0]
+        if owner != ACCOUNT:
+            self.answer(
+                status=403, X_Error_Message=f'You don\'t have the rights to write under the namespace "{owner}"'
+            )
+            return True
+        return False
 
     def name_of(self, repository: Repository) -> str:
         return next(name for name, each in self.hub.repositories.items() if each is repository)
@@ -189,10 +207,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def post_repository(self) -> None:
         wanted = json.loads(self.content)
-        name = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
+        name = f"{wanted.get('organization') or ACCOUNT}/{wanted['name']}"
+        if self.refuses(name):
+            return
         exists = name in self.hub.repositories
         self.hub.create(name)
         self.answer({"url": f"{self.hub.endpoint}/{name}", "name": name}, 409 if exists else 200)
+
+    def get_permission(self, repository: Repository, revision: str) -> None:
+        if not self.refuses(self.name_of(repository)):
+            self.answer()
 
     def post_card_check(self) -> None:
         self.answer({"errors": [], "warnings": []})

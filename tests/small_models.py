@@ -62,7 +62,7 @@ LLM_CONFIGS: dict[str, Callable[[], Any]] = {
 }
 QFORMER = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
 
-# Changes of a LISTEN configuration: the kinds of selections and queries.
+# Changes of a LiSTEN configuration: the kinds of selections and queries.
 LISTEN_VARIANTS: dict[str, dict[str, Any]] = {
     "default": {"center_queries": True, "query_pooling": "modality_mean"},
     "standardized": {"center_queries": True, "standardize_queries": True},
@@ -207,7 +207,7 @@ def make_chat_model(
 
 
 def make_adapted_chat_model(dropout: float = 0.0, **changes: Any) -> PeftModel:
-    """The model of `make_chat_model` with a LISTEN adapter and a trained projector."""
+    """The model of `make_chat_model` with a LiSTEN adapter and a trained projector."""
     model = make_chat_model(dropout=dropout)
     settings = {"pool_size": 12, "prompt_length": 3, "max_train_prompt_length": 6, "init_weights": "normal"}
     settings["shared_prompt_mode"] = "prepend"

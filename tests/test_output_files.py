@@ -71,7 +71,7 @@ def written(tmp_path, make_adapted, composite_folder, monkeypatch):
         save_scores(score_predictions(rows), folder)
 
     return {
-        "card of a LISTEN adapter": ("README.md", lambda folder: make_adapted("listen").save_pretrained(folder)),
+        "card of a LiSTEN adapter": ("README.md", lambda folder: make_adapted("listen").save_pretrained(folder)),
         "card of a LoRA adapter": ("README.md", lambda folder: make_adapted("lora").save_pretrained(folder)),
         "card alone": ("README.md", lambda folder: make_adapted("lora").create_or_update_model_card(str(folder))),
         "card for the Hub": (
@@ -103,7 +103,7 @@ def written(tmp_path, make_adapted, composite_folder, monkeypatch):
 
 
 WRITERS = (
-    "card of a LISTEN adapter",
+    "card of a LiSTEN adapter",
     "card of a LoRA adapter",
     "card alone",
     "card for the Hub",

@@ -112,7 +112,7 @@ def test_a_folder_holds_base_adapter_and_processor(make_base, processor, clip_pa
 
 @pytest.fixture
 def make_both(make_base):
-    """A model with a LISTEN and a LoRA adapter, both of which change its output."""
+    """A model with a LiSTEN and a LoRA adapter, both of which change its output."""
 
     def make(lora_name="lora"):
         model = get_peft_model(make_base(), METHODS["listen"]())

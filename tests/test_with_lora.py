@@ -1,4 +1,4 @@
-"""LISTEN and LoRA on one model: both are trained, saved by one call and loaded by one call."""
+"""LiSTEN and LoRA on one model: both are trained, saved by one call and loaded by one call."""
 
 import pytest
 import torch
@@ -76,9 +76,9 @@ def test_an_audio_model_keeps_its_projector_and_is_asked_by_its_name(tmp_path, c
 
 def test_what_does_not_fit_is_refused():
     lora = LoraConfig(**LORA)
-    with pytest.raises(ValueError, match="a LlamaForCausalLM, has no active LISTEN adapter"):
+    with pytest.raises(ValueError, match="a LlamaForCausalLM, has no active LiSTEN adapter"):
         add_lora(small_models.make_llm("llama"), lora)
-    with pytest.raises(ValueError, match="has no active LISTEN adapter"):
+    with pytest.raises(ValueError, match="has no active LiSTEN adapter"):
         add_lora(get_peft_model(small_models.make_llm("llama"), lora), lora)
     model = adapted(small_models.make_llm("llama"))
     with pytest.raises(ValueError, match="has an adapter 'lora' already"):
@@ -111,7 +111,7 @@ def test_a_folder_without_both_is_refused_with_what_it_holds(tmp_path, holds):
         adapted(small_models.make_llm("llama")).save_pretrained(tmp_path)
         adapted(small_models.make_llm("llama"), "second").save_pretrained(tmp_path)
         found = r"the folder itself \(LISTEN\), lora \(LORA\), second \(LISTEN\)"
-    with pytest.raises(FileNotFoundError, match=f"must hold one LISTEN adapter.*found: {found}"):
+    with pytest.raises(FileNotFoundError, match=f"must hold one LiSTEN adapter.*found: {found}"):
         load_with_lora(small_models.make_llm("llama"), tmp_path)
 
 

@@ -113,7 +113,7 @@ class Evaluator:
 
         Returns:
             `tuple[list[str], list[SelectionRecord]]`: the answer to each example, and the selections of each batch (empty
-            without a LISTEN adapter).
+            without a LiSTEN adapter).
         """
         answers: list[str] = []
         with self._autocast(), _recording(self.model) as records:

@@ -28,7 +28,7 @@ def start_from_text(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Non
     without shared prompts.
 
     Args:
-        model (`nn.Module`): a model with a new LISTEN adapter.
+        model (`nn.Module`): a model with a new LiSTEN adapter.
         tokenizer (`PreTrainedTokenizerBase`): of its language model.
 
     Raises:
@@ -49,7 +49,7 @@ def mix_values(model: nn.Module, temperature: float) -> None:
     keys' cosines to the query over `temperature`, in training and evaluation.
 
     Args:
-        model (`nn.Module`): a model with a LISTEN adapter that has as many groups of equal size as prompts, and shared
+        model (`nn.Module`): a model with a LiSTEN adapter that has as many groups of equal size as prompts, and shared
             prompts that are added.
         temperature (`float`): the smaller, the closer the mean is to the best value.
     """

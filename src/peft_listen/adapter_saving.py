@@ -15,7 +15,7 @@ from .tuners.listen.checkpoints import check_can_be_saved
 
 def install(peft_model_class: type[PeftModel]) -> None:
     """
-    Wraps `PeftModel.save_pretrained`: a LISTEN adapter that is saved over an older one and killed leaves the old adapter,
+    Wraps `PeftModel.save_pretrained`: a LiSTEN adapter that is saved over an older one and killed leaves the old adapter,
     the new one, or one that does not load, but never new weights under an old configuration.
 
     Args:

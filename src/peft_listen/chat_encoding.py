@@ -267,8 +267,8 @@ class TextChatEncoder:
         # A processor that splits long clips has more rows of features than clips.
         if window is not None and longest > window and features is not None and len(features) == num_clips:
             warnings.warn(
-                f"A clip lasts {longest:.2f} s, and {type(self.processor).__name__} takes the first {window:g} s of a clip only: the "
-                f"other {longest - window:.2f} s are lost. Pass shorter clips, or several for one row.",
+                f"A clip lasts {longest:.2f} s, and {type(self.processor).__name__} takes the first {window:g} s of a "
+                f"clip only: the other {longest - window:.2f} s are lost. Pass shorter clips, or several for one row.",
                 UserWarning,
                 stacklevel=4,
             )
@@ -324,8 +324,8 @@ class MistralChatEncoder:
     def __init__(self, processor: Any, variables: Mapping[str, Any], limits: AudioLimits | None = None) -> None:
         if variables:
             raise ValueError(
-                f"{type(processor).__name__} has no chat template, so that the variables {sorted(variables)} have no effect. Leave "
-                "out `chat_template_kwargs`."
+                f"{type(processor).__name__} has no chat template, so that the variables {sorted(variables)} have no "
+                "effect. Leave out `chat_template_kwargs`."
             )
         self.processor = processor
         self.limits = limits

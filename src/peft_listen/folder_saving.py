@@ -27,8 +27,9 @@ def replaced_checkpoint(
 
     The files of a checkpoint belong together: weights under the configuration of an older adapter load without an error
     and give wrong answers. They are therefore written elsewhere first. Then the configuration of `folder` is removed, the
-    new files are moved, those of subfolders first, and the new configuration comes last. A base model, which has a `config.json`, also replaces the
-    adapter in `folder`. Other files of `folder` stay. If the block raises, nothing in `folder` changes.
+    new files are moved, those of subfolders first, and the new configuration comes last. A base model, which has a
+    `config.json`, also replaces the adapter in `folder`. Other files of `folder` stay. If the block raises, nothing in
+    `folder` changes.
 
     Args:
         folder (`str` or `os.PathLike`): The folder of the checkpoint; it is created if it does not exist.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from huggingface_hub import constants
 
@@ -27,7 +28,11 @@ class HubConnectionError(ConnectionError):
 
     def __init__(self, problem: str, advice: str) -> None:
         super().__init__(f"{problem} {advice}")
-        self.problem = problem
+        self.problem, self.advice = problem, advice
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process raises it again: the constructor takes other arguments than the message.
+        return type(self), (self.problem, self.advice)
 
 
 @contextmanager

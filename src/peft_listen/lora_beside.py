@@ -1,5 +1,5 @@
 """
-A LoRA adapter that was trained together with a LISTEN adapter. LISTEN changes the input of the decoder and LoRA its layers, so
+A LoRA adapter that was trained together with a LiSTEN adapter. LiSTEN changes the input of the decoder and LoRA its layers, so
 both are active at once. PEFT saves adapters in subfolders of their names, and the LoRA adapter is in that of the other one.
 """
 
@@ -59,12 +59,12 @@ def load_lora_beside(
 
 def activate_both(model: Any, adapter_name: str, is_trainable: bool = True) -> None:
     """
-    Makes the LISTEN adapter and the LoRA adapter of a model active after the second was added, which has deactivated the modules
+    Makes the LiSTEN adapter and the LoRA adapter of a model active after the second was added, which has deactivated the modules
     that are trained with the first.
 
     Args:
         model (`PeftModel` or `PreTrainedModel`): changed in place.
-        adapter_name (`str`): name of the LISTEN adapter.
+        adapter_name (`str`): name of the LiSTEN adapter.
         is_trainable (`bool`, defaults to `True`): whether LoRA is trained; if not, nothing of the model is.
     """
     if isinstance(model, PeftModel):

@@ -100,7 +100,7 @@ model = AutoPeftModelForCausalLM.from_pretrained("{name}")
 
 def install(peft_model_class: type[PeftModel]) -> None:
     """
-    Makes `save_pretrained` and `push_to_hub` of a PEFT model write the cards of this module, for LISTEN adapters and for
+    Makes `save_pretrained` and `push_to_hub` of a PEFT model write the cards of this module, for LiSTEN adapters and for
     any adapter on a model of this package. `push_to_hub` also warns of a base model that others cannot load, before the Hub
     is asked, and says what to do if the Hub cannot be reached. Other adapters keep PEFT's cards and errors.
 

@@ -29,6 +29,7 @@ from .adapter_folder import hub_base_name, save_adapters
 from .folder_saving import replaced_checkpoint
 from .hub_connection import hub_connection
 from .hub_names import is_hub_name
+from .hub_repository import prepare_repository
 from .lora_beside import LORA_NAME
 from .model_card import GENERATED_MARK, write_model_card
 from .models.audio_listen import AudioListenForCausalLM
@@ -75,12 +76,12 @@ def save_complete_model(
     Saves an audio model, its adapter and its processor in one folder, which
     `pipeline("audio-text-to-text", model=save_directory)` loads. Encoders and language model are saved as references to
     their repositories on the Hub, which must contain the weights that the model has. A LoRA adapter of the name "lora" that
-    was trained together with a LISTEN adapter is saved in the subfolder `lora`, and both are loaded. A part whose parameters require
-    gradients counts as trained and must be in `include`. Weights that were changed in another way, for example by merging an
-    adapter into them, are not detected: include these parts too.
+    was trained together with a LiSTEN adapter is saved in the subfolder `lora`, and both are loaded. A part whose
+    parameters require gradients counts as trained and must be in `include`. Weights that were changed in another way,
+    for example by merging an adapter into them, are not detected: include these parts too.
 
-    Of an adapter on another audio language model of transformers, such as Qwen2-Audio, the adapter and the processor are saved; it
-    names its base model on the Hub.
+    Of an adapter on another audio language model of transformers, such as Qwen2-Audio, the adapter and the processor
+    are saved; it names its base model on the Hub.
 
     Args:
         model (`PeftModel` or [`AudioListenForCausalLM`]):
@@ -109,7 +110,7 @@ def save_complete_model(
     Raises:
         `TypeError`: if the model is neither an audio model of this package nor another one with an adapter.
         `ValueError`: if a part is not on the Hub or requires gradients, and is not in `include`, the model has other adapters
-            than one, or one LISTEN adapter and a LoRA adapter of the name "lora", or another base model was not loaded by its
+            than one, or one LiSTEN adapter and a LoRA adapter of the name "lora", or another base model was not loaded by its
             name on the Hub.
     """
     base, adapters = _check_model(model)
@@ -195,17 +196,15 @@ def publish(
     Raises:
         `TypeError`: if the model is neither an audio model of this package nor another one with an adapter.
         `ValueError`: if a part is not on the Hub or requires gradients, and is not in `include`, the model has other adapters
-            than one, or one LISTEN adapter and a LoRA adapter of the name "lora", or another base model was not loaded by its
+            than one, or one LiSTEN adapter and a LoRA adapter of the name "lora", or another base model was not loaded by its
             name on the Hub.
-        `huggingface_hub.errors.HfHubHTTPError`: if the Hub refuses the upload.
+        `huggingface_hub.errors.HfHubHTTPError`: if the Hub refuses the upload; if the account may not write to the repository,
+            nothing was uploaded, and the message says how to log in.
         `ConnectionError`: if the Hub cannot be reached.
     """
     check_can_be_published(model, include)  # before a repository is created
-    api = HfApi(token=token)
     with hub_connection(_WITHOUT_HUB):
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None and not create_pr:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        repo_id = prepare_repository(repo_id, private=private, token=token, revision=revision, create_pr=create_pr)
         card = _load_card(repo_id, tags or [], token)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
@@ -224,7 +223,7 @@ def publish(
         )
         replaced = [name for name in (CONFIG_NAME, _MODEL_CONFIG, *_LORA_FILES) if not (folder / name).exists()]
         with hub_connection(_WITHOUT_HUB):
-            return api.upload_folder(
+            return HfApi(token=token).upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
                 commit_message=commit_message,
@@ -278,8 +277,9 @@ def _check_model(model: Any) -> tuple[PreTrainedModel, list[str]]:
     if len(names) > 1 and not are_together:
         raise ValueError(
             f"The model has the adapters {', '.join(names)}, but one folder can hold one adapter beside its base model, and "
-            f"with a LISTEN adapter also a LoRA adapter of the name {LORA_NAME!r}. Delete the others with "
-            "`model.delete_adapter(name)`, or publish the base model with `peft_listen.publish(base, ...)` and push the adapters to repositories of their own."
+            f"with a LiSTEN adapter also a LoRA adapter of the name {LORA_NAME!r}. Delete the others with "
+            "`model.delete_adapter(name)`, or publish the base model with `peft_listen.publish(base, ...)` and push the "
+            "adapters to repositories of their own."
         )
     return base, names
 

@@ -210,8 +210,8 @@ def messages_problem(messages: Any) -> str | None:
     for number, pair in enumerate(pairwise(roles), start=1):
         if pair == ("assistant", "assistant"):
             return (
-                f"Messages {number - 1} and {number} of `messages` are both of the assistant, so nothing asks for the second. Make "
-                "one message of the two."
+                f"Messages {number - 1} and {number} of `messages` are both of the assistant, so nothing asks for the "
+                "second. Make one message of the two."
             )
     return None
 

@@ -1,5 +1,5 @@
 """
-LISTEN and LoRA on one model. LISTEN changes the input of the decoder and LoRA its layers, so both can be active at once.
+LiSTEN and LoRA on one model. LiSTEN changes the input of the decoder and LoRA its layers, so both can be active at once.
 
 PEFT's `get_peft_model(..., mixed=True)` is for adapters of layers only, and its models cannot be saved, so LoRA is injected
 into the base model of a `PeftModel` instead, which saves both.
@@ -21,7 +21,7 @@ from .tuners.listen import ListenConfig
 
 def add_lora(model: PeftModel, config: LoraConfig) -> PeftModel:
     """
-    Adds LoRA to a model that has a LISTEN adapter. Both are active and trained, and `model.save_pretrained` saves both. The new
+    Adds LoRA to a model that has a LiSTEN adapter. Both are active and trained, and `model.save_pretrained` saves both. The new
     adapter has the name `lora`, by which everything that loads both finds it.
 
     Args:
@@ -32,8 +32,8 @@ def add_lora(model: PeftModel, config: LoraConfig) -> PeftModel:
         `PeftModel`: the model.
 
     Raises:
-        ValueError: if the active adapter of the model is not LISTEN, the model has an adapter of the name `lora`, or `config`
-            has `modules_to_save`, which the LISTEN adapter saves.
+        ValueError: if the active adapter of the model is not LiSTEN, the model has an adapter of the name `lora`, or `config`
+            has `modules_to_save`, which the LiSTEN adapter saves.
         TypeError: if `config` is not a [`~peft.LoraConfig`].
 
     Example:
@@ -50,7 +50,7 @@ def add_lora(model: PeftModel, config: LoraConfig) -> PeftModel:
     names = model.active_adapters if isinstance(model, PeftModel) else []
     if len(names) != 1 or not isinstance(model.peft_config[names[0]], ListenConfig):
         raise ValueError(
-            f"The model, a {type(model).__name__}, has no active LISTEN adapter. Create one first: "
+            f"The model, a {type(model).__name__}, has no active LiSTEN adapter. Create one first: "
             "`get_peft_model(model, ListenConfig())`."
         )
     if LORA_NAME in model.peft_config:
@@ -67,7 +67,7 @@ def add_lora(model: PeftModel, config: LoraConfig) -> PeftModel:
 
 def load_with_lora(base: Any, folder: str | os.PathLike[str], is_trainable: bool = False) -> PeftModel:
     """
-    Loads a LISTEN adapter and a LoRA adapter that were saved together, and activates both.
+    Loads a LiSTEN adapter and a LoRA adapter that were saved together, and activates both.
 
     Args:
         base (`PreTrainedModel`): the base model; changed in place.
@@ -76,10 +76,10 @@ def load_with_lora(base: Any, folder: str | os.PathLike[str], is_trainable: bool
         is_trainable (`bool`, defaults to `False`): whether the training of both is continued.
 
     Returns:
-        `PeftModel`: in evaluation mode, unless `is_trainable`. The LISTEN adapter has the name that it was saved with.
+        `PeftModel`: in evaluation mode, unless `is_trainable`. The LiSTEN adapter has the name that it was saved with.
 
     Raises:
-        FileNotFoundError: if the folder does not hold one LISTEN and one LoRA adapter; the message lists what it holds.
+        FileNotFoundError: if the folder does not hold one LiSTEN and one LoRA adapter; the message lists what it holds.
         OSError, ValueError: if one of them cannot be loaded.
     """
     adapters = _find_adapters(Path(folder))
@@ -87,7 +87,7 @@ def load_with_lora(base: Any, folder: str | os.PathLike[str], is_trainable: bool
     if len(listen) != 1 or adapters.get(LORA_NAME) != "LORA":
         found = ", ".join(f"{name or 'the folder itself'} ({kind})" for name, kind in adapters.items()) or "none"
         raise FileNotFoundError(
-            f"{folder} must hold one LISTEN adapter, in itself or in a subfolder, and a LORA adapter in the subfolder "
+            f"{folder} must hold one LiSTEN adapter, in itself or in a subfolder, and a LoRA adapter in the subfolder "
             f"{LORA_NAME!r}; found: {found}. Pass the folder that `save_pretrained` wrote, or load a single adapter with "
             "`PeftModel.from_pretrained`."
         )

@@ -34,7 +34,8 @@ clips; for example on four GPUs, or in four processes on CPUs:
   torchrun --nproc_per_node 4 -m peft_listen_cli cache-features train.jsonl --model my-base --folder features
 
 The exit code is 0 if all clips are in the cache, and 2 after an error, such as a clip that cannot be read. To list all
-such clips, run `peft-listen data check` first; with --on-bad-clip skip, their rows are left out and counted. The launchers exit with 1 if a process fails.
+such clips, run `peft-listen data check` first; with --on-bad-clip skip, their rows are left out and counted. The
+launchers exit with 1 if a process fails.
 """
 
 

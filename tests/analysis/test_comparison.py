@@ -92,7 +92,7 @@ def test_what_cannot_be_compared_is_refused(make_adapter, make_llm, tmp_path) ->
     with pytest.raises(ValueError, match=r"have the shapes \(6, 32\) and \(7, 32\)"):
         compare_adapters(model, make_adapter(pool_size=7))
     get_peft_model(make_llm("llama"), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "lora")
-    with pytest.raises(ValueError, match=r"lora has no LISTEN prompts .*LORA"):
+    with pytest.raises(ValueError, match=r"lora has no LiSTEN prompts .*LORA"):
         compare_adapters(model, tmp_path / "lora")
     model.save_pretrained(tmp_path / "one")
     model.save_pretrained(tmp_path / "other")

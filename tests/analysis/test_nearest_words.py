@@ -134,7 +134,7 @@ def test_invalid_arguments_raise(make_text_adapter, tokenizer, make_llm, make_re
         nearest_words(model, tokenizer=tokenizer, block_size=-1)
     with pytest.raises(ValueError, match="Pass `tokenizer=`"):
         nearest_words(model)
-    with pytest.raises(ValueError, match="There is no LISTEN adapter in LlamaForCausalLM"):
+    with pytest.raises(ValueError, match="There is no LiSTEN adapter in LlamaForCausalLM"):
         nearest_words(make_llm("llama"), tokenizer=tokenizer)
     with pytest.raises(ValueError, match="for a pool of 48 prompts, but the active adapter has 6"):
         nearest_words(model, make_records(), tokenizer=tokenizer)

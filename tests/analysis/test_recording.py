@@ -186,7 +186,7 @@ def test_invalid_arguments_raise(pipe, adapted, rows) -> None:
 
 def test_a_model_without_an_active_adapter_raises(adapted, pipe, rows, make_model, make_processor) -> None:
     bare = pipeline("audio-text-to-text", model=make_model(), processor=make_processor())
-    with pytest.raises(ValueError, match="There is no LISTEN adapter in AudioListenForCausalLM"):
+    with pytest.raises(ValueError, match="There is no LiSTEN adapter in AudioListenForCausalLM"):
         record_dataset(bare, rows)
     with (
         adapted.disable_adapter(),

@@ -74,7 +74,7 @@ def test_a_length_below_one_is_refused(wav_path, number, capsys):
 
 @pytest.fixture(scope="module")
 def text_models(tmp_path_factory):
-    """Folders of a language model with a chat template, of one without, and of LISTEN adapters on both."""
+    """Folders of a language model with a chat template, of one without, and of LiSTEN adapters on both."""
     folder = tmp_path_factory.mktemp("text")
     for name, tokenizer in (("plain", small_models.make_tokenizer()), ("chat", small_models.make_chat_tokenizer())):
         llm = small_models.make_llm("llama")

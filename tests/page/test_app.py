@@ -232,4 +232,4 @@ def test_a_page_for_a_language_model_without_audio(text_only: Any, tmp_path: Pat
 def test_a_page_for_a_model_without_an_adapter(plain: Any, tmp_path: Path) -> None:
     with running(create_page(plain, str(tmp_path))) as url:
         _, heading, text, selection, *_ = outputs(ask(url, model="plain", k=1))
-    assert "plain" in heading and text and "no LISTEN adapter" in selection
+    assert "plain" in heading and text and "no LiSTEN adapter" in selection

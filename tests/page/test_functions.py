@@ -59,7 +59,7 @@ def test_the_comparisons_that_a_model_has(answering, single, plain):
 def test_a_model_without_an_adapter_says_so(plain, clips, expected):
     result = last(plain, model="plain", clip=clips[0])
     assert result.first.text == expected(None, clips[0], QUESTION)
-    assert "no LISTEN adapter, so no prompts are selected" in result.first.selection
+    assert "no LiSTEN adapter, so no prompts are selected" in result.first.selection
     assert "plain" in result.first.heading
 
 

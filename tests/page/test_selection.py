@@ -85,7 +85,7 @@ class TestFiles:
 
     def test_selections_for_a_model_without_a_pool_are_refused(self, records, composite_folder, tmp_path):
         records.save(tmp_path / "own.safetensors")
-        with pytest.raises(ValueError, match="'plain' has no LISTEN adapter"):
+        with pytest.raises(ValueError, match="'plain' has no LiSTEN adapter"):
             load_task_shares(str(tmp_path / "own.safetensors"), load_models([f"plain={composite_folder}"]), "plain")
 
     def test_other_files_are_refused(self, models, tmp_path):

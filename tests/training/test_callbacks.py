@@ -224,7 +224,7 @@ def test_the_tuner_is_found_with_other_adapters_and_inside_wrappers(make_model):
 )
 def test_a_model_without_an_adapter_raises(make_model, make, tmp_path):
     model = make(make_model().unload())
-    with pytest.raises(ValueError, match=r"no LISTEN adapter in .*get_peft_model\(model, ListenConfig\(\)\)"):
+    with pytest.raises(ValueError, match=r"no LiSTEN adapter in .*get_peft_model\(model, ListenConfig\(\)\)"):
         trainer_of(model, tmp_path, ListenCallback()).train()
 
 

@@ -1,4 +1,4 @@
-"""`AudioListenForCausalLM` with a LISTEN adapter in `Trainer`: training, resuming, saving and loading."""
+"""`AudioListenForCausalLM` with a LiSTEN adapter in `Trainer`: training, resuming, saving and loading."""
 
 import shutil
 

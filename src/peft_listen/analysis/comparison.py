@@ -104,7 +104,7 @@ def compare_adapters(
 
     Args:
         first, second (`str`, `os.PathLike` or `nn.Module`): folder or Hub name of an adapter, of which only the adapter's own
-            files are read; or a model with an active LISTEN adapter.
+            files are read; or a model with an active LiSTEN adapter.
         first_records, second_records ([`SelectionRecords`], *optional*): selections of the two adapters for the same rows in
             the same order, from [`record_dataset`].
 
@@ -112,7 +112,7 @@ def compare_adapters(
         [`AdapterComparison`]
 
     Raises:
-        ValueError: if a folder has no LISTEN adapter; the adapters differ in their base model (by the last part of its name),
+        ValueError: if a folder has no LiSTEN adapter; the adapters differ in their base model (by the last part of its name),
             pool size or embedding size; only one of the records is given; or the records are for other rows or another pool.
         OSError: if the adapter's files cannot be read.
     """
@@ -160,8 +160,8 @@ def _read_adapter(source: str | os.PathLike[str] | nn.Module) -> tuple[dict[str,
         for required in ("keys", "values"):
             if required not in tensors or tensors[required].ndim != 2:
                 raise ValueError(
-                    f"{name} has no LISTEN prompts (its `peft_type` is {config.get('peft_type')}); expected the folder or Hub "
-                    "name of a LISTEN adapter."
+                    f"{name} has no LiSTEN prompts (its `peft_type` is {config.get('peft_type')}); expected the folder or Hub "
+                    "name of a LiSTEN adapter."
                 )
     tensors = {name: _whole(tensor) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():

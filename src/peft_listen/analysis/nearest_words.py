@@ -94,7 +94,7 @@ def nearest_words(
     with a fixed seed.
 
     Args:
-        model ([`~transformers.Pipeline`] or `nn.Module`): pipeline or model with an active LISTEN adapter.
+        model ([`~transformers.Pipeline`] or `nn.Module`): pipeline or model with an active LiSTEN adapter.
         records ([`SelectionRecords`], *optional*): selections of this adapter; only prompts that they select are compared.
             Defaults to all prompts of the pool.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): required for a model; a pipeline has its own.
@@ -106,7 +106,7 @@ def nearest_words(
         [`NearestWords`]
 
     Raises:
-        ValueError: if `top` or `block_size` is below 1, there is no active LISTEN adapter or no tokenizer, the records are for
+        ValueError: if `top` or `block_size` is below 1, there is no active LiSTEN adapter or no tokenizer, the records are for
             a pool of another size, or the language model has no embedding matrix, or one without values (meta device) or without
             ordinary tokens.
     """

@@ -34,7 +34,7 @@ def record_dataset(
 
     Args:
         model ([`AudioTextToTextPipeline`], [`~transformers.TextGenerationPipeline`] or `nn.Module`):
-            pipeline or model with an active LISTEN adapter. A text pipeline takes rows without audio; the prompt of a row is
+            pipeline or model with an active LiSTEN adapter. A text pipeline takes rows without audio; the prompt of a row is
             its chat as the tokenizer's template renders it, or without a template the `instruction` alone.
         rows (`Iterable[Mapping]`):
             the data, read once and in order. Each row has a `task` and, for a pipeline, `audio` and `instruction`, as
@@ -50,7 +50,7 @@ def record_dataset(
         [`SelectionRecords`] on the CPU.
 
     Raises:
-        ValueError: if `batch_size` is below 1, there are no rows, a row has no valid task, the model has no active LISTEN
+        ValueError: if `batch_size` is below 1, there are no rows, a row has no valid task, the model has no active LiSTEN
             adapter, a model is passed without a collator, or a pipeline with one, or a row for a text pipeline has a clip or,
             without a chat template, more than an instruction.
     """

@@ -140,7 +140,7 @@ class SelectionRecords:
 
         Raises:
             ValueError: if there are no records, the number of rows differs from the number of tasks, the records differ
-                in their number of prompts, or the model has no LISTEN adapter.
+                in their number of prompts, or the model has no LiSTEN adapter.
         """
         if not records:
             raise ValueError(

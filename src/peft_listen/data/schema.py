@@ -176,7 +176,8 @@ def check_examples(
 
     Returns:
         `list[Problem]`: problems in the order of the file, at most one per line: the line is not a valid example, its text
-        contains the audio token, or its audio cannot be read, exceeds a limit, is empty or silent, or contains NaN or infinite samples.
+        contains the audio token, or its audio cannot be read, exceeds a limit, is empty or silent, or contains NaN or
+        infinite samples.
 
     Raises:
         OSError: if the data file itself cannot be read, or is a device.
@@ -371,7 +372,10 @@ def _to_row(
     text_fields = (*(_FIELDS_BESIDE_MESSAGES if is_chat else _TEXT_FIELDS), *more_fields)
     missing = [name for name in (*(() if is_chat else ("audio",)), *text_fields) if name not in fields]
     if missing:
-        return f"the fields {missing} are missing; the line has {_shortened(sorted(fields))}. For a text-only example, set `audio` to null."
+        return (
+            f"the fields {missing} are missing; the line has {_shortened(sorted(fields))}. For a text-only example, set `audio` "
+            "to null."
+        )
     given = text_fields if fields.get("system") is None else (*text_fields, "system")
     for name in given:
         if not isinstance(fields[name], str):
@@ -494,5 +498,8 @@ def clip_problem(audio: str, limits: AudioLimits | None = None) -> str | None:
         return str(error)
     peak = float(np.abs(waveform).max())
     if peak < SILENCE_PEAK:
-        return f"{display_name(audio)}: the audio is silent (its peak amplitude is {peak:.1e}). Leave the clip out, or record it again."
+        return (
+            f"{display_name(audio)}: the audio is silent (its peak amplitude is {peak:.1e}). Leave the clip out, or record it "
+            "again."
+        )
     return None

@@ -292,8 +292,8 @@ class PredictionFile:
         skipped = [row["error"] for row in predictions if "error" in row]
         if skipped and not self._accepts_errors:
             raise ValueError(
-                f"{self.path} has {len(skipped)} rows that were skipped; the first: {skipped[0]}\nMend the clips and overwrite the "
-                "file (--overwrite), or accept the skipped rows (--on-bad-clip skip)."
+                f"{self.path} has {len(skipped)} rows that were skipped; the first: {skipped[0]}\nMend the clips and "
+                "overwrite the file (--overwrite), or accept the skipped rows (--on-bad-clip skip)."
             )
         return predictions
 

@@ -65,8 +65,9 @@ def score_predictions(
         `dict[str, TaskScore]`: scores by the name of the task, sorted.
 
     Raises:
-        ValueError: if there are no rows, a task has none with an answer, `metrics` names a task without rows, the rows of a task name different metrics, a
-            metric takes neither texts nor scores, or a row is invalid for its metric; the message names the task.
+        ValueError: if there are no rows, a task has none with an answer, `metrics` names a task without rows, the rows
+            of a task name different metrics, a metric takes neither texts nor scores, or a row is invalid for its
+            metric; the message names the task.
         ImportError: if the library of a metric is not installed.
     """
     by_task: dict[str, list[Mapping[str, Any]]] = {}

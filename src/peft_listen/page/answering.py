@@ -47,7 +47,7 @@ class Answer:
 
     Attributes:
         text (`str`): its text.
-        selected ([`SelectedPrompts`], *optional*): the prompts that were selected for it, if a LISTEN adapter is active.
+        selected ([`SelectedPrompts`], *optional*): the prompts that were selected for it, if a LiSTEN adapter is active.
         is_finished (`bool`): whether it is whole.
         seconds (`float`): time since its generation began; 0 while it waits for other questions.
         is_timed_out (`bool`): whether its time was over before it was whole.

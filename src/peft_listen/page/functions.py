@@ -179,5 +179,5 @@ def _selection(answering: Answering, variant: Variant, answer: Answer) -> str:
     if not variant.is_on:
         return html.note("The adapter is off: no prompts are selected.")
     if answering.descriptions[variant.model].pool_size is None:
-        return html.note("This model has no LISTEN adapter, so no prompts are selected.")
+        return html.note("This model has no LiSTEN adapter, so no prompts are selected.")
     return html.note("The prompts are selected when the model has read the question.")

@@ -24,7 +24,7 @@ def find_words(models: ServedModels, name: str) -> NearestWords | None:
         name (`str`): name of the model.
 
     Returns:
-        [`~peft_listen.analysis.NearestWords`], *optional*: up to three words of each prompt; `None` without a LISTEN adapter,
+        [`~peft_listen.analysis.NearestWords`], *optional*: up to three words of each prompt; `None` without a LiSTEN adapter,
         and, with the reason in the log, if the language model has no embeddings to compare with.
     """
     with active(models, Variant(name)) as layer:

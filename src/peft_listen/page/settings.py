@@ -1,7 +1,8 @@
 """Settings of the page."""
 
-import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+
+from ..setting_types import check_limits
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class PageSettings:
         timeout (`float`, defaults to 120.0): Seconds after which an answer is ended. The time of waiting is not counted.
 
     Raises:
-        ValueError: A number is not positive.
+        ValueError: A value is not a number above 0, or not a whole one where it counts something.
     """
 
     max_new_tokens: int = 128
@@ -29,7 +30,4 @@ class PageSettings:
     timeout: float = 120.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not value > 0 or math.isinf(value):  # NaN fails the comparison too
-                raise ValueError(f"PageSettings: `{field.name}` must be a number above 0, got {value!r}.")
+        check_limits(self)

@@ -80,7 +80,7 @@ def load_task_shares(path: str, models: ServedModels, name: str) -> TaskShares:
     with active(models, Variant(name)) as layer:
         if layer is None:
             raise ValueError(
-                f"{path} contains selections of prompts, but {name!r} has no LISTEN adapter. Leave it out."
+                f"{path} contains selections of prompts, but {name!r} has no LiSTEN adapter. Leave it out."
             )
         keys = layer.pool_of().keys.detach().float().cpu()
     if records.keys.shape != keys.shape or not torch.allclose(records.keys, keys, rtol=1e-3, atol=1e-5):

@@ -23,7 +23,7 @@ class Variant:
     Args:
         model (`str`): Name of a model of [`~peft_listen.serving.ServedModels`].
         is_on (`bool`, defaults to `True`): Whether its adapter is active.
-        prompt_length (`int`, *optional*): Number of prompts, for a LISTEN adapter. That of the adapter if not given.
+        prompt_length (`int`, *optional*): Number of prompts, for a LiSTEN adapter. That of the adapter if not given.
     """
 
     model: str
@@ -38,7 +38,7 @@ class Description:
 
     Attributes:
         has_adapter (`bool`): Whether there is an adapter that can be switched off.
-        pool_size (`int`, *optional*): Number of prompts in its pool; `None` without a LISTEN adapter.
+        pool_size (`int`, *optional*): Number of prompts in its pool; `None` without a LiSTEN adapter.
         prompt_length (`int`, *optional*): Number of prompts that it selects.
         trained_lengths (`str`, *optional*): Numbers of prompts in its training, such as `"8"` or `"1 to 16"`.
     """
@@ -70,7 +70,7 @@ def active(models: ServedModels, variant: Variant) -> Iterator[ListenLayer | Non
         variant ([`Variant`]): The variant; its number of prompts holds for the current thread.
 
     Yields:
-        [`ListenLayer`], or `None` if no LISTEN adapter is active.
+        [`ListenLayer`], or `None` if no LiSTEN adapter is active.
 
     Raises:
         ValueError: The number of prompts is not from 1 to that of the pool.

@@ -105,8 +105,8 @@ def kept_rows(rows: Mapping[str, Sequence[Example]], problems: Problems) -> dict
     for split in ("eval", "test"):
         if lost := sorted({row["task"] for row in rows[split]} - {row["task"] for row in kept[split]}):
             raise ValueError(
-                f"No row of the tasks {lost} of {split}_data has a clip that can be loaded, so these tasks cannot be scored. Mend the "
-                "clips, or leave the tasks out."
+                f"No row of the tasks {lost} of {split}_data has a clip that can be loaded, so these tasks cannot be "
+                "scored. Mend the clips, or leave the tasks out."
             )
     return kept
 

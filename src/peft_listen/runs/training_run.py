@@ -23,6 +23,7 @@ from ..data import Example, read_examples
 from ..evaluation import predict, save_scores
 from ..files import atomic_path, is_temporary, write_errors
 from ..hub_connection import hub_connection
+from ..hub_repository import prepare_repository
 from ..lora_beside import load_lora_beside
 from ..metrics import MetricChoice, TaskScore, score_predictions
 from ..metrics.scoring import check_metrics, compared_answers
@@ -138,7 +139,8 @@ class TrainingRun:
     def run(self) -> RunResult:
         """
         Trains, scores and saves, or continues with it. With `push_to_hub`, the model is uploaded once, also that of a run that
-        was finished without this option. With several processes, all of them call this method.
+        was finished without this option. The repository is created before anything else, so that one that cannot be written
+        to is refused before the training. With several processes, all of them call this method.
 
         Returns:
             [`RunResult`]
@@ -146,8 +148,10 @@ class TrainingRun:
         Raises:
             ValueError: if the folder has a run with other settings, and for data and options that do not fit; the message
                 says which.
-            OSError: if a model, a data file or a clip cannot be read, a result cannot be written, or the Hub cannot be reached.
+            OSError: if a model, a data file or a clip cannot be read, a result cannot be written, or the Hub cannot be reached
+                or refuses the upload.
         """
+        in_main_process(self._prepare_upload)
         rows = {split: _read(files) for split, files in self._splits().items()}
         metrics = parse_task_metrics(self.data.metrics)
         _check_assigned(metrics, rows)
@@ -492,6 +496,28 @@ class TrainingRun:
             settings["command"] = run_command(options, self.arguments)
         return settings
 
+    @property
+    def _without_hub(self) -> str:
+        """What to do if the Hub cannot be reached."""
+        if self._log_history() is not None:
+            return f"The trained model is in {self.model_dir}; the same command, run again, uploads it without another training."
+        return (
+            "This is checked before the training. To train without the Hub, leave out `push_to_hub`; with it, the same command "
+            "uploads the finished run later."
+        )
+
+    def _prepare_upload(self) -> None:
+        """Creates the repository of a run that is not finished; an upload of a finished one follows at once."""
+        if not self.arguments.push_to_hub or self._stored_result():
+            return
+        with hub_connection(self._without_hub):
+            prepare_repository(
+                self._destination["repo_id"],
+                private=self.arguments.hub_private_repo,
+                token=self.arguments.hub_token,
+                revision=self.arguments.hub_revision,
+            )
+
     def _publish(
         self,
         scores: Mapping[str, TaskScore],
@@ -509,9 +535,7 @@ class TrainingRun:
         else:
             model = PeftModel.from_pretrained(base, str(self.model_dir))
             load_lora_beside(model, self.model_dir)
-        with hub_connection(
-            f"The trained model is in {self.model_dir}; the same command, run again, uploads it without another training."
-        ):
+        with hub_connection(self._without_hub):
             commit = publish(
                 model,
                 processor,

@@ -45,8 +45,9 @@ def create_app(models: ServedModels, settings: ServerSettings | None = None) -> 
 
     Args:
         models ([`ServedModels`]): The models. While the application runs, nothing else may call their pipeline.
-        settings ([`ServerSettings`], *optional*): The limits. `max_connections` and `allowed_hosts` concern [`Server`] alone: here
-            they are the work of the ASGI server, or of a middleware such as Starlette's `TrustedHostMiddleware`.
+        settings ([`ServerSettings`], *optional*): The limits. `max_connections` and `allowed_hosts` concern [`Server`]
+            alone: here they are the work of the ASGI server, or of a middleware such as Starlette's
+            `TrustedHostMiddleware`.
 
     Returns:
         `Starlette`: the application. Its lifespan starts and stops the thread that answers requests, once. An application

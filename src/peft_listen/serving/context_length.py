@@ -13,7 +13,7 @@ class ContextLength:
     Checks that inputs and answers fit into the positions of a model.
 
     Args:
-        model (`nn.Module`): The model, with or without a LISTEN adapter.
+        model (`nn.Module`): The model, with or without a LiSTEN adapter.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -47,8 +47,8 @@ class Preparation:
             `dict`: An output of the pipeline's `preprocess`.
 
         Raises:
-            RequestError: There are too many clips or too long texts, a clip cannot be decoded or exceeds a limit, a text is not valid, the
-                chat template does not accept the chat, or the time is over.
+            RequestError: There are too many clips or too long texts, a clip cannot be decoded or exceeds a limit, a
+                text is not valid, the chat template does not accept the chat, or the time is over.
         """
         if time.monotonic() > deadline:
             raise timeout_error()

@@ -1,9 +1,9 @@
 """Settings of the server."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
+from ..setting_types import check_limits
 from .host_check import host_names
 
 
@@ -39,7 +39,8 @@ class ServerSettings:
             another host are refused, because a web page of another site may have sent them.
 
     Raises:
-        ValueError: A number is not positive, the key is empty, or a host is not a name.
+        ValueError: A value is not a number above 0, or not a whole one where it counts something; the key is empty; or a host
+            is not a name.
     """
 
     max_new_tokens: int = 256
@@ -55,12 +56,7 @@ class ServerSettings:
     allowed_hosts: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "api_key":
-                if value is not None and not value.strip():
-                    raise ValueError("ServerSettings: `api_key` is empty. Leave it out, or choose a key.")
-            elif field.name == "allowed_hosts":
-                host_names(value, "ServerSettings: `allowed_hosts` (`--allowed-host`)")
-            elif not value > 0 or math.isinf(value):  # NaN fails the comparison too
-                raise ValueError(f"ServerSettings: `{field.name}` must be a positive number, got {value!r}.")
+        check_limits(self)
+        if self.api_key is not None and not self.api_key.strip():
+            raise ValueError("ServerSettings: `api_key` is empty. Leave it out, or choose a key.")
+        host_names(self.allowed_hosts, "ServerSettings: `allowed_hosts` (`--allowed-host`)")

@@ -24,7 +24,7 @@ from .unread_key_loss import UnreadKeyLoss
 
 class ListenCallback(LogValuesCallback):
     """
-    Connects a LISTEN adapter to a `Trainer` or to one of TRL's.
+    Connects a LiSTEN adapter to a `Trainer` or to one of TRL's.
 
     - Passes the optimizer step to the adapter, which determines the stochastic prompt length. A resumed run draws the
       same prompt lengths as an uninterrupted one.
@@ -233,7 +233,7 @@ def find_tuner(model: Any) -> ListenModel:
         if isinstance(module, ListenModel):
             return module
     raise ValueError(
-        f"There is no LISTEN adapter in {type(model).__name__}. Create one with `get_peft_model(model, ListenConfig())`."
+        f"There is no LiSTEN adapter in {type(model).__name__}. Create one with `get_peft_model(model, ListenConfig())`."
     )
 
 

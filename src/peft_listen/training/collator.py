@@ -60,7 +60,7 @@ class AudioListenCollator:
     it is in the prompt. Rows are padded on the left, so all last answers end at the right edge.
 
     In a conversation of several turns, every answer of the assistant is supervised, and nothing else. The prompts of a
-    LISTEN adapter are then selected by what precedes the first answer, because a selection by an answer would reveal it; in
+    LiSTEN adapter are then selected by what precedes the first answer, because a selection by an answer would reveal it; in
     generation they are selected by the whole chat. With `trained_answers="last"`, both are the same.
 
     Args:
@@ -110,8 +110,8 @@ class AudioListenCollator:
         is_own = _is_own(processor)
         if feature_cache is not None and not is_own:
             raise ValueError(
-                f"A feature cache has the outputs of the encoders of an AudioListenForCausalLM, and {type(processor).__name__} is "
-                "the processor of another model. Leave out `feature_cache`."
+                "A feature cache has the outputs of the encoders of an AudioListenForCausalLM, and "
+                f"{type(processor).__name__} is the processor of another model. Leave out `feature_cache`."
             )
         self.limits = limits
         self.processor: Any = processor

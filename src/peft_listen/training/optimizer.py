@@ -27,7 +27,7 @@ def create_listen_optimizer(
     the arguments. Their own optimizer would have one learning rate for all parameters, with which the prompts hardly change.
 
     Args:
-        model (`nn.Module`): with a LISTEN adapter.
+        model (`nn.Module`): with a LiSTEN adapter.
         args ([`~transformers.TrainingArguments`]):
             those of the trainer: `optim`, `learning_rate`, `weight_decay`, `adam_beta1` and so on.
         value_learning_rate, shared_value_learning_rate, key_learning_rate (`float`, *optional*):
@@ -87,7 +87,7 @@ def parameter_groups(
     pull those that are not selected toward zero.
 
     Args:
-        model (`nn.Module`): with a LISTEN adapter.
+        model (`nn.Module`): with a LiSTEN adapter.
         learning_rate (`float`): for the projector, other adapters, and all other parameters that require gradients.
         value_learning_rate (`float`, *optional*):
             for the values. If not given, 10 times `learning_rate`, or `learning_rate` where shared prompts are added to

@@ -90,7 +90,7 @@ def test_activating_two_pools_raises(build, attach):
     model = attach(build())
     model.add_adapter("other", ListenConfig(pool_size=8, prompt_length=2))
     with pytest.raises(
-        ValueError, match=r"Only one LISTEN adapter can be active at a time, got \['default', 'other'\]"
+        ValueError, match=r"Only one LiSTEN adapter can be active at a time, got \['default', 'other'\]"
     ):
         model.base_model.set_adapter(["default", "other"])
 

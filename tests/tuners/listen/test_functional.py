@@ -88,5 +88,5 @@ def test_what_the_pool_does_not_have_is_refused(folders, load, length, name, mes
 
 def test_a_model_without_an_adapter_is_refused(folders):
     model = AutoModelForCausalLM.from_pretrained(folders / "base")
-    with pytest.raises(ValueError, match="no LISTEN adapter in LlamaForCausalLM"), record_selections(model):
+    with pytest.raises(ValueError, match="no LiSTEN adapter in LlamaForCausalLM"), record_selections(model):
         pass

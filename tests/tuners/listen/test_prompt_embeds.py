@@ -112,7 +112,7 @@ def test_without_an_active_adapter_they_are_the_embeddings(build, attach, tokens
     with model.disable_adapter():
         found = model.prompt_embeds(input_ids=input_ids)
     torch.testing.assert_close(found["inputs_embeds"], base.get_input_embeddings()(input_ids))
-    with pytest.raises(ValueError, match="no LISTEN adapter"):
+    with pytest.raises(ValueError, match="no LiSTEN adapter"):
         prompt_embeds(base, input_ids=input_ids)
 
 

@@ -78,7 +78,7 @@ def test_the_length_can_be_changed_at_any_time(build, attach, tokens):
         assert model.peft_config["default"].prompt_length == k
     with pytest.raises(ValueError, match=r"`prompt_length`=13.*`pool_size`=12"):
         model.set_prompt_length(13)
-    with pytest.raises(ValueError, match=r"no LISTEN adapter 'other'; there are \['default'\]"):
+    with pytest.raises(ValueError, match=r"no LiSTEN adapter 'other'; there are \['default'\]"):
         model.set_prompt_length(3, "other")
 
 

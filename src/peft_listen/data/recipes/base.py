@@ -193,7 +193,7 @@ def get_recipe(name: str) -> Recipe:
     names = available_recipes()
     if not isinstance(name, str) or name not in _RECIPES:
         raise ValueError(
-            f"There is no recipe {name!r}; registered recipes: {', '.join(names)}. For clips of your own with a table take 'csv'; "
-            "in Python, add a recipe with `@register_recipe`."
+            f"There is no recipe {name!r}; registered recipes: {', '.join(names)}. For clips of your own with a table take "
+            "'csv'; in Python, add a recipe with `@register_recipe`."
         )
     return _RECIPES[name]()

@@ -72,8 +72,8 @@ def _rows_of(source: SourceFolder, table: str) -> Iterator[tuple[str, str | None
     for name, row in source.table(table, COLUMNS, ",", quoted=True, optional=(SPLIT,)):
         if file_split is not None and not _SPLIT_NAME.fullmatch(file_split):
             raise ValueError(
-                f"{source.path(table)} has no column {SPLIT!r}, so its name is that of a split, which has at most 64 letters, digits, "
-                "'_' and '-'. Rename it, or add the column."
+                f"{source.path(table)} has no column {SPLIT!r}, so its name is that of a split, which has at most "
+                "64 letters, digits, '_' and '-'. Rename it, or add the column."
             )
         split = file_split
         if has_splits and not isinstance(row, Skipped):

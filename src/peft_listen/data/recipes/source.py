@@ -177,8 +177,8 @@ class SourceFolder:
             fields = next(csv.reader([line], delimiter=delimiter), [])
         except (csv.Error, ValueError) as error:
             raise ValueError(
-                f"{self.path(relative)}: the first line is not the header of a table ({error}). Save it as CSV in UTF-8, with one "
-                "row per line."
+                f"{self.path(relative)}: the first line is not the header of a table ({error}). Save it as CSV in UTF-8, "
+                "with one row per line."
             ) from None
         return [field.strip() for field in fields]
 

@@ -748,7 +748,7 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
         **audio: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
         """
-        What the language model gets in `generate`: the embeddings of text and audio and, with an active LISTEN adapter, of
+        What the language model gets in `generate`: the embeddings of text and audio and, with an active LiSTEN adapter, of
         the selected prompts before them. The untouched language model generates the same tokens from them, here or in
         another program:
 
@@ -764,7 +764,7 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
                 1 for tokens, 0 for padding.
             inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
                 Embeddings in place of `input_ids`.
-            audio: The audio arguments of `forward`. With a LISTEN adapter,
+            audio: The audio arguments of `forward`. With a LiSTEN adapter,
                 `listen_query_mask` is accepted too.
 
         Returns:
@@ -774,7 +774,7 @@ class AudioListenForCausalLM(AudioListenPreTrainedModel, AudioListenGenerationMi
 
         Raises:
             ValueError: if an active adapter changes the language model itself (LoRA, `modules_to_save`, or the
-                `value_layers` of a LISTEN adapter), or for invalid inputs.
+                `value_layers` of a LiSTEN adapter), or for invalid inputs.
         """
         check_untouched(self.model.language_model, self.lm_head)
         embeds, _ = self.model._embed(input_ids, inputs_embeds, **audio)

@@ -198,7 +198,8 @@ class _Moments:
         deviation = (self.total_of_squares / self.count - mean.square()).clamp_min(0).sqrt()
         if not bool(deviation.isfinite().all()):
             raise ValueError(
-                f"The frames of the {self.encoder} encoder contain NaN or infinite values. Check the clips and the data type of the encoders."
+                f"The frames of the {self.encoder} encoder contain NaN or infinite values. Check the clips and "
+                "the data type of the encoders."
             )
         return mean, deviation.clamp_min(_MIN_DEVIATION)
 

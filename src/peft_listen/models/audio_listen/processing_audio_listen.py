@@ -15,9 +15,9 @@ from ...answer_end import find_answer_end, warn_of_other_end
 from ...audio import AudioLimits, AudioSource, LimitError, load_audio
 from ...audio.waveform import is_list_of_clips
 from ...chat import AUDIO_TOKEN, as_prompts, clip_of
+from ...setting_types import check_integer, check_positive, check_switch
 from ...unicode import half_surrogate_problem
 from ..beats.feature_extraction_beats import BeatsFeatureExtractor
-from ..setting_types import check_integer, check_positive, check_switch
 from .audio_tokens import (
     CHUNK_SECONDS,
     add_audio_token,

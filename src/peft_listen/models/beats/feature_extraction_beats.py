@@ -12,7 +12,7 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import TensorType
 
-from ..setting_types import check_integer, check_number, check_positive, check_switch
+from ...setting_types import check_integer, check_number, check_positive, check_switch
 
 
 SAMPLING_RATE = 16000

@@ -30,7 +30,7 @@ def find_backbone(model: nn.Module, path: str | None = None) -> tuple[str, nn.Mo
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
-            f"{name} is an encoder-decoder model; LISTEN prepends prompts to a decoder-only language model. Use one "
+            f"{name} is an encoder-decoder model; LiSTEN prepends prompts to a decoder-only language model. Use one "
             "that `AutoModelForCausalLM` loads."
         )
     if path is None:
@@ -51,7 +51,7 @@ def find_backbone(model: nn.Module, path: str | None = None) -> tuple[str, nn.Mo
     if getattr(getattr(backbone, "config", None), "hidden_size_per_layer_input", None):
         raise ValueError(
             f"{type(backbone).__name__} adds embeddings of the token ids in every layer, and prompts have no token "
-            "ids. LISTEN does not support it."
+            "ids. LiSTEN does not support it."
         )
     return path, backbone
 
@@ -82,7 +82,7 @@ def find_decoder_layers(backbone: nn.Module) -> nn.ModuleList:
     ]
     if len(found) != 1:
         raise ValueError(
-            f"LISTEN found no decoder layers in {name}: it has {len(found)} lists of `num_hidden_layers`={count} layers that "
+            f"LiSTEN found no decoder layers in {name}: it has {len(found)} lists of `num_hidden_layers`={count} layers that "
             "take `hidden_states`, and needs one. Leave `value_layers` and `query_layer` out for this model."
         )
     return found[0]
@@ -134,7 +134,7 @@ def _decoder_of(model: nn.Module) -> tuple[str, nn.Module]:
     name = type(model).__name__
     if backbone is model:
         raise ValueError(
-            f"Found no text decoder inside {name}. LISTEN is attached to a causal language model with its head, e.g. "
+            f"Found no text decoder inside {name}. LiSTEN is attached to a causal language model with its head, e.g. "
             "from `AutoModelForCausalLM`; for other models, set the path of the decoder with `ListenConfig(backbone=...)`."
         )
     for path, module in model.named_modules():

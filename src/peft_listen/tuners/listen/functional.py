@@ -1,5 +1,5 @@
 """
-Functions for a model with a LISTEN adapter, no matter how the adapter was added: a `PeftModel`, a model whose
+Functions for a model with a LiSTEN adapter, no matter how the adapter was added: a `PeftModel`, a model whose
 `load_adapter` was called, or the model of a pipeline. The last two have no [`ListenModel`] with methods of these names.
 """
 
@@ -22,10 +22,10 @@ def record_selections(model: nn.Module) -> Iterator[list[SelectionRecord]]:
     Collects the [`SelectionRecord`] of every prefill that the calling thread makes in a `with` block, on the CPU.
 
     Args:
-        model (`nn.Module`): a model with a LISTEN adapter, such as `pipe.model`.
+        model (`nn.Module`): a model with a LiSTEN adapter, such as `pipe.model`.
 
     Raises:
-        ValueError: if the model has no LISTEN adapter.
+        ValueError: if the model has no LiSTEN adapter.
 
     Example:
 
@@ -44,7 +44,7 @@ def use_prompt_length(model: nn.Module, prompt_length: int, adapter_name: str | 
     Sets the number of prompts for the calling thread and the duration of a `with` block.
 
     Args:
-        model (`nn.Module`): a model with a LISTEN adapter, such as `pipe.model`.
+        model (`nn.Module`): a model with a LiSTEN adapter, such as `pipe.model`.
         prompt_length (`int`): from 1 to the adapter's `pool_size`.
         adapter_name (`str`, *optional*): the active adapter if not given.
 
@@ -60,7 +60,7 @@ def set_prompt_length(model: nn.Module, prompt_length: int, adapter_name: str | 
     Sets the number of prompts used in evaluation and generation, at any time and without reloading.
 
     Args:
-        model (`nn.Module`): a model with a LISTEN adapter, such as `pipe.model`.
+        model (`nn.Module`): a model with a LiSTEN adapter, such as `pipe.model`.
         prompt_length (`int`): from 1 to the adapter's `pool_size`.
         adapter_name (`str`, *optional*): the active adapter if not given.
 
@@ -76,7 +76,7 @@ def prompt_embeds(model: nn.Module, **inputs: Any) -> dict[str, torch.Tensor]:
     The untouched language model generates the same tokens from them; see [`ListenModel.prompt_embeds`].
 
     Args:
-        model (`nn.Module`): a model with a LISTEN adapter, such as `pipe.model`.
+        model (`nn.Module`): a model with a LiSTEN adapter, such as `pipe.model`.
         inputs: the inputs of `generate`.
 
     Returns:
@@ -84,7 +84,7 @@ def prompt_embeds(model: nn.Module, **inputs: Any) -> dict[str, torch.Tensor]:
         `(batch_size, k + length)`; arguments of the `generate` of the language model.
 
     Raises:
-        ValueError: if the model has no LISTEN adapter, or for the reasons of [`ListenModel.prompt_embeds`].
+        ValueError: if the model has no LiSTEN adapter, or for the reasons of [`ListenModel.prompt_embeds`].
         NotImplementedError: for a language model that gets more than embeddings.
     """
     return find_listen_layer(model).prompt_embeds(**inputs)

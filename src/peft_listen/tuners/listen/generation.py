@@ -116,22 +116,22 @@ class PromptGeneration:
         )
         if self._setting(call, "assistant_early_exit") is not None:
             raise ValueError(
-                "LISTEN does not support `assistant_early_exit`: the model would be its own assistant, with the same "
+                "LiSTEN does not support `assistant_early_exit`: the model would be its own assistant, with the same "
                 "prompts. Use another model as the `assistant_model`."
             )
         if self._setting(call, "guidance_scale") not in (None, 1, 1.0) and self._setting(call, "use_cache") is False:
             raise ValueError(
-                "LISTEN does not support `guidance_scale` without a cache: the prompts of the negative input would be "
+                "LiSTEN does not support `guidance_scale` without a cache: the prompts of the negative input would be "
                 "selected again for each token. Leave `use_cache` on."
             )
         if is_chunked and (is_static or is_filled):
             raise ValueError(
-                "LISTEN does not support `prefill_chunk_size` together with a static or a filled cache. Leave "
+                "LiSTEN does not support `prefill_chunk_size` together with a static or a filled cache. Leave "
                 "`prefill_chunk_size` out, or start from an empty dynamic cache."
             )
         if is_assisted and is_filled:
             raise ValueError(
-                "LISTEN does not support assisted decoding from a filled cache. Leave the assistant out, or start "
+                "LiSTEN does not support assisted decoding from a filled cache. Leave the assistant out, or start "
                 "from an empty cache."
             )
         self._check_positions(call)
@@ -146,7 +146,7 @@ class PromptGeneration:
             output = original(**call)
         if generate_call.prompts_are_inserted and not generate_call.has_begun:
             raise RuntimeError(
-                f"The `generate` of {type(self._model).__name__} did not call `prepare_inputs_for_generation`, so LISTEN "
+                f"The `generate` of {type(self._model).__name__} did not call `prepare_inputs_for_generation`, so LiSTEN "
                 "cannot tell which forward passes already contain prompts. Use the default dynamic cache."
             )
         return output
@@ -350,7 +350,7 @@ class PromptGeneration:
         unplaced = sorted(set(inputs) - {"input_ids", "inputs_embeds", "attention_mask"})
         if unplaced:
             raise ValueError(
-                f"LISTEN cannot continue from a filled cache with new {', '.join(f'`{name}`' for name in unplaced)}. Pass "
+                f"LiSTEN cannot continue from a filled cache with new {', '.join(f'`{name}`' for name in unplaced)}. Pass "
                 "the whole input with an empty cache."
             )
         backbone_call, _ = self._hooks.backbone_inputs(**inputs)

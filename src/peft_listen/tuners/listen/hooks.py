@@ -153,7 +153,7 @@ class PromptHooks:
         """
         thread, name = self.layer.thread, self.layer.active_adapter_name
         if name is None:
-            raise ValueError("No LISTEN adapter is active.")
+            raise ValueError("No LiSTEN adapter is active.")
         key_loss_per_row = thread.key_loss_per_row
         try:
             captured = self._capture_backbone_call(inputs)
@@ -201,7 +201,7 @@ class PromptHooks:
         call = thread.call = LanguageModelCall(frame=_calling_frame())
         if module is not self.language_model and self.layer.active_pool is not None:
             raise ValueError(
-                f"LISTEN does not support copies of {type(self.language_model).__name__} that share its hooks, as "
+                f"LiSTEN does not support copies of {type(self.language_model).__name__} that share its hooks, as "
                 "`torch.nn.DataParallel` creates them. Use `torch.nn.parallel.DistributedDataParallel` with one process "
                 "per device, or hide all devices but one (`CUDA_VISIBLE_DEVICES=0`)."
             )
@@ -468,7 +468,7 @@ class PromptHooks:
                 continue
             if value.dtype != torch.bool:
                 raise ValueError(
-                    f"LISTEN cannot insert prompts into `{name}`: it has no value for them. Do not pass `{name}`."
+                    f"LiSTEN cannot insert prompts into `{name}`: it has no value for them. Do not pass `{name}`."
                 )
             # Masks of special positions, such as image tokens; prompts are not special.
             arguments[name] = placement.insert_mask(value, value=False)

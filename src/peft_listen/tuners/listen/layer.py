@@ -141,7 +141,7 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         ours = [name for name in names if name in self.listen_pools]
         if len(ours) > 1:
-            raise ValueError(f"Only one LISTEN adapter can be active at a time, got {ours}. Activate one of them.")
+            raise ValueError(f"Only one LiSTEN adapter can be active at a time, got {ours}. Activate one of them.")
         super().set_adapter(names, inference_mode=inference_mode)
 
     @property
@@ -165,7 +165,7 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         """
         name = adapter_name or next((name for name in self.active_adapters if name in self.listen_pools), None)
         if name is None or name not in self.listen_pools:
-            raise ValueError(f"There is no LISTEN adapter {name!r}; there are {sorted(self.listen_pools)}.")
+            raise ValueError(f"There is no LiSTEN adapter {name!r}; there are {sorted(self.listen_pools)}.")
         return name
 
     def pool_of(self, adapter_name: str | None = None) -> PromptPool:
@@ -235,7 +235,7 @@ class ListenLayer(nn.Module, BaseTunerLayer):
         """
         name, thread = self.active_adapter_name, self.thread
         if name is None:
-            raise ValueError("No LISTEN adapter is active.")
+            raise ValueError("No LiSTEN adapter is active.")
         pool = self.ready_pool(name)
         if pool.is_training_step:
             self.trained_adapter = name
@@ -325,16 +325,16 @@ class ListenLayer(nn.Module, BaseTunerLayer):
 
 def find_listen_layer(model: nn.Module) -> ListenLayer:
     """
-    The LISTEN layer of a model, no matter how the adapter was added: a `PeftModel`, a model whose `load_adapter` was
+    The LiSTEN layer of a model, no matter how the adapter was added: a `PeftModel`, a model whose `load_adapter` was
     called, or the model of a pipeline.
 
     Raises:
-        ValueError: if the model has no LISTEN adapter.
+        ValueError: if the model has no LiSTEN adapter.
     """
     for module in model.modules():
         if isinstance(module, ListenLayer):
             return module
     raise ValueError(
-        f"There is no LISTEN adapter in {type(model).__name__}. Create one with `get_peft_model(model, ListenConfig())`, "
+        f"There is no LiSTEN adapter in {type(model).__name__}. Create one with `get_peft_model(model, ListenConfig())`, "
         "or load one."
     )

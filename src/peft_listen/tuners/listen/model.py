@@ -163,7 +163,7 @@ class ListenModel(BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(
-            "LISTEN prompts depend on the input and cannot be merged into the weights. Keep the adapter attached to the "
+            "LiSTEN prompts depend on the input and cannot be merged into the weights. Keep the adapter attached to the "
             "model, or remove it with `unload()`."
         )
 
@@ -190,7 +190,7 @@ class ListenModel(BaseTuner):
         # PEFT calls this around forward and generate, and removes the argument afterwards.
         if kwargs.get("adapter_names") is not None:
             raise ValueError(
-                "LISTEN does not support `adapter_names`: the prompts of all rows of a batch are selected from one pool. "
+                "LiSTEN does not support `adapter_names`: the prompts of all rows of a batch are selected from one pool. "
                 "Call `set_adapter` and run the rows of each adapter as a separate batch."
             )
         yield

@@ -33,7 +33,7 @@ def check_supported(call: dict[str, Any], past_length: int) -> None:
     for argument in _PACKED_ARGUMENTS:
         if call.get(argument) is not None:
             raise ValueError(
-                f"LISTEN does not support packed sequences (`{argument}` was given): every document needs its own "
+                f"LiSTEN does not support packed sequences (`{argument}` was given): every document needs its own "
                 "prompts. Disable packing."
             )
     attention_mask, position_ids = call.get("attention_mask"), call.get("position_ids")
@@ -42,7 +42,7 @@ def check_supported(call: dict[str, Any], past_length: int) -> None:
             f"{attention_mask.ndim}-dimensional" if torch.is_tensor(attention_mask) else type(attention_mask).__name__
         )
         raise ValueError(
-            f"LISTEN needs an attention mask of shape (batch_size, sequence_length), which it extends over the prompts, but "
+            f"LiSTEN needs an attention mask of shape (batch_size, sequence_length), which it extends over the prompts, but "
             f"got a prepared mask ({kind}). Pass the two-dimensional mask. If this comes from `generate` with a static "
             "cache, call `model.generate` itself, not the `generate` of the model's class."
         )
@@ -55,7 +55,7 @@ def check_supported(call: dict[str, Any], past_length: int) -> None:
     # Waits for the device, once per prefill that gets positions: prompts inside a packed row would be silently wrong.
     if bool(restarts.any()):
         raise ValueError(
-            "LISTEN does not support packed sequences (`position_ids` start again within a row): every document needs "
+            "LiSTEN does not support packed sequences (`position_ids` start again within a row): every document needs "
             "its own prompts. Disable packing."
         )
 
@@ -73,11 +73,11 @@ def check_cache_matches_adapter(cache_has_prompts: bool, adapter_is_on: bool) ->
     """
     if adapter_is_on and not cache_has_prompts:
         raise ValueError(
-            "The cache was filled while the LISTEN adapter was off, and the adapter is on now. Start from an empty "
+            "The cache was filled while the LiSTEN adapter was off, and the adapter is on now. Start from an empty "
             "cache."
         )
     if cache_has_prompts and not adapter_is_on:
         raise ValueError(
-            "The cache was filled while the LISTEN adapter was on, and the adapter is off now. Start from an empty "
+            "The cache was filled while the LiSTEN adapter was on, and the adapter is off now. Start from an empty "
             "cache, or turn the adapter on again."
         )
