@@ -53,7 +53,13 @@ UNDERSTOOD = {"query_layer": 26, "query_text": "last"}
 
 # The form of dynamic prompt selection that the table of methods compares with LoRA, and that the controls are derived from.
 # Chosen by the table of stage 0.
-CANDIDATE: dict[str, Any] = GROUPED
+CANDIDATE: dict[str, Any] = {
+    **GROUPED,
+    "pool_size": 7 * LENGTH,
+    "value_layers": THREE_LAYERS,
+    **UNDERSTOOD,
+    "query_audio_weight": 0.0,
+}
 
 # Cost of a step with 20 more positions, relative to one of LoRA: LoRA with so many more steps has had equal compute. The
 # results name the measured ratio.
@@ -226,6 +232,15 @@ def stage0(base: RunSettings) -> Iterator[Experiment]:
     yield task_known(f"{TASK_KNOWN}, deep", **DEEP)
     yield dps("DPS, P = 80, deep, query of layer 26", pool_size=80, **DEEP, **told)
     yield dps("DPS, P = 140, deep in 3 layers, query of layer 26", pool_size=140, value_layers=THREE_LAYERS, **told)
+    mixed = {**told, "mixing_temperature": 0.1, "key_loss_weight": 0.0}
+    yield dps("DPS, P = 80, deep, mixed, query of layer 26", pool_size=80, **DEEP, **mixed)
+    yield dps(
+        "DPS, P = 80, deep, mixed at the full rate, query of layer 26", pool_size=80, **DEEP, **mixed, value_rate=1.0
+    )
+    before = {"pool_size": 140, "value_layers": THREE_LAYERS, "init_keys_at_steps": [], "keys_from_rows": 320, **told}
+    yield dps("DPS, P = 140, deep in 3 layers, query of layer 26, keys from 320 rows", **before)
+    scaled = {**before, "query_layer": 28, "standardize_queries": True}
+    yield dps("DPS, P = 140, deep in 3 layers, standardized query of layer 28, keys from 320 rows", **scaled)
     yield dps("DPS, P = 40")
     yield dps("DPS, P = 40, deep", **DEEP)
     yield dps("DPS, P = 40, query of layer 26", **told)
@@ -233,7 +248,6 @@ def stage0(base: RunSettings) -> Iterator[Experiment]:
     yield soft(f"{DEEP_SOFT_PROMPT}, 5 layers", value_layers=DEEP_LAYERS)
     yield dps("DPS, P = 120, query of layer 26", **six, **told)
     yield dps("DPS, P = 120, query of layer 26 and audio", **six, **heard)
-    yield dps("DPS, P = 120, mixed, query of layer 26", **six, **told, mixing_temperature=0.1, key_loss_weight=0.0)
     yield dps("DPS, P = 40, start from a text", start_text=True)
 
 

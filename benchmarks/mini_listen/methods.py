@@ -22,7 +22,7 @@ from peft_listen.tuners.listen import find_listen_layer
 
 from .controls import clip_route, register_controls, take_routes, task_route
 from .settings import TASKS
-from .trials import mix_values, start_from_text
+from .trials import KeysBeforeTraining, mix_values, start_from_text
 
 
 PROJECTOR = "multi_modal_projector"
@@ -207,6 +207,7 @@ def listen(
     value_rate: float = 1.0,
     start_text: bool = False,
     mixing_temperature: float | None = None,
+    keys_from_rows: int | None = None,
     **config: Any,
 ) -> Adapted:
     """
@@ -222,6 +223,7 @@ def listen(
         value_rate (`float`, defaults to 1.0): learning rate of the values, relative to that of soft prompts.
         start_text (`bool`, defaults to `False`): initialize the shared prompts with a text, see `trials.py`.
         mixing_temperature (`float`, *optional*): mix the values of each position, see `trials.py`.
+        keys_from_rows (`int`, *optional*): initialize the keys from so many rows before the training, see `trials.py`.
         config: options of [`ListenConfig`].
     """
     if ignore_template:
@@ -233,7 +235,9 @@ def listen(
         start_from_text(model, processor.tokenizer)
     if mixing_temperature is not None:
         mix_values(model, mixing_temperature)
-    return Adapted(model, [ListenCallback(init_keys_at_steps=init_keys_at_steps or ())], value_rate)
+    callbacks: list[TrainerCallback] = [] if keys_from_rows is None else [KeysBeforeTraining(keys_from_rows)]
+    callbacks.append(ListenCallback(init_keys_at_steps=init_keys_at_steps or ()))
+    return Adapted(model, callbacks, value_rate)
 
 
 def missing_options(method: str, options: Mapping[str, Any]) -> list[str]:

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from peft_listen.training.callbacks import find_tuner
 from peft_listen.tuners.listen import find_listen_layer
 
 
@@ -45,8 +46,8 @@ def start_from_text(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Non
 
 def mix_values(model: nn.Module, temperature: float) -> None:
     """
-    Replaces the selected value at each position by the mean of all values of its group, weighted by the softmax of their
-    keys' cosines to the query over `temperature`, in training and evaluation.
+    Replaces the selected value at each position, and its deep values, by the mean of all values of its group, weighted by the
+    softmax of their keys' cosines to the query over `temperature`, in training and evaluation.
 
     Args:
         model (`nn.Module`): a model with a LiSTEN adapter that has as many groups of equal size as prompts, and shared
@@ -63,6 +64,54 @@ def mix_values(model: nn.Module, temperature: float) -> None:
         with torch.autocast(queries.device.type, enabled=False):
             weights = (queries @ keys.T / temperature).unflatten(-1, (len(shared), -1)).softmax(dim=-1)
             mixed = torch.einsum("bjm,jmd->bjd", weights, pool.values.unflatten(0, (len(shared), -1)))
-        return output._replace(prompts=shared + mixed)
+            output = output._replace(prompts=shared + mixed)
+            if output.deep is not None:
+                # The first position has no deep value.
+                values = pool.deep_values.unflatten(1, (len(shared), -1))[:, 1:]
+                vectors = torch.einsum("bjm,ljmd->bljd", weights[:, 1:], values) + pool.deep_shared_values[:, 1:]
+                output = output._replace(deep=output.deep._replace(vectors=vectors))
+        return output
 
     find_listen_layer(model).pool_of().register_forward_hook(mix)
+
+
+class KeysBeforeTraining(TrainerCallback):
+    """
+    Initializes the keys from queries of training rows before the first step, where `init_keys_at_steps` waits for the queries
+    of some steps. The running statistics begin with these rows too.
+
+    Args:
+        num_rows (`int`): number of rows.
+        batch_size (`int`, defaults to 32): rows of a forward pass.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int = 32) -> None:
+        self._num_rows = num_rows
+        self._batch_size = batch_size
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model, loader = kwargs["model"], kwargs["train_dataloader"]
+        pool = find_tuner(model).layer.pool_of()
+        starts = range(0, self._num_rows, self._batch_size)
+        if state.global_step == 0:
+            model.train()
+            with (
+                torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16),
+                model.record_selections() as records,
+            ):
+                for step, start in enumerate(starts):
+                    pool.begin_step(step)
+                    rows = [loader.dataset[start + place] for place in range(self._batch_size)]
+                    batch = loader.collate_fn(rows)
+                    model(
+                        **{
+                            name: value.to(args.device) if torch.is_tensor(value) else value
+                            for name, value in batch.items()
+                        }
+                    )
+                pool.begin_step(len(starts))
+                # The means are settled after the first quarter.
+                pool.init_keys_from(torch.cat([record.query for record in records][len(starts) // 4 :]))
+        # The statistics of the first steps would replace those of these rows.
+        update = pool._update_statistics
+        pool._update_statistics = lambda steps_seen: update(steps_seen + len(starts))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.mini_listen.controls import RouteCollator
-from benchmarks.mini_listen.experiments import CANDIDATE
+from benchmarks.mini_listen.experiments import GROUPED
 from benchmarks.mini_listen.methods import METHODS
 from benchmarks.mini_listen.settings import TASKS
 from benchmarks.mini_listen.training import rates_of_the_last_layer
@@ -74,15 +74,15 @@ def test_every_input_gets_the_same_soft_prompt_in_the_same_order(
 def test_the_compared_form_has_as_many_parameters_as_its_options_say(
     base: AudioListenForCausalLM, processor: AudioListenProcessor
 ) -> None:
-    adapted = METHODS["listen"](base, processor, 0, **{**CANDIDATE, "value_layers": [0, 1]})
-    pool, shared = CANDIDATE["pool_size"], CANDIDATE["num_shared_prompts"]
+    adapted = METHODS["listen"](base, processor, 0, **{**GROUPED, "value_layers": [0, 1]})
+    pool, shared = GROUPED["pool_size"], GROUPED["num_shared_prompts"]
     assert adapted.num_adapter_parameters() == (2 * pool + shared + 2 * (pool + shared)) * 32
     assert adapted.value_rate == 0.2
 
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("projector", {}), ("lora", {"rank": 2}), ("soft_prompt", {"prompt_length": 3}), ("listen", CANDIDATE)],
+    [("projector", {}), ("lora", {"rank": 2}), ("soft_prompt", {"prompt_length": 3}), ("listen", GROUPED)],
 )
 def test_the_last_layer_of_the_projector_has_a_lower_rate_with_every_method(
     base: AudioListenForCausalLM, processor: AudioListenProcessor, method: str, options: dict[str, Any]
