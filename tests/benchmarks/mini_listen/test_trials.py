@@ -3,10 +3,18 @@
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
 
-from benchmarks.mini_listen.trials import START_TEXT, mix_values, start_from_text
+from benchmarks.mini_listen.trials import START_TEXT, KeysBeforeTraining, mix_values, start_from_text
 from peft_listen import ListenConfig
+from peft_listen.training import ListenCallback
 from peft_listen.tuners.listen import find_listen_layer
 from tests.small_models import IDS, SIZES
 
@@ -56,6 +64,46 @@ def test_at_a_low_temperature_the_mean_is_the_best_value(model):
     selected = pool.eval()(embeds).prompts
     mix_values(model, 1e-5)
     assert torch.allclose(pool(embeds).prompts, selected, atol=1e-5)
+
+
+def test_deep_values_are_mixed_like_the_others(model):
+    llm = model.unload()
+    config = {"selector": "grouped", "selector_kwargs": {"num_groups": 4}, "key_loss_weight": 0.0, "value_layers": [1]}
+    deep = get_peft_model(llm, ListenConfig(pool_size=12, prompt_length=4, init_weights=False, **config))
+    pool = find_listen_layer(deep).pool_of().eval()
+    embeds = torch.randn(3, 5, SIZES["hidden_size"])
+    selected = pool(embeds)
+    mix_values(deep, 1e-5)
+    mixed = pool(embeds)
+    assert torch.allclose(mixed.prompts, selected.prompts, atol=1e-5)
+    assert torch.allclose(mixed.deep.vectors, selected.deep.vectors, atol=1e-5)
+
+
+def test_keys_begin_as_queries_of_training_rows(model, tmp_path):
+    rows = [
+        {"input_ids": torch.tensor([3 + number % 50, 7, 9]), "labels": torch.tensor([-100, -100, 9])}
+        for number in range(64)
+    ]
+    args = TrainingArguments(
+        str(tmp_path), max_steps=1, per_device_train_batch_size=8, report_to=[], use_cpu=True, seed=0
+    )
+    pool = find_listen_layer(model).pool_of()
+    before = pool.keys.detach().clone()
+    found = {}
+
+    class Observer(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            found.update(keys=pool.keys.detach().clone(), mean=pool.query_mean.clone())
+
+    callbacks = [KeysBeforeTraining(num_rows=32, batch_size=8), ListenCallback(), Observer()]
+    trainer = Trainer(model, args, train_dataset=rows, data_collator=default_data_collator, callbacks=callbacks)
+    with model.record_selections() as records:
+        trainer.train()
+    assert not torch.equal(found["keys"], before)
+    # The first step counts as the fifth, after four batches of rows: it moves the mean, and does not replace it.
+    assert len(records) == 5
+    expected = found["mean"] + 0.2 * (records[-1].query.mean(dim=0) - found["mean"])
+    assert torch.allclose(pool.query_mean, expected, atol=1e-6)
 
 
 def test_all_keys_and_values_are_trained_by_the_loss_of_the_prompts(model):
