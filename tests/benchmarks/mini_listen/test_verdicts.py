@@ -85,7 +85,7 @@ def test_the_claim_holds_if_every_condition_is_met() -> None:
         ({DPS: lambda task, seed: 0.49 if task in TASKS[:5] else 0.75}, "LoRA on 7 of 12 tasks, 8 needed"),
         ({DPS: lambda task, seed: 0.3 if task == "sv" else 0.7}, "worst task"),
         ({RANDOM_ROUTING: 0.66}, "points over DPS, random routing"),
-        ({EQUAL_SOFT_PROMPT: 0.66}, "points over soft prompt"),
+        ({EQUAL_SOFT_PROMPT: 0.66}, f"points over {EQUAL_SOFT_PROMPT}"),
     ],
 )
 def test_the_claim_does_not_hold_if_one_condition_is_not_met(changed: dict, condition: str) -> None:
