@@ -72,7 +72,11 @@ TUNED_RATES: dict[str, dict[str, float]] = {
     "full": {"lora": 1e-3, "listen": 1e-3, "soft_prompt": 5e-4},
     "smoke": {"lora": 1e-3, "listen": 1e-3, "soft_prompt": 5e-4},
 }
-TRIED_RATES = {"lora": (5e-4, 1e-3, 2e-3), "listen": (5e-4, 1e-3, 2e-3), "soft_prompt": (2e-4, 5e-4, 1e-3)}
+TRIED_RATES = {
+    "lora": (2e-4, 5e-4, 1e-3, 2e-3),
+    "listen": (1e-4, 2e-4, 5e-4, 1e-3),
+    "soft_prompt": (1e-4, 2e-4, 5e-4, 1e-3),
+}
 
 # Prompt lengths at which a trained pool is evaluated in addition to its own.
 SWEEP = (1, 2, 4, 8, 16, 20)

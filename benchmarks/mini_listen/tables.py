@@ -138,20 +138,21 @@ def single_tasks_table(study: Study) -> str:
 
 def learning_rates_table(study: Study) -> str:
     """Validation losses by learning rate, and a sentence for each method whose chosen rate is not the best stored one."""
+    columns = sorted({rate for rates in TRIED_RATES.values() for rate in rates})
     rows, remarks = [], []
     for method, rates in TRIED_RATES.items():
         label, chosen = METHOD_LABELS[method], TUNED_RATES[study.base.form][method]
         losses = {rate: values[0] for rate in rates if (values := study.losses(f"{label}, at {rate:g}"))}
         if not losses:
             continue
-        cells = [f"{rate:g}: {losses[rate]:.3f}" if rate in losses else f"{rate:g}: not run" for rate in rates]
+        cells = [f"{losses[rate]:.3f}" if rate in losses else "not run" if rate in rates else "" for rate in columns]
         rows.append([label, *cells, f"{chosen:g}"])
         best = min(losses, key=lambda rate: losses[rate])
         if best != chosen:
             remarks.append(f"{label}: {best:g} has the lowest stored loss, and {chosen:g} was used.")
     if not rows:
         return ""
-    table = markdown_table(("validation loss", "low rate", "middle rate", "high rate", "used"), rows)
+    table = markdown_table(("validation loss", *(f"{rate:g}" for rate in columns), "used"), rows)
     return "\n\n".join([table, *remarks])
 
 

@@ -84,7 +84,7 @@ def test_rates_are_chosen_with_another_seed_among_rates_that_were_tried() -> Non
         tried = [(one.settings.method, one.settings.learning_rate) for one in GROUPS["learning_rates"](base)]
         for method, rate in TUNED_RATES[base.form].items():
             rates = sorted(other for name, other in tried if name == method)
-            assert len(rates) == 3 and rate in rates
+            assert len(rates) == 4 and rate in rates
     rates = list(GROUPS["learning_rates"](BASES[0]))
     assert all(one.seeds == (RATE_SEED,) and one.settings.test_per_task == 0 for one in rates)
     for one in experiments(BASES[0]):

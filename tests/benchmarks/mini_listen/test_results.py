@@ -8,7 +8,15 @@ import pytest
 from benchmarks.markdown import markers
 from benchmarks.mini_listen import results, tables
 from benchmarks.mini_listen.comparison import Study
-from benchmarks.mini_listen.experiments import CONNECTOR, DPS, EQUAL_SOFT_PROMPT, GROUPS, LORA, SOFT_PROMPT
+from benchmarks.mini_listen.experiments import (
+    CONNECTOR,
+    DPS,
+    EQUAL_SOFT_PROMPT,
+    GROUPS,
+    LORA,
+    SOFT_PROMPT,
+    TUNED_RATES,
+)
 from benchmarks.mini_listen.plots import plot
 from benchmarks.mini_listen.results import page
 from benchmarks.mini_listen.settings import FORMS, TASKS
@@ -62,12 +70,15 @@ def test_a_rate_that_is_not_the_best_is_named() -> None:
     stored = {}
     for one in GROUPS["learning_rates"](BASE):
         (settings,) = one.runs()
-        losses = {5e-4: 1.0, 1e-3: 1.2, 2e-3: 1.1, 2e-4: 1.3}
-        stored[settings.name] = make_run(settings, dict.fromkeys(TASKS, 0.5), losses[settings.learning_rate])
+        losses = {1e-4: 1.4, 2e-4: 1.0 if settings.method == "lora" else 1.3, 5e-4: 1.05, 1e-3: 1.2}
+        if settings.learning_rate in losses:
+            stored[settings.name] = make_run(settings, dict.fromkeys(TASKS, 0.5), losses[settings.learning_rate])
+    used = TUNED_RATES[BASE.form]["lora"]
     text = tables.learning_rates_table(Study(BASE, stored))
-    assert f"{LORA}: 0.0005 has the lowest stored loss, and 0.001 was used." in text
-    assert f"{EQUAL_SOFT_PROMPT}:" not in text
-    assert f"| {EQUAL_SOFT_PROMPT} | 0.0002: 1.300 | 0.0005: 1.000 | 0.001: 1.200 | 0.0005 |" in text
+    assert text.startswith("| validation loss | 0.0001 | 0.0002 | 0.0005 | 0.001 | 0.002 | used |")
+    assert f"| {LORA} |  | 1.000 | 1.050 | 1.200 | not run | {used:g} |" in text
+    assert f"{LORA}: 0.0002 has the lowest stored loss, and {used:g} was used." in text
+    assert f"| {EQUAL_SOFT_PROMPT} | 1.400 | 1.300 | 1.050 | 1.200 |  |" in text
 
 
 def test_the_forms_of_stage_0_are_sorted_by_loss() -> None:
