@@ -68,7 +68,7 @@ EQUAL_COMPUTE = 1.4
 # The rates with the lowest validation loss in the group `learning_rates`, by form and method. The results say if a stored
 # run has a lower one.
 TUNED_RATES: dict[str, dict[str, float]] = {
-    "small": {"lora": 1e-3, "listen": 1e-3, "soft_prompt": 5e-4},
+    "small": {"lora": 1e-3, "listen": 2e-4, "soft_prompt": 2e-4},
     "full": {"lora": 1e-3, "listen": 1e-3, "soft_prompt": 5e-4},
     "smoke": {"lora": 1e-3, "listen": 1e-3, "soft_prompt": 5e-4},
 }
@@ -213,46 +213,43 @@ def single_task_label(task: str, factor: int) -> str:
 
 @register_group
 def stage0(base: RunSettings) -> Iterator[Experiment]:
-    """Which form to compare: short runs of 8 clips with one seed."""
-    short = replace(base, steps=min(80, base.steps), batch_size=8)
+    """Which form to compare, by validation loss: short runs of 8 clips with one seed, without the test split."""
+    short = replace(base, steps=min(80, base.steps), batch_size=8, test_per_task=0)
 
     def dps(label: str, **options: Any) -> Experiment:
-        return Experiment(f"short: {label}", _tuned(short, "listen", **{**GROUPED, **options}))
+        return Experiment(f"short: DPS, {label}", _tuned(short, "listen", **{**GROUPED, **options}))
 
     def soft(label: str, **options: Any) -> Experiment:
-        return Experiment(f"short: {label}", _tuned(short, "soft_prompt", prompt_length=LENGTH, **options))
+        return Experiment(f"short: {label}", _tuned(short, "soft_prompt", **{"prompt_length": LENGTH, **options}))
 
     def task_known(label: str, **options: Any) -> Experiment:
         known = {"rule": "task", "prompts_per_position": len(base.tasks), "value_rate": GROUPED["value_rate"]}
         settings = _tuned(short, "routed", "listen", prompt_length=LENGTH, **known, **options)
         return Experiment(f"short: {label}, P = {len(base.tasks) * LENGTH}", settings)
 
+    ten = {"pool_size": 20, "selector_kwargs": {"num_groups": 10}, "prompt_length": 10, "num_shared_prompts": 10}
+    every = {"value_layers": NINETEEN_LAYERS}
     told = {**UNDERSTOOD, "query_audio_weight": 0.0}
     heard = {**UNDERSTOOD, "query_audio_weight": 0.5}
-    six = {"pool_size": 6 * LENGTH}
+    seven = {"pool_size": 7 * LENGTH, "value_layers": THREE_LAYERS, **told}
+    scaled = {"query_layer": 28, "standardize_queries": True, "init_keys_at_steps": [], "keys_from_rows": 320}
+    mixed = {"mixing_temperature": 0.1, "key_loss_weight": 0.0}
     yield Experiment(f"short: {LORA}", _lora(short))
+    yield soft(f"{DEEP_SOFT_PROMPT}, 29 layers", value_layers=ALL_LAYERS)
+    yield dps("k = 10, P = 20, 19 layers, query of layer 26", **ten, **every, **told)
+    yield dps("P = 40, 19 layers, query of layer 26", **every, **told)
+    yield dps("P = 40, 19 layers", **every)
+    yield task_known(f"{TASK_KNOWN}, 5 layers", **DEEP)
+    yield soft(f"{DEEP_SOFT_PROMPT}, k = 10, 19 layers", prompt_length=10, **every)
+    yield dps("P = 40, 19 layers, mixed, query of layer 26", **every, **told, **mixed)
+    yield dps("P = 40, 19 layers, query of layer 26 and audio", **every, **heard)
+    yield dps("P = 140, 3 layers, query of layer 26", **seven)
     yield soft(SOFT_PROMPT)
-    yield soft(f"{DEEP_SOFT_PROMPT}, 19 layers", value_layers=NINETEEN_LAYERS)
-    yield task_known(f"{TASK_KNOWN}, deep", **DEEP)
-    yield dps("DPS, P = 80, deep, query of layer 26", pool_size=80, **DEEP, **told)
-    yield dps("DPS, P = 140, deep in 3 layers, query of layer 26", pool_size=140, value_layers=THREE_LAYERS, **told)
-    mixed = {**told, "mixing_temperature": 0.1, "key_loss_weight": 0.0}
-    yield dps("DPS, P = 80, deep, mixed, query of layer 26", pool_size=80, **DEEP, **mixed)
-    yield dps(
-        "DPS, P = 80, deep, mixed at the full rate, query of layer 26", pool_size=80, **DEEP, **mixed, value_rate=1.0
-    )
-    before = {"pool_size": 140, "value_layers": THREE_LAYERS, "init_keys_at_steps": [], "keys_from_rows": 320, **told}
-    yield dps("DPS, P = 140, deep in 3 layers, query of layer 26, keys from 320 rows", **before)
-    scaled = {**before, "query_layer": 28, "standardize_queries": True}
-    yield dps("DPS, P = 140, deep in 3 layers, standardized query of layer 28, keys from 320 rows", **scaled)
-    yield dps("DPS, P = 40")
-    yield dps("DPS, P = 40, deep", **DEEP)
-    yield dps("DPS, P = 40, query of layer 26", **told)
+    yield dps("P = 40")
+    yield dps("P = 40, query of layer 26", **told)
+    yield dps("P = 40, start from a text", start_text=True)
     yield task_known(TASK_KNOWN)
-    yield soft(f"{DEEP_SOFT_PROMPT}, 5 layers", value_layers=DEEP_LAYERS)
-    yield dps("DPS, P = 120, query of layer 26", **six, **told)
-    yield dps("DPS, P = 120, query of layer 26 and audio", **six, **heard)
-    yield dps("DPS, P = 40, start from a text", start_text=True)
+    yield dps("P = 140, 3 layers, standardized query of layer 28, keys from 320 rows", **{**seven, **scaled})
 
 
 @register_group

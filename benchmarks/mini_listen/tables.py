@@ -165,10 +165,9 @@ def stage0_table(study: Study) -> str:
         runs = list(study.runs(experiment.label).values())
         label = experiment.label.removeprefix("short: ")
         if not runs:
-            lines.append((float("inf"), [label, "", _not_run(experiment), *[""] * 5]))
+            lines.append((float("inf"), [label, "", _not_run(experiment), *[""] * 4]))
             continue
         loss = study.mean_loss(runs[0]["validation_loss"])
-        score = 100 * statistics.fmean(runs[0]["test"][task]["score"] for task in study.tasks)
         known = study.mean_loss(runs[0]["validation_loss_training_wordings"])
         lines.append(
             (
@@ -180,14 +179,18 @@ def stage0_table(study: Study) -> str:
                     "" if soft is None else f"{loss - soft:+.3f}",
                     "" if lora is None else f"{loss - lora:+.3f}",
                     f"{known:.3f}",
-                    f"{score:.1f}",
                     _seconds_per_step(runs),
                 ],
             )
         )
     header = (
-        *("form", "parameters", "validation loss", "minus soft prompt", "minus LoRA", "trained wordings"),
-        *("score", "s per step"),
+        "form",
+        "parameters",
+        "validation loss",
+        "minus soft prompt",
+        "minus LoRA",
+        "trained wordings",
+        "s per step",
     )
     return markdown_table(header, (cells for _, cells in sorted(lines, key=lambda line: line[0])))
 

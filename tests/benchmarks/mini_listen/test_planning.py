@@ -116,6 +116,7 @@ def test_a_run_on_one_task_sees_the_rows_that_a_run_on_all_sees() -> None:
 def test_stage_0_has_80_steps_of_8_in_every_form() -> None:
     for base in BASES:
         assert {(one.settings.steps, one.settings.batch_size) for one in GROUPS["stage0"](base)} == {(80, 8)}
+        assert all(one.settings.test_per_task == 0 for one in GROUPS["stage0"](base))
 
 
 def test_experiments_are_selected_by_label_and_seed() -> None:
