@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -56,10 +57,17 @@ class Study:
         base ([`RunSettings`]): settings that all runs of the form share.
         stored (`Mapping[str, dict]`): stored runs by name, see [`read_results`].
         skills (`dict[str, float]`, *optional*): losses of the frozen language model by task, see `skills.py`.
+        routing (`list[dict]`, *optional*): what queries tell about the task, see `routing.py`.
     """
 
-    def __init__(self, base: RunSettings, stored: Mapping[str, Run], skills: dict[str, float] | None = None) -> None:
-        self.base, self.stored, self.skills = base, stored, skills
+    def __init__(
+        self,
+        base: RunSettings,
+        stored: Mapping[str, Run],
+        skills: dict[str, float] | None = None,
+        routing: list[dict[str, Any]] | None = None,
+    ) -> None:
+        self.base, self.stored, self.skills, self.routing = base, stored, skills, routing
         self.groups: dict[str, list[Experiment]] = {group: list(make(base)) for group, make in GROUPS.items()}
         self._compared: dict[tuple[str, str], Comparison | None] = {}
         self._by_label = {one.label: one for experiments in self.groups.values() for one in experiments}

@@ -21,6 +21,7 @@ from .comparison import Study
 from .experiments import CANDIDATE, DPS, LORA, LORA_EQUAL_COMPUTE
 from .planning import add_settings, results_folder, settings_of
 from .plots import plot
+from .routing import read_routing
 from .skills import read_skills
 from .storage import read_results
 from .verdicts import verdicts
@@ -67,6 +68,7 @@ def sections(study: Study) -> Iterator[tuple[str, str]]:
     yield "Skills of the frozen language model", tables.skills_table(study)
     yield "Learning rates", tables.learning_rates_table(study)
     yield "Stage 0: which form to compare", tables.stage0_table(study)
+    yield "Which query knows the task", tables.routing_table(study)
     yield "Prompt lengths", tables.prompt_lengths_table(study)
     for group, title in (("pool_sizes", "Pool sizes"), ("held_out_tasks", "A task without training")):
         yield title, tables.trained_tasks_table(study, group)
@@ -134,6 +136,7 @@ def main() -> None:
         settings_of(arguments),
         read_results(results_folder(arguments)),
         read_skills(arguments.results, arguments.form),
+        read_routing(arguments.results, arguments.form),
     )
     paths = plot(study, arguments.plots) if arguments.plots else []
     start = arguments.write.parent if arguments.write else Path()

@@ -24,6 +24,8 @@ from .storage import Run
 
 
 METRICS = {"asr": "word accuracy", "en2zh": "chrF", "acap": "ROUGE-L"}
+# Names of the poolings of `routing.py`.
+_POOLINGS = {"mean": "mean", "last": "last token"}
 # Methods that the table of comparisons sets against DPS.
 METHOD_LABELS = {"lora": LORA, "listen": DPS, "soft_prompt": EQUAL_SOFT_PROMPT}
 
@@ -205,6 +207,19 @@ def skills_table(study: Study) -> str:
     return markdown_table(
         ["", *TASKS], [["loss per token", *cells], [f"below {LARGEST_LOSS:g}: has the skill", *state]]
     )
+
+
+def routing_table(study: Study) -> str:
+    """What a key tells about the task, by query and keys of a group: trained and new wordings."""
+    if study.routing is None:
+        return ""
+    rows = []
+    for one in study.routing:
+        text = "mean of the embeddings" if one["layer"] == 0 else f"{_POOLINGS[one['pooling']]}, layer {one['layer']}"
+        rows.append([text, *(f"{trained:.2f} / {new:.2f}" for trained, new in one["shares"].values())])
+    best = (f"{min(1.0, int(count) / len(study.base.tasks)):.2f}" for count in study.routing[0]["shares"])
+    header = ["own task's share, trained / new wordings", *(f"{count} keys" for count in study.routing[0]["shares"])]
+    return markdown_table(header, [*rows, ["the most that is possible", *best]])
 
 
 def prompt_lengths_table(study: Study) -> str:
