@@ -48,18 +48,20 @@ GROUPED = {
     "value_rate": 0.2,
 }
 DEEP = {"value_layers": DEEP_LAYERS}
+# Ten prompts instead of 20, with vectors in 19 layers: 357 120 parameters.
+TEN = {
+    "pool_size": 20,
+    "selector_kwargs": {"num_groups": 10},
+    "prompt_length": 10,
+    "num_shared_prompts": 10,
+    "value_layers": NINETEEN_LAYERS,
+}
 # The query's text half is the state of the last prompt token after 26 of 30 layers.
 UNDERSTOOD = {"query_layer": 26, "query_text": "last"}
 
 # The form of dynamic prompt selection that the table of methods compares with LoRA, and that the controls are derived from.
 # Chosen by the table of stage 0.
-CANDIDATE: dict[str, Any] = {
-    **GROUPED,
-    "pool_size": 7 * LENGTH,
-    "value_layers": THREE_LAYERS,
-    **UNDERSTOOD,
-    "query_audio_weight": 0.0,
-}
+CANDIDATE: dict[str, Any] = {**GROUPED, **TEN, **UNDERSTOOD, "query_audio_weight": 0.0}
 
 # Cost of a step with 20 more positions, relative to one of LoRA: LoRA with so many more steps has had equal compute. The
 # results name the measured ratio.
@@ -79,7 +81,7 @@ TRIED_RATES = {
 }
 
 # Prompt lengths at which a trained pool is evaluated in addition to its own.
-SWEEP = (1, 2, 4, 8, 16, 20)
+SWEEP = (1, 2, 4, 6, 8, 10)
 
 
 @dataclass(frozen=True)
@@ -155,26 +157,20 @@ def _routed(base: RunSettings, rule: str, prompts_per_position: int) -> RunSetti
     return _tuned(base, "routed", "listen", rule=rule, prompts_per_position=prompts_per_position, **kept)
 
 
-# The soft prompt that has the length and the depth of the candidate. That of a deep candidate has about as many parameters,
-# in more layers.
-EQUAL_SOFT_PROMPT = DEEP_SOFT_PROMPT if "value_layers" in CANDIDATE else SOFT_PROMPT
+# One prompt for all inputs with about as many parameters as the candidate, 345 600, and more prompts in more layers.
+EQUAL_SOFT_PROMPT = DEEP_SOFT_PROMPT
+DEEP_SOFT_PROMPT_OPTIONS = {"prompt_length": LENGTH, "value_layers": ALL_LAYERS}
 
 
 @register_group
 def methods(base: RunSettings) -> Iterator[Experiment]:
     """All methods, each at its own learning rate."""
-    length = CANDIDATE["prompt_length"]
-    is_deep = EQUAL_SOFT_PROMPT == DEEP_SOFT_PROMPT
-    deep = ALL_LAYERS if is_deep else DEEP_LAYERS
     yield Experiment(CONNECTOR, _tuned(base, "projector", "lora"), FEW_SEEDS)
     yield Experiment(LORA, _lora(base), SEEDS)
     yield Experiment(DPS, _tuned(base, "listen", **CANDIDATE), SEEDS)
     yield Experiment(LORA_EQUAL_COMPUTE, _lora(base, steps=round(EQUAL_COMPUTE * base.steps)), FEW_SEEDS)
-    shallow_seeds, deep_seeds = (FEW_SEEDS, SEEDS) if is_deep else (SEEDS, FEW_SEEDS)
-    yield Experiment(SOFT_PROMPT, _tuned(base, "soft_prompt", prompt_length=length), shallow_seeds)
-    yield Experiment(
-        DEEP_SOFT_PROMPT, _tuned(base, "soft_prompt", prompt_length=length, value_layers=deep), deep_seeds
-    )
+    yield Experiment(DEEP_SOFT_PROMPT, _tuned(base, "soft_prompt", **DEEP_SOFT_PROMPT_OPTIONS), SEEDS)
+    yield Experiment(SOFT_PROMPT, _tuned(base, "soft_prompt", prompt_length=LENGTH), FEW_SEEDS)
     yield Experiment(TASK_KNOWN, _routed(base, "task", len(base.tasks)), FEW_SEEDS)
     groups = CANDIDATE["selector_kwargs"]["num_groups"]
     yield Experiment(RANDOM_ROUTING, _routed(base, "random", CANDIDATE["pool_size"] // groups), FEW_SEEDS)
@@ -184,9 +180,7 @@ def methods(base: RunSettings) -> Iterator[Experiment]:
 @register_group
 def learning_rates(base: RunSettings) -> Iterator[Experiment]:
     """Learning rates of each method, chosen by validation loss; the rate of prompts is ten times as high."""
-    options = {"lora": {"rank": 8}, "listen": CANDIDATE, "soft_prompt": {"prompt_length": CANDIDATE["prompt_length"]}}
-    if EQUAL_SOFT_PROMPT == DEEP_SOFT_PROMPT:
-        options["soft_prompt"]["value_layers"] = ALL_LAYERS
+    options = {"lora": {"rank": 8}, "listen": CANDIDATE, "soft_prompt": DEEP_SOFT_PROMPT_OPTIONS}
     labels = {"lora": LORA, "listen": DPS, "soft_prompt": EQUAL_SOFT_PROMPT}
     for method, rates in TRIED_RATES.items():
         # Without the test split, which chooses nothing.
@@ -227,7 +221,6 @@ def stage0(base: RunSettings) -> Iterator[Experiment]:
         settings = _tuned(short, "routed", "listen", prompt_length=LENGTH, **known, **options)
         return Experiment(f"short: {label}, P = {len(base.tasks) * LENGTH}", settings)
 
-    ten = {"pool_size": 20, "selector_kwargs": {"num_groups": 10}, "prompt_length": 10, "num_shared_prompts": 10}
     every = {"value_layers": NINETEEN_LAYERS}
     told = {**UNDERSTOOD, "query_audio_weight": 0.0}
     heard = {**UNDERSTOOD, "query_audio_weight": 0.5}
@@ -236,13 +229,19 @@ def stage0(base: RunSettings) -> Iterator[Experiment]:
     mixed = {"mixing_temperature": 0.1, "key_loss_weight": 0.0}
     yield Experiment(f"short: {LORA}", _lora(short))
     yield soft(f"{DEEP_SOFT_PROMPT}, 29 layers", value_layers=ALL_LAYERS)
-    yield dps("k = 10, P = 20, 19 layers, query of layer 26", **ten, **every, **told)
+    yield dps("k = 10, P = 20, 19 layers, query of layer 26", **TEN, **told)
     yield dps("P = 40, 19 layers, query of layer 26", **every, **told)
     yield dps("P = 40, 19 layers", **every)
     yield task_known(f"{TASK_KNOWN}, 5 layers", **DEEP)
     yield soft(f"{DEEP_SOFT_PROMPT}, k = 10, 19 layers", prompt_length=10, **every)
-    yield dps("P = 40, 19 layers, mixed, query of layer 26", **every, **told, **mixed)
-    yield dps("P = 40, 19 layers, query of layer 26 and audio", **every, **heard)
+    yield dps("k = 10, P = 20, 19 layers", **TEN)
+    yield dps("k = 10, P = 20, 19 layers, query of layer 26 and audio", **TEN, **heard)
+    yield dps("k = 10, P = 20, 19 layers, mixed, query of layer 26", **TEN, **told, **mixed)
+    yield dps(
+        "k = 10, P = 30, 18 layers, query of layer 26",
+        **{**TEN, "pool_size": 30, "value_layers": NINETEEN_LAYERS[:18]},
+        **told,
+    )
     yield dps("P = 140, 3 layers, query of layer 26", **seven)
     yield soft(SOFT_PROMPT)
     yield dps("P = 40")

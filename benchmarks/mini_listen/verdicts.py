@@ -144,8 +144,8 @@ def selection_helps(study: Study) -> Verdict:
 
 @register_rule
 def soft_prompt_is_beaten(study: Study) -> Verdict:
-    """Both tests against the soft prompt of the same length and depth."""
-    question = f"Is DPS better than a {EQUAL_SOFT_PROMPT} of its length and depth?"
+    """Both tests against one soft prompt with about as many parameters."""
+    question = f"Is DPS better than a {EQUAL_SOFT_PROMPT} with about as many parameters?"
     result = study.compare(DPS, EQUAL_SOFT_PROMPT)
     if result is None:
         return _missing(study, question, DPS, EQUAL_SOFT_PROMPT)
