@@ -69,7 +69,7 @@ class ListenConfig(PeftConfig):
             Number of layers of the frozen decoder that the text of the query has passed, in a forward pass of the text alone,
             without audio and prompts. At 0, it is the mean of the embeddings. A running mean is subtracted from the text half
             and the audio half each, both are scaled to unit length, and added. Needs `query_pooling="modality_mean"`.
-            *(ours; its effect was not measured yet)*
+            *(ours)*
         query_text (`"mean"` or `"last"`, defaults to `"mean"`):
             Whether the text half is the mean over the text's positions, or its last position. `"last"` needs a
             `query_layer`. *(ours)*
