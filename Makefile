@@ -117,6 +117,7 @@ package: .venv-package/installed
 
 benchmark: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.mini_listen.skills --form $(FORM)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.mini_listen.routing --form $(FORM)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.mini_listen.run --form $(FORM) $(RUN)
 	$(MAKE) tables
 
