@@ -89,7 +89,7 @@ class ListenConfig(PeftConfig):
             the pool and, where shared prompts are added, one for each of these. They are initially zero, follow the
             selection of the values, and are scaled to the hidden states of the layer. Adds `len(value_layers) * (pool_size
             + num_shared_prompts) * hidden_size` parameters, without `num_shared_prompts` where shared prompts are
-            prepended. *(ours, after deep prompt tuning, https://arxiv.org/abs/2110.07602; its effect was not measured yet)*
+            prepended. *(ours, after deep prompt tuning, https://arxiv.org/abs/2110.07602)*
         init_weights (`bool`, `"vocab"` or `"normal"`, defaults to `True`):
             `True` or `"vocab"`: keys and values are initialized with embeddings of random ordinary tokens. `"normal"`:
             normally distributed with the standard deviation of the embeddings. `False`: random and deliberately large,
