@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,11 @@ def adapt(settings: RunSettings, material: Material, device: str = "cpu") -> tup
 def projector_path(material: Material, steps: int) -> Path:
     """File of the projector that was trained alone for some steps; see `start.py`."""
     return material.folder / f"projector-{steps}.safetensors"
+
+
+def projector_hash(material: Material, steps: int) -> str | None:
+    """Hash of this file, 8 hexadecimal digits; `None` for untrained projectors, which depend on the settings alone."""
+    return hashlib.sha256(projector_path(material, steps).read_bytes()).hexdigest()[:8] if steps else None
 
 
 def prepare(folder: Path, base_dir: Path, data_dir: Path, form: Form, device: str = "cpu") -> Material:

@@ -98,6 +98,10 @@ def compared(study: Study) -> str:
         "1 for the best run on the task alone. Validation and test have wordings of the instructions that are not in "
         "training."
     )
+    compared_runs = [run for experiment in study.groups["methods"] for run in study.runs(experiment.label).values()]
+    starts = {run["start"] for run in compared_runs}
+    if len(starts) > 1:
+        text += f" The runs of the methods started from {len(starts)} different projectors."
     ours, theirs = (
         [run["seconds_per_step"] for run in study.runs(label).values() if run["seconds_per_step"] is not None]
         for label in (DPS, LORA)

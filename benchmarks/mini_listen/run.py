@@ -35,7 +35,7 @@ from peft_listen.metrics import get_metric
 from .estimate import estimate
 from .evaluation import Evaluator, clip_scores, further_metrics
 from .instructions import reworded
-from .material import Material, adapt, prepare
+from .material import Material, adapt, prepare, projector_hash
 from .methods import Adapted
 from .planning import (
     PlannedRun,
@@ -106,6 +106,7 @@ def run(
         "versions": library_versions(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "start": projector_hash(material, settings.projector_steps),
         "train_loss": evaluator.losses(train_rows),
         "validation_loss": evaluator.losses(validation_rows),
         "validation_loss_training_wordings": evaluator.losses(reworded(validation_rows, "train")),

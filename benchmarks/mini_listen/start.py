@@ -52,8 +52,8 @@ class DrawnPrompts(TrainerCallback):
 
 def train_projector(form: Form, material: Material, work_dir: Path, device: str = "cpu") -> Path | None:
     """
-    Trains the projector from which all runs of a form start, or reuses it. Its losses with and without prompts are written to
-    a JSON file beside it.
+    Trains the projector from which all runs of a form start, or reuses it. Its validation losses with and without random prompts,
+    before and after the second part, are printed and written to a JSON file beside it.
 
     Args:
         form ([`Form`])
@@ -69,31 +69,44 @@ def train_projector(form: Form, material: Material, work_dir: Path, device: str 
     path = projector_path(material, form.projector_steps)
     if path.is_file():
         return path
-    losses = {}
+    losses: dict[str, dict[str, float]] = {}
     for name, settings in start_settings(form).items():
         written = projector_path(material, settings.steps + settings.projector_steps)
         if written.is_file():
             continue
         adapted, collator = adapt(settings, material, device)
-        base = adapted.model.get_base_model() if isinstance(adapted.model, PeftModel) else adapted.model
-        projector = base.model.multi_modal_projector.requires_grad_(True)
-        if isinstance(adapted.model, PeftModel):
+        has_prompts = isinstance(adapted.model, PeftModel)
+        projector = (adapted.model.get_base_model() if has_prompts else adapted.model).model.multi_modal_projector
+        projector.requires_grad_(True)
+        evaluator = Evaluator(adapted.model.to(device), material.processor, collator, precision=settings.precision)
+        if has_prompts:
             adapted.callbacks.append(DrawnPrompts(adapted.model, settings.seed))
+            losses["the projector alone"] = _losses(evaluator, material)
         examples = read_split(material.data_dir, "train", settings.tasks, settings.train_per_task)
         print(f"{name}: {settings.steps} steps", flush=True)
         train(adapted, collator, examples, settings, work_dir / settings.name, device)
-        evaluator = Evaluator(adapted.model.to(device), material.processor, collator, precision=settings.precision)
-        if isinstance(adapted.model, PeftModel):
-            adapted.model.base_model.enable_adapter_layers()
-            losses["with random prompts"] = statistics.fmean(evaluator.losses(material.validation).values())
-            adapted.model.base_model.disable_adapter_layers()
-            losses["without prompts"] = statistics.fmean(evaluator.losses(material.validation).values())
+        if has_prompts:
+            losses[name] = _losses(evaluator, material)
         with atomic_path(written) as temporary:
             save_file({name: weight.contiguous().cpu() for name, weight in projector.state_dict().items()}, temporary)
     with atomic_path(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(losses, indent=1) + "\n", encoding="utf-8")
     print(f"validation losses: {losses}", flush=True)
     return path
+
+
+def _losses(evaluator: Evaluator, material: Material) -> dict[str, float]:
+    """Mean validation losses with and without the random prompts."""
+    tuner = evaluator.model.eval().base_model
+    losses = {}
+    for name, switch in (
+        ("with random prompts", tuner.enable_adapter_layers),
+        ("without prompts", tuner.disable_adapter_layers),
+    ):
+        switch()
+        losses[name] = round(statistics.fmean(evaluator.losses(material.validation).values()), 4)
+    tuner.enable_adapter_layers()
+    return losses
 
 
 def start_settings(form: Form) -> dict[str, RunSettings]:

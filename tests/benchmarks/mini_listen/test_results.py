@@ -59,6 +59,13 @@ def test_tasks_whose_skill_is_missing_are_reported_apart() -> None:
     assert study.mean_loss({**dict.fromkeys(TASKS, 1.0), "asr": 100.0}) == 1.0
 
 
+def test_runs_from_different_projectors_are_named() -> None:
+    study = make_study(METHODS)
+    assert "different projectors" not in page(study)
+    next(iter(study.runs(LORA).values()))["start"] = "0123abcd"
+    assert "The runs of the methods started from 2 different projectors." in page(study)
+
+
 def test_what_was_not_won_is_listed() -> None:
     study = make_study({**METHODS, DPS: lambda task, seed: 0.4 if task in ("er", "sv") else 0.45})
     text = results.not_won(study)

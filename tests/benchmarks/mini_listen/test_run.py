@@ -17,7 +17,7 @@ from benchmarks.mini_listen.estimate import estimate
 from benchmarks.mini_listen.evaluation import clip_scores, further_metrics
 from benchmarks.mini_listen.experiments import GROUPED, GROUPS, Experiment
 from benchmarks.mini_listen.instructions import INSTRUCTIONS, reworded, wordings_of
-from benchmarks.mini_listen.material import adapt, prepare, projector_path
+from benchmarks.mini_listen.material import adapt, prepare, projector_hash, projector_path
 from benchmarks.mini_listen.methods import METHODS
 from benchmarks.mini_listen.planning import PlannedRun
 from benchmarks.mini_listen.questions import FRAMES
@@ -122,7 +122,7 @@ def test_every_method_stores_a_result(results, settings):
             assert all(0 <= score <= 1 for score in scores)
         assert {"wer", "cer"} <= set(result["test"]["asr"]) and {"chrf", "bleu"} <= set(result["test"]["en2zh"])
         assert 0 <= result["test"]["sv"]["eer"] <= 1
-        assert result["settings_hash"] == settings_of_method.hash
+        assert result["settings_hash"] == settings_of_method.hash and result["start"] is None
         assert ("selections" in result) == (method == "listen")
         assert result["device"] == "cpu" and result["seconds_per_step"] > 0
         assert any("train_loss" in row for row in result["log"])
@@ -371,7 +371,10 @@ def test_all_runs_of_a_form_start_from_the_projector_that_was_trained_once(tmp_p
     assert train_projector(FORM, material, tmp_path) is None
     untrained = adapt(RunSettings.of_form(FORM), material)[0].model.model.multi_modal_projector.state_dict()
     path = train_projector(form, material, tmp_path)
-    assert json.loads(path.with_suffix(".json").read_text()).keys() == {"with random prompts", "without prompts"}
+    assert json.loads(path.with_suffix(".json").read_text()).keys() == {
+        "the projector alone",
+        "the projector with random prompts",
+    }
     first, second = load_file(projector_path(material, 3)), load_file(path)
     assert not torch.equal(first["linear.weight"], second["linear.weight"])
     written = path.stat().st_mtime_ns
@@ -386,3 +389,4 @@ def test_all_runs_of_a_form_start_from_the_projector_that_was_trained_once(tmp_p
         trained = load_file(path)
         assert all(torch.equal(weight, trained[name]) for name, weight in start.state_dict().items())
         assert not torch.equal(start.linear.weight, untrained["linear.weight"])
+    assert projector_hash(material, 0) is None and projector_hash(material, 3) != projector_hash(material, 4)
