@@ -94,7 +94,7 @@ def written(tmp_path, make_adapted, composite_folder, monkeypatch):
             "config.json",
             lambda folder: AudioListenForCausalLM.from_pretrained(composite_folder).save_pretrained(folder),
         ),
-        "plots": ("small_training_loss.svg", save_plots),
+        "plots": ("full_training_loss.svg", save_plots),
         "measurements": ("decoder.json", measure),
         "answers": ("predictions.jsonl", answer),
         "scores": ("scores.json", score),
