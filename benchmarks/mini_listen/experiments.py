@@ -63,7 +63,7 @@ UNDERSTOOD = {"query_layer": 26, "query_text": "last"}
 # Chosen by the table of stage 0.
 CANDIDATE: dict[str, Any] = {**GROUPED, **TEN, **UNDERSTOOD, "query_audio_weight": 0.0}
 
-# Cost of a step with 20 more positions, relative to one of LoRA: LoRA with so many more steps has had equal compute. The
+# Cost of a step of the candidate, relative to one of LoRA: LoRA with so many more steps has had equal compute. The
 # results name the measured ratio.
 EQUAL_COMPUTE = 1.4
 

@@ -62,7 +62,7 @@ def adapt(settings: RunSettings, material: Material, device: str = "cpu") -> tup
 
 
 def projector_path(material: Material, steps: int) -> Path:
-    """File of the projector that was trained alone for some steps; see `start.py`."""
+    """File of the projector that was trained for some steps before the runs; see `start.py`."""
     return material.folder / f"projector-{steps}.safetensors"
 
 

@@ -19,14 +19,13 @@ from typing import Any
 
 import torch
 from torch.nn.functional import normalize
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from offline import small_models
-from offline.build_base import CHATML_TEMPLATE
 from peft_listen.files import atomic_path
 from peft_listen.tuners.listen.selectors.clustering import cluster_centers
 
 from .data import make_data
+from .language_model import load_language_model, prompt_text
 from .settings import FORMS
 from .storage import RESULTS
 from .training import mixture, read_split
@@ -56,10 +55,7 @@ def text_states(
     """
     read: dict[str, tuple[torch.Tensor, ...]] = {}
     for instruction in dict.fromkeys(instructions):
-        messages = [{"role": "user", "content": instruction}]
-        text = tokenizer.apply_chat_template(
-            messages, chat_template=CHATML_TEMPLATE, add_generation_prompt=True, tokenize=False
-        )
+        text = prompt_text(tokenizer, [{"role": "user", "content": instruction}])
         inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(model.device)
         states = model(**inputs, output_hidden_states=True, logits_to_keep=1).hidden_states
         read[instruction] = tuple(states[layer][0].float().cpu() for layer in layers)
@@ -128,9 +124,7 @@ def main() -> None:
     data = make_data(arguments.folder / form.name / "data", form.sizes)
     rows = mixture(read_split(data, "train", form.tasks, form.train_per_task), 1, NUM_QUERIES, seed=0)
     new_rows = read_split(data, "validation", form.tasks, form.validation_per_task)
-    folder = small_models.obtain((arguments.folder / "models").resolve())["llm"]
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(arguments.device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = load_language_model(arguments.folder / "models", arguments.device)
     states, new_states = (
         text_states(model, tokenizer, [row["instruction"] for row in each], LAYERS) for each in (rows, new_rows)
     )

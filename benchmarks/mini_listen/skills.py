@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from offline import small_models
-from offline.build_base import CHATML_TEMPLATE
 from peft_listen.files import atomic_path
 
 from .data import make_data
 from .instructions import wordings_of
+from .language_model import load_language_model, prompt_text
 from .settings import FORMS, TASKS
 from .storage import RESULTS
 from .training import read_split
@@ -83,9 +82,7 @@ def losses(
     totals: dict[str, list[float]] = {}
     model.eval()
     for task, messages, answer in episodes(solved, asked, seed):
-        prompt = tokenizer.apply_chat_template(
-            messages, chat_template=CHATML_TEMPLATE, add_generation_prompt=True, tokenize=False
-        )
+        prompt = prompt_text(tokenizer, messages)
         prompt_ids, answer_ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer))
         input_ids = torch.tensor([[*prompt_ids, *answer_ids]], device=model.device)
         logits = model(input_ids, logits_to_keep=len(answer_ids) + 1).logits[0, :-1].float()
@@ -124,9 +121,8 @@ def main() -> None:
     data = make_data(arguments.folder / form.name / "data", form.sizes)
     solved = read_split(data, "train", TASKS, form.train_per_task)
     asked = read_split(data, "validation", TASKS, min(arguments.episodes, form.validation_per_task))
-    folder = small_models.obtain((arguments.folder / "models").resolve())["llm"]
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(arguments.device)
-    found = losses(model, AutoTokenizer.from_pretrained(folder), solved, asked)
+    model, tokenizer = load_language_model(arguments.folder / "models", arguments.device)
+    found = losses(model, tokenizer, solved, asked)
     path = skills_path(arguments.results, form.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
+from peft_listen.markdown import markdown_table
+
 from .comparison import Study
 from .evaluation import CLIP_SCORERS
 from .experiments import (
@@ -28,12 +30,6 @@ METRICS = {"asr": "word accuracy", "en2zh": "chrF", "acap": "ROUGE-L"}
 _POOLINGS = {"mean": "mean", "last": "last token"}
 # Methods that the table of comparisons sets against DPS.
 METHOD_LABELS = {"lora": LORA, "listen": DPS, "soft_prompt": EQUAL_SOFT_PROMPT}
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
-    """Renders a Markdown table."""
-    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
 
 
 def spread(values: Sequence[float], factor: float = 1.0, digits: int = 2) -> str:
@@ -194,7 +190,7 @@ def stage0_table(study: Study) -> str:
         "trained wordings",
         "s per step",
     )
-    return markdown_table(header, (cells for _, cells in sorted(lines, key=lambda line: line[0])))
+    return markdown_table(header, [cells for _, cells in sorted(lines, key=lambda line: line[0])])
 
 
 def skills_table(study: Study) -> str:
@@ -271,7 +267,7 @@ def missing_table(study: Study) -> str:
                 labels.setdefault((group, f"seeds {', '.join(map(str, seeds))}"), []).append(experiment.label)
     if not labels:
         return "All runs are stored."
-    rows = ([group, state, "; ".join(names)] for (group, state), names in labels.items())
+    rows = [[group, state, "; ".join(names)] for (group, state), names in labels.items()]
     return markdown_table(("group", "missing", "experiments"), rows)
 
 

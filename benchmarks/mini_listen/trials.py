@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
@@ -102,13 +103,7 @@ class KeysBeforeTraining(TrainerCallback):
                 for step, start in enumerate(starts):
                     pool.begin_step(step)
                     rows = [loader.dataset[start + place] for place in range(self._batch_size)]
-                    batch = loader.collate_fn(rows)
-                    model(
-                        **{
-                            name: value.to(args.device) if torch.is_tensor(value) else value
-                            for name, value in batch.items()
-                        }
-                    )
+                    model(**send_to_device(loader.collate_fn(rows), args.device))
                 pool.begin_step(len(starts))
                 # The means are settled after the first quarter.
                 pool.init_keys_from(torch.cat([record.query for record in records][len(starts) // 4 :]))
