@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.mini_listen import skills as skills_module
 from benchmarks.mini_listen.data import ASKED_ABOUT, plan_clips
-from benchmarks.mini_listen.settings import TASKS
+from benchmarks.mini_listen.settings import FORMS, TASKS
+from benchmarks.mini_listen.storage import RESULTS
 from benchmarks.mini_listen.skills import episodes, losses, read_skills, tasks_with_skill
 from offline import small_models
 
@@ -66,3 +67,7 @@ def test_the_command_stores_the_losses(
     assert stored["shots"] == 4 and stored["episodes_per_task"] == 1
     assert read_skills(tmp_path / "results", "smoke") == stored["losses"]
     assert "lacks the skill" in capsys.readouterr().out  # a random model has none
+
+
+def test_the_small_form_has_the_tasks_that_were_measured_to_have_the_skill() -> None:
+    assert list(FORMS["small"].tasks) == tasks_with_skill(read_skills(RESULTS, "small"))
