@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.mini_listen import skills as skills_module
 from benchmarks.mini_listen.data import ASKED_ABOUT, plan_clips
 from benchmarks.mini_listen.settings import FORMS, TASKS
-from benchmarks.mini_listen.storage import RESULTS
 from benchmarks.mini_listen.skills import episodes, losses, read_skills, tasks_with_skill
+from benchmarks.mini_listen.storage import RESULTS
 from offline import small_models
 
 
